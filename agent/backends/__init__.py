@@ -1,0 +1,66 @@
+"""How a module's model is executed: the contract of a backend, its error, and the choice of one.
+
+Lives in the worker process only. A backend loads one module from its slot and answers one call at a time per thread;
+`parallel` says how many threads may call `run` at once. The libraries a backend needs are imported by its own file,
+and only when the module asks for that backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+
+from agent.errors import AgentError
+from modules.manifest import Manifest
+
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]  # any datatype of the protocol; BYTES is an object array of bytes
+
+
+class BackendError(AgentError):
+    """A backend could not load or run. Keys: load-failed, out-of-memory, bad-input (the caller's fault),
+    run-failed (ours).
+    """
+
+    def __init__(self, key: str, text: str) -> None:
+        super().__init__(text, key)
+
+
+class Backend(Protocol):
+    """What executes one module.
+
+    `load` is called once, after confinement, and raises BackendError when the files do not fit the manifest. `run`
+    gets every input of the manifest with its datatype, and returns every output of the manifest; it raises
+    BackendError and nothing else, and keeps no reference to what it returned. `interrupt` is called from another thread
+    to end the run that `thread` (its ident) is in, and says whether that can be hoped for; if not, the worker ends.
+    `close` may be called at any time after.
+    """
+
+    parallel: int
+
+    def load(self, slot: Path, manifest: Manifest) -> None: ...
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]: ...
+
+    def interrupt(self, thread: int) -> bool: ...
+
+    def execution(self) -> str: ...
+
+    def close(self) -> None: ...
+
+
+# Where each backend lives, as text: its libraries are imported only when a module asks for it.
+_BACKENDS = {
+    "onnx": ("agent.backends.onnx", "OnnxBackend"),
+    "script": ("agent.backends.script", "ScriptBackend"),
+}
+
+
+def open_backend(manifest: Manifest) -> Backend:
+    """The backend that `manifest` asks for, not loaded yet. A module with an entry script is run by the script."""
+    file, name = _BACKENDS["script" if manifest.runtime.entry else manifest.runtime.backend]
+    backend: Backend = getattr(import_module(file), name)()
+    return backend

@@ -1,0 +1,239 @@
+"""What the agent is told: `agent.toml`, written by enrolment and read once at start; and where its files lie.
+
+Every limit stands here, its unit in its name. The values are frozen; nothing else reads the file or the environment.
+Called by `cli`, `enrol` and `service`.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from agent.errors import ConfigError
+from firmware_profiles.confinement import Confinement
+from firmware_profiles.profile import DeviceProfile
+from modules.errors import ModuleError
+
+
+class LinkLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Deadlines of the MQTT connection. A reconnect waits between 0 and min(ceiling, first * 2**attempt) seconds."""
+
+    connect_timeout_s: float = 2.0
+    answer_timeout_s: float = 15.0
+    publish_timeout_s: float = 15.0
+    reconnect_first_s: float = 0.5
+    reconnect_ceiling_s: float = 60.0
+    keepalive_s: int = 30
+    session_expiry_s: int = 86_400
+    max_pending: int = 64
+
+
+class FetchLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How files are pulled. `stall_s` counts only while connected; `offline_s` bounds one wait for the link."""
+
+    window_first: int = 2
+    window_most: int = 8
+    slow_ms: float = 200.0
+    chunk_timeout_s: float = 15.0
+    stall_s: float = 120.0
+    offline_s: float = 86_400.0
+    disk_margin_bytes: int = 64 * 1024 * 1024
+
+
+class OutboxLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What may wait on this device for the hub. Beyond a stream's bytes its oldest entries are dropped, counted."""
+
+    window_bytes: int = 32 * 1024 * 1024
+    sample_bytes: int = 256 * 1024 * 1024
+    event_bytes: int = 4 * 1024 * 1024
+    commit_every_s: float = 0.1
+    ack_timeout_s: float = 30.0
+    batches_in_flight: int = 4
+
+
+class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where endpoints listen (TCP on `host` beside the Unix socket; empty = Unix socket only) and worker deadlines.
+
+    `confine` switches the worker's confinement off where a kernel cannot do it; `uid_first` is the first user id given
+    to workers when the agent runs as root (0 = workers keep the agent's user). `isolation`: whether workers are started
+    in namespaces of their own (by bubblewrap), where that works (auto), never (off), or else not at all (require).
+    `confinement_floor` is the level below which no module is run, whatever it asks for itself.
+    """
+
+    host: str = "127.0.0.1"
+    confine: bool = True
+    uid_first: int = 60_800
+    isolation: Literal["auto", "off", "require"] = "auto"
+    confinement_floor: Confinement = Confinement.UNKNOWN
+    drain_s: float = 10.0
+    ping_every_s: float = 5.0
+    ping_timeout_s: float = 10.0
+    restart_first_s: float = 0.5
+    restart_ceiling_s: float = 60.0
+
+    @property
+    def floor(self) -> Confinement:
+        """The lowest level at which modules may run here."""
+        return Confinement.ISOLATED if self.isolation == "require" else self.confinement_floor
+
+
+class UpdateLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The update machine: how often to look without a doorbell, and how many tries before an update is failed."""
+
+    poll_s: float = 900.0
+    retry_first_s: float = 5.0
+    retry_ceiling_s: float = 600.0
+    max_attempts: int = 5
+    keep_slots: int = 2
+
+
+class ReportLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How often the device manifest goes to the hub: on change after `debounce_s`, and every `every_s`."""
+
+    debounce_s: float = 0.2
+    every_s: float = 300.0
+
+
+class RenewalLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The certificate's renewal, at `due_at` of its life (give or take a twentieth).
+
+    Without a connection for `offline_s` it is asked for over HTTPS. A new certificate has `connect_s` to connect; when
+    it fails `rejections` times while the old one connects, another is asked for.
+    """
+
+    retry_first_s: float = 10.0
+    retry_ceiling_s: float = 900.0
+    offline_s: float = 60.0
+    connect_s: float = 30.0
+    rejections: int = 3
+    due_at: float = 2 / 3
+
+
+class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole of `agent.toml`. `profile` is what the device enrolled as; its name is the hardware id."""
+
+    device: str
+    hub: str
+    mqtt_host: str
+    mqtt_port: int
+    profile: DeviceProfile
+    link: LinkLimits = LinkLimits()
+    fetch: FetchLimits = FetchLimits()
+    outbox: OutboxLimits = OutboxLimits()
+    serving: ServingSettings = ServingSettings()
+    update: UpdateLimits = UpdateLimits()
+    report: ReportLimits = ReportLimits()
+    renewal: RenewalLimits = RenewalLimits()
+
+    @classmethod
+    def load(cls, paths: StatePaths) -> AgentConfig:
+        """Raises ConfigError: key not-enrolled when there is no file, config-invalid with the field otherwise."""
+        try:
+            text = paths.config.read_text()
+        except FileNotFoundError as error:
+            raise ConfigError(f"{paths.config}: this device is not enrolled yet", "not-enrolled") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{paths.config}: {error}") from error
+        try:
+            return msgspec.convert(tomllib.loads(text), cls)
+        except (tomllib.TOMLDecodeError, msgspec.ValidationError, ModuleError, ValueError) as error:
+            raise ConfigError(f"{paths.config}: {error}") from error
+
+    def to_toml(self) -> str:
+        """The file's text, complete: what is not said here has its default."""
+        lines = ["# Written by `mooring-agent enroll`. Limits may be changed; the agent reads them at start.", ""]
+        _table("", msgspec.to_builtins(self), lines)
+        return "\n".join(lines).strip() + "\n"
+
+
+@dataclass(frozen=True)
+class StatePaths:
+    """Where the agent's files lie below its state directory."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        return self.root / "agent.toml"
+
+    @property
+    def identity(self) -> Path:
+        return self.root / "identity"
+
+    @property
+    def key(self) -> Path:
+        return self.identity / "device.key"
+
+    @property
+    def certificate(self) -> Path:
+        return self.identity / "device.crt"
+
+    @property
+    def next(self) -> Path:
+        """A new key and certificate, until they have been used once."""
+        return self.identity / "next"
+
+    @property
+    def next_key(self) -> Path:
+        return self.next / "device.key"
+
+    @property
+    def next_certificate(self) -> Path:
+        return self.next / "device.crt"
+
+    @property
+    def server_ca(self) -> Path:
+        return self.identity / "server-ca.crt"
+
+    @property
+    def roots(self) -> Path:
+        return self.root / "roots"
+
+    @property
+    def metadata(self) -> Path:
+        return self.root / "metadata"
+
+    @property
+    def database(self) -> Path:
+        return self.root / "agent.sqlite3"
+
+    @property
+    def staging(self) -> Path:
+        return self.root / "staging"
+
+    @property
+    def slots(self) -> Path:
+        return self.root / "slots"
+
+    @property
+    def endpoints(self) -> Path:
+        return self.root / "endpoints"
+
+    @property
+    def status(self) -> Path:
+        return self.root / "status.json"
+
+
+def _table(name: str, fields: dict[str, object], lines: list[str]) -> None:
+    """TOML of plain values: scalars and lists first, then one table for each nested mapping."""
+    if name:
+        lines += ["", f"[{name}]"]
+    for key, value in fields.items():
+        if not isinstance(value, dict):
+            lines.append(f"{key} = {_value(value)}")
+    for key, value in fields.items():
+        if isinstance(value, dict):
+            _table(f"{name}.{key}" if name else key, value, lines)
+
+
+def _value(value: object) -> str:
+    """JSON's strings, numbers and booleans are TOML's too; mappings inside lists become inline tables."""
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_value(item) for item in value) + "]"
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {_value(item)}" for key, item in value.items()) + " }"
+    return msgspec.json.encode(value).decode()

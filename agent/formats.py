@@ -1,0 +1,50 @@
+"""Which files a module may bring: an allow-list by name, because a list of what is dangerous is never complete.
+
+Formats that run code when they are opened (pickles, PyTorch, Keras, joblib), plans built for another machine, archives
+and native libraries are not on it. Asked before anything is downloaded (`agent.update.steps`) and again by the worker
+before it loads (`agent.sandbox.session`); what is in a model file is `agent.backends.onnx_files`'s to check.
+Source: CVE-2025-32434, CVE-2026-24747 (PyTorch); CVE-2025-10155 to 10157 (scanners by-passed).
+"""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+from agent.errors import AgentError
+from modules.manifest import Manifest
+
+MODELS = {"onnx": (".onnx",), "script": (".py",)}
+# Data that nothing executes: tables, labels, configuration, arrays without objects, weights, pictures.
+_DATA = frozenset({
+    "", ".bin", ".csv", ".data", ".jpeg", ".jpg", ".json", ".jsonl", ".md", ".model", ".msgpack", ".npy", ".npz",
+    ".onnx", ".onnx_data", ".parquet", ".pb", ".pbtxt", ".png", ".raw", ".safetensors", ".spm", ".tflite", ".toml",
+    ".tsv", ".txt", ".vocab", ".weight", ".weights", ".xml", ".yaml", ".yml",
+})  # fmt: skip
+
+
+class FormatError(AgentError):
+    """A module brings a file of a format that is not allowed, or names one as what it is not."""
+
+    key = "format-refused"
+
+
+def check_formats(manifest: Manifest) -> None:
+    """Raises FormatError, with the file. Python files are allowed only to modules that run a script."""
+    runtime = manifest.runtime
+    scripted = bool(runtime.entry) or runtime.backend == "script"
+    model, entry = _suffix(runtime.model), _suffix(runtime.entry)
+    if runtime.model and model not in MODELS[runtime.backend] and not (runtime.entry and model in _DATA):
+        expected = " or ".join(MODELS[runtime.backend])
+        raise FormatError(f"{runtime.model}: expected a model as {expected} for {runtime.backend}; it is refused")
+    if runtime.entry and entry != ".py":
+        raise FormatError(f"{runtime.entry}: expected an entry script as .py; it is refused")
+    for file in manifest.files:
+        if _suffix(file.path) not in _DATA and not (scripted and _suffix(file.path) == ".py"):
+            raise FormatError(
+                f"{file.path}: expected a format that runs no code when it is opened, got {_suffix(file.path)}; "
+                "the module is refused"
+            )
+
+
+def _suffix(path: str) -> str:
+    return PurePosixPath(path).suffix.lower()

@@ -1,0 +1,101 @@
+"""The module set of this device as values: what runs, what shall run, and what lies between. Pure.
+
+Kept in the agent's store, compared by the update engine, read by the keeper and the report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from modules.manifest import SamplingPolicy
+from modules.targets import Mode
+
+
+class Installed(msgspec.Struct, frozen=True):
+    """One module of a set: which manifest, and what the director wants done with it.
+
+    `sampling` is the director's policy; None leaves the manifest's own. `verified` is true after probation.
+    """
+
+    name: str
+    version: int
+    manifest_sha256: str
+    release_counter: int
+    deployment: str
+    mode: Mode = "serve"
+    sampling: SamplingPolicy | None = None
+    config: Mapping[str, Any] = {}
+    verified: bool = False
+
+    @property
+    def proof(self) -> tuple[str, bytes]:
+        """What probation is about: these files with this configuration. A change of either is a new trial."""
+        return self.manifest_sha256, msgspec.json.encode(self.config, order="sorted")
+
+    @property
+    def serves(self) -> bool:
+        return self.mode == "serve"
+
+
+class ModuleSet(msgspec.Struct, frozen=True):
+    """What the director wanted at one version. Applied as a whole, or not at all."""
+
+    director_version: int = 0
+    image_version: int = 0
+    modules: tuple[Installed, ...] = ()
+
+    def get(self, name: str) -> Installed | None:
+        return next((module for module in self.modules if module.name == name), None)
+
+    @property
+    def digests(self) -> frozenset[str]:
+        return frozenset(module.manifest_sha256 for module in self.modules)
+
+    @property
+    def deployments(self) -> tuple[str, ...]:
+        return tuple(sorted({module.deployment for module in self.modules if module.deployment}))
+
+
+class Changes(msgspec.Struct, frozen=True):
+    """From one set to another. `fetch`: manifests that the old set lacks; `trial`: modules whose worker must prove
+    itself first; `settled`: neither, so only policies, modes, counters or removals differ; `same`: nothing differs.
+    """
+
+    fetch: tuple[Installed, ...]
+    trial: tuple[Installed, ...]
+    same: bool
+
+    @property
+    def settled(self) -> bool:
+        return not self.fetch and not self.trial
+
+
+def changes(current: ModuleSet, target: ModuleSet) -> Changes:
+    """What must be done to get from `current` to `target`."""
+    held = current.digests
+    proven = {module.proof for module in current.modules if module.verified}
+    return Changes(
+        fetch=tuple(module for module in target.modules if module.manifest_sha256 not in held),
+        trial=tuple(m for m in target.modules if m.serves and m.proof not in proven),
+        same={_wanted(module) for module in current.modules} == {_wanted(module) for module in target.modules},
+    )
+
+
+def carry_verified(current: ModuleSet, target: ModuleSet) -> ModuleSet:
+    """The target, with what probation has found already kept for modules that stay as they are."""
+    known = {module.proof: module.verified for module in current.modules}
+    kept = tuple(msgspec.structs.replace(module, verified=known.get(module.proof, False)) for module in target.modules)
+    return msgspec.structs.replace(target, modules=kept)
+
+
+def all_verified(target: ModuleSet) -> ModuleSet:
+    """The target after its probation. A module that is off has proven nothing."""
+    proven = tuple(msgspec.structs.replace(m, verified=m.verified or m.serves) for m in target.modules)
+    return msgspec.structs.replace(target, modules=proven)
+
+
+def _wanted(module: Installed) -> bytes:
+    return msgspec.json.encode(msgspec.structs.replace(module, verified=False), order="sorted")

@@ -1,0 +1,270 @@
+"""Modules as worker processes: the listening sockets that outlive them, and a loaded, self-tested worker on demand.
+
+The agent owns one Unix socket and one loopback TCP socket per module name and lends them to every worker of that
+name, so a new worker takes over without a refused connection. The TCP port is kept in the store: it stays the same
+over restarts and versions. Called by `agent.runtimes.keeper` and, for spare workers, by `agent.update.steps`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import socket
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from agent.config import ServingSettings, StatePaths
+from agent.errors import AgentError
+from agent.installed import Installed
+from agent.sandbox.cage import Cage, Cages
+from agent.sandbox.host import OnItem, WorkerProcess, spawn
+from agent.sandbox.level import namespaces
+from agent.sandbox.protocol import Start
+from agent.slots import Slot, Slots
+from agent.store import AgentStore
+from modules.manifest import SamplingPolicy
+
+BACKLOG = 128
+MAX_LAST_WORDS = 300
+MAX_SOCKET_PATH = 107  # sun_path of Linux, without its end
+_SET_IDS = 1 << 6 | 1 << 7  # CAP_SETGID, CAP_SETUID
+PORT_WAIT_S = 1.0  # how long a port may still be held by a worker that dies with the agent before this one
+
+_logger = logging.getLogger(__name__)
+
+
+class EndpointError(AgentError):
+    """A module's listening socket cannot be made."""
+
+    key = "endpoint"
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where one module answers. Bound from the start, refusing connections until `listen`."""
+
+    name: str
+    path: Path
+    host: str
+    port: int
+    sockets: tuple[socket.socket, ...]
+
+    @property
+    def address(self) -> str:
+        """For people and reports: the TCP address where there is one, else the Unix socket."""
+        return f"http://{self.host}:{self.port}" if self.port else f"unix:{self.path}"
+
+    @property
+    def handles(self) -> tuple[int, ...]:
+        return tuple(one.fileno() for one in self.sockets)
+
+    def listen(self) -> None:
+        """Idempotent. From now on connections wait in the backlog until a worker takes them."""
+        for one in self.sockets:
+            one.listen(BACKLOG)
+
+    def close(self) -> None:
+        for one in self.sockets:
+            one.close()
+        self.path.unlink(missing_ok=True)
+
+
+class ProcessRuntime:
+    """Makes workers. Owns the endpoints until `close`."""
+
+    def __init__(
+        self,
+        paths: StatePaths,
+        settings: ServingSettings,
+        store: AgentStore,
+        slots: Slots,
+        on_item: OnItem,
+        cages: Cages | None = None,
+    ) -> None:
+        """Without `cages` there is nothing around a worker but what it does itself."""
+        self._paths = paths
+        self._settings = settings
+        self._store = store
+        self._slots = slots
+        self._on_item = on_item
+        self._cages = cages or Cages()
+        self._endpoints: dict[str, Endpoint] = {}
+        self._opening = asyncio.Lock()
+
+    async def endpoint(self, name: str) -> Endpoint:
+        """The module's endpoint, made on first use. Raises EndpointError."""
+        async with self._opening:
+            if name not in self._endpoints:
+                self._endpoints[name] = await self._open(name)
+            return self._endpoints[name]
+
+    def address(self, name: str) -> str:
+        """Empty while the module has no endpoint."""
+        endpoint = self._endpoints.get(name)
+        return endpoint.address if endpoint is not None else ""
+
+    def forget(self, name: str) -> None:
+        """Closes the module's endpoint: from now on connections are refused."""
+        endpoint = self._endpoints.pop(name, None)
+        if endpoint is not None:
+            endpoint.close()
+
+    def close(self) -> None:
+        for name in list(self._endpoints):
+            self.forget(name)
+
+    async def load(self, module: Installed) -> WorkerProcess:
+        """A worker that has loaded the module and passed its golden inputs, not serving yet.
+
+        Raises WorkerError, SlotError, EndpointError; no process is left behind then.
+        """
+        slot = self._slots.open(module.manifest_sha256)
+        endpoint = await self.endpoint(module.name)
+        uid = await self._uid(module.name)
+        cage = self._cages.around(module.name, slot.path, uid, slot.manifest.resources)
+        worker = await spawn(module.name, endpoint.handles, self._log(module.name), self._on_item, cage=cage)
+        try:
+            order = self._order(module, slot, endpoint, uid, cage)
+            await worker.start(order, slot.manifest.health.load_deadline_s)
+            if slot.manifest.health.golden:
+                await worker.self_test(slot.manifest.health.load_deadline_s)
+        except BaseException:
+            await worker.kill()
+            raise
+        return worker
+
+    def last_words(self, name: str) -> str:
+        """The last line that a worker of the module has printed, empty where it has said nothing."""
+        try:
+            with self._log(name).open("rb") as log:
+                log.seek(max(0, log.seek(0, os.SEEK_END) - MAX_LAST_WORDS))
+                lines = log.read(MAX_LAST_WORDS).decode(errors="replace").split("\n")
+        except OSError:
+            return ""
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+    def policy(self, module: Installed) -> SamplingPolicy:
+        """The director's word, or else the manifest's own. Raises SlotError."""
+        return module.sampling or self._slots.open(module.manifest_sha256).manifest.sampling
+
+    async def serve(self, worker: WorkerProcess) -> None:
+        """From now on the worker takes connections of its module's endpoint. Raises WorkerError."""
+        (await self.endpoint(worker.name)).listen()
+        await worker.serve()
+
+    def _log(self, name: str) -> Path:
+        return self._paths.root / "logs" / f"{name}.log"
+
+    def _order(self, module: Installed, slot: Slot, endpoint: Endpoint, uid: int, cage: Cage) -> Start:
+        return Start(
+            slot=str(slot.path),
+            manifest=slot.manifest_bytes,
+            sampling=module.sampling or slot.manifest.sampling,  # as in policy(), without reading the slot twice
+            listen=endpoint.handles,
+            uid=uid,
+            confine=self._settings.confine,
+            config=msgspec.json.encode(module.config),
+            outside=namespaces(),
+            around=cage.words,
+            floor=self._settings.floor,
+        )
+
+    async def _uid(self, name: str) -> int:
+        """One user per module name, kept in the store, because process limits count all processes of a user."""
+        if not self._settings.uid_first or not self._settings.confine:
+            return 0
+        async with self._opening:  # two at once would get the same user
+            names = await self._store.get("uids", list[str]) or []
+            if name not in names:
+                names.append(name)
+                await self._store.put("uids", names)
+        uid = self._settings.uid_first + names.index(name)
+        return uid if may_become(uid) else 0
+
+    async def _open(self, name: str) -> Endpoint:
+        path = self._paths.endpoints / f"{name}.sock"
+        try:
+            unix = _bind_unix(path)
+        except OSError as error:
+            raise EndpointError(f"endpoint {path}: {error}") from error
+        if not self._settings.host:
+            return Endpoint(name, path, "", 0, (unix,))
+        try:
+            tcp = await self._bind_tcp(name)
+        except OSError as error:
+            unix.close()
+            raise EndpointError(f"endpoint of {name} on {self._settings.host}: {error}") from error
+        return Endpoint(name, path, self._settings.host, tcp.getsockname()[1], (unix, tcp))
+
+    async def _bind_tcp(self, name: str) -> socket.socket:
+        """The port of last time where it is free, else a new one."""
+        known = (await self._store.ports()).get(name, 0)
+        if known:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PORT_WAIT_S):
+                    return await _bind_when_free(self._settings.host, known)
+            _logger.warning("port taken by somebody else, choosing another", extra={"unit": name, "port": known})
+        fresh = _bind(self._settings.host, 0)
+        await self._store.put_port(name, fresh.getsockname()[1])
+        return fresh
+
+
+def first_uid(settings: ServingSettings) -> int:
+    """The user that a worker becomes here; 0 where it stays the agent's."""
+    return settings.uid_first if settings.confine and settings.uid_first and may_become(settings.uid_first) else 0
+
+
+def may_become(uid: int) -> bool:
+    """Whether this process may give a child another user: CAP_SETUID and CAP_SETGID, and an id that exists here."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        ranges = [list(map(int, line.split())) for line in Path("/proc/self/uid_map").read_text().splitlines()]
+    except (OSError, ValueError):
+        return False
+    effective = next((int(line.split()[1], 16) for line in status.splitlines() if line.startswith("CapEff:")), 0)
+    return effective & _SET_IDS == _SET_IDS and any(first <= uid < first + count for first, _, count in ranges)
+
+
+def _bind_unix(path: Path) -> socket.socket:
+    if len(os.fsencode(path)) > MAX_SOCKET_PATH:
+        raise OSError(f"expected a path of at most {MAX_SOCKET_PATH} bytes, got {len(os.fsencode(path))}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and stat.S_ISSOCK(path.lstat().st_mode):
+        path.unlink()  # of an agent that was killed
+    unix = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        unix.bind(str(path))
+        path.chmod(0o660)  # before listen: nobody can connect sooner
+        unix.setblocking(False)
+    except BaseException:
+        unix.close()
+        raise
+    return unix
+
+
+async def _bind_when_free(host: str, port: int) -> socket.socket:
+    while True:
+        try:
+            return _bind(host, port)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+        await asyncio.sleep(0.05)
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    tcp = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        tcp.bind((host, port))
+        tcp.setblocking(False)
+    except BaseException:
+        tcp.close()
+        raise
+    return tcp

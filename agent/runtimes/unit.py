@@ -1,0 +1,160 @@
+"""One module's life: a worker that serves, is asked how it does, and is started again when it ends.
+
+Back-off between starts grows with full jitter to a ceiling and never gives up: a module that fails is reported as
+failed and still tried. Made by `agent.runtimes.keeper`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import random
+import time
+from collections.abc import Callable
+
+from agent.backoff import longest_s
+from agent.config import ServingSettings
+from agent.errors import AgentError, WorkerError
+from agent.installed import Installed
+from agent.news import Tell, nobody
+from agent.runtimes.process import ProcessRuntime
+from agent.sandbox.host import WorkerProcess
+from agent.sandbox.protocol import Ready, Stats
+from modules.messages import ModuleState
+
+STEADY_S = 60.0  # serving this long, a worker's earlier failures are forgiven
+FAILED_AFTER = 5  # failures in a row, from which the report says failed instead of restarting
+
+_logger = logging.getLogger(__name__)
+
+
+class Unit:
+    """A module and its worker. `changed` is called on every change of `state`, `tell` hears of workers that ended."""
+
+    def __init__(
+        self,
+        module: Installed,
+        runtime: ProcessRuntime,
+        settings: ServingSettings,
+        changed: Callable[[], None],
+        tell: Tell = nobody,
+    ) -> None:
+        self.module = module
+        self.state: ModuleState = "starting"
+        self.restarts = 0
+        self.stats = Stats()
+        self.ready: Ready | None = None
+        self.failure: AgentError | None = None
+        self._runtime = runtime
+        self._settings = settings
+        self._changed = changed
+        self._tell = tell
+        self._worker: WorkerProcess | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._failures = 0  # in a row
+        self._since = math.inf  # when the worker began to serve
+
+    def begin(self, worker: WorkerProcess | None = None) -> None:
+        """Keeps `worker`, which serves already, running; or starts one first."""
+        if worker is not None:
+            self._take(worker)
+        self._task = asyncio.create_task(self._keep(), name=f"module-{self.module.name}")
+
+    async def adopt(self, module: Installed) -> None:
+        """The same files under new wishes: the worker goes on, with the new sampling policy."""
+        before, self.module = self.module, module
+        if module.sampling != before.sampling and self._worker is not None:
+            # A worker that has just ended starts again with the new one; a damaged slot is the next update's affair,
+            # and must not keep this one from being written down.
+            with contextlib.suppress(AgentError):
+                await self._worker.set_policy(self._runtime.policy(module))
+
+    async def poll(self) -> None:
+        """Fresh `stats`. A worker that does not answer in time is killed, and started again like any other."""
+        if self._worker is not None and self.state == "serving":
+            with contextlib.suppress(WorkerError):
+                self.stats = await self._worker.ping(self._settings.ping_timeout_s)
+
+    async def end(self, drain_s: float) -> None:
+        """Accept no more, finish what is under way, exit."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        worker, self._worker = self._worker, None
+        if worker is None:
+            return
+        with contextlib.suppress(WorkerError):
+            drained = await worker.drain(drain_s)
+            if drained.cut:
+                _logger.warning("connections cut at the drain deadline", extra={"unit": self.module.name})
+        await worker.stop(drain_s)
+
+    async def _keep(self) -> None:
+        while True:
+            self._since = math.inf
+            try:
+                await self._serve()
+            except AgentError as error:
+                self.failure = error
+            except Exception as error:  # nobody else starts the module again
+                _logger.exception("module stopped for a reason nobody foresaw", extra={"unit": self.module.name})
+                self.failure = AgentError(f"{type(error).__name__}: {error}", "internal")
+            self._failures = 1 if time.monotonic() - self._since > STEADY_S else self._failures + 1
+            self.restarts += 1
+            delay_s = self._delay_s()
+            _logger.warning(
+                "module stopped, starting it again",
+                extra={"unit": self.module.name, "why": str(self.failure), "delay_s": round(delay_s, 2)},
+            )
+            loaded = self._worker is not None
+            self._set("failed" if self._failures >= FAILED_AFTER else "restarting")
+            await self._discard()
+            self._report_failure(loaded)
+            await asyncio.sleep(delay_s)
+
+    async def _serve(self) -> None:
+        """Raises the AgentError that ended the worker."""
+        if self._worker is None:
+            worker = await self._runtime.load(self.module)
+            self._take(worker)
+            await self._runtime.serve(worker)
+        self._since = time.monotonic()
+        self._set("serving")
+        assert self._worker is not None  # noqa: S101 - just taken
+        await self._watch(self._worker)
+
+    async def _watch(self, worker: WorkerProcess) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.ping_every_s):
+                    await worker.exited.wait()
+            # Of a worker that is gone, this says how it went.
+            self.stats = await worker.ping(self._settings.ping_timeout_s)
+
+    def _report_failure(self, loaded: bool) -> None:
+        words = self._runtime.last_words(self.module.name)
+        text = f"{self.failure}; it said last: {words}" if words else str(self.failure)
+        if self._failures == FAILED_AFTER:
+            self._tell("error", "module-failed", f"{FAILED_AFTER} failures in a row: {text}", self.module.name)
+        else:
+            self._tell("warning", "worker-crashed" if loaded else "worker-not-started", text, self.module.name)
+
+    def _take(self, worker: WorkerProcess) -> None:
+        self._worker = worker
+        self.ready = worker.ready
+        self.stats = Stats()
+
+    async def _discard(self) -> None:
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            await worker.kill()
+
+    def _set(self, state: ModuleState) -> None:
+        self.state = state
+        self._changed()
+
+    def _delay_s(self) -> float:
+        settings = self._settings
+        return random.uniform(0.0, longest_s(settings.restart_first_s, settings.restart_ceiling_s, self._failures))

@@ -1,0 +1,1 @@
+"""One confined worker process per module: protocol, host side, worker side."""

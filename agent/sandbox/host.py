@@ -1,0 +1,327 @@
+"""The agent's side of one worker process: spawn it, talk to it over its socket pair, end it.
+
+Every order has a deadline. Any surprise (a frame that is none, an answer nobody asked for, a deadline missed) kills
+the whole process group: a worker is cheap to start again, a confused one is not worth saving. Made by
+`agent.runtimes.process`, kept by `agent.runtimes.keeper`; the other side is `agent.sandbox.worker`. Every WorkerError
+carries the worker's own key (load-failed, golden-mismatch, ...) or worker-timeout, worker-exited, out-of-memory,
+spawn-failed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from agent.errors import WorkerError
+from agent.sandbox.cage import NO_CAGE, Cage
+from agent.sandbox.cgroup import CgroupError
+from agent.sandbox.environment import worker_environment
+from agent.sandbox.log import LogPipe, RotatingLog
+from agent.sandbox.protocol import (
+    Broken,
+    Drain,
+    Drained,
+    FrameError,
+    Notice,
+    Order,
+    Passed,
+    Ping,
+    Pong,
+    Ready,
+    SampleTaken,
+    SelfTest,
+    Serve,
+    Serving,
+    SetPolicy,
+    Start,
+    Stats,
+    Stop,
+    WindowClosed,
+    frame,
+    read_notice,
+)
+from modules.manifest import SamplingPolicy
+from modules.messages import Stream
+
+SERVE_DEADLINE_S = 10.0
+SELF_TEST_DEADLINE_S = 60.0
+MAX_WORDS = 500  # of what a worker says about itself: it goes into the device's report
+MAX_KEY = 64
+EXIT_DEADLINE_S = 5.0  # from SIGKILL to reaped; only a process stuck in the kernel takes longer
+
+# No current folder on the import path: it may be a module's.
+WORKER = (sys.executable, "-P", "-m", "agent.sandbox.worker")
+
+OnItem = Callable[[Stream, bytes], object]  # must not block and not raise: Outbox.offer
+_Reply = TypeVar("_Reply", bound=Notice)
+
+
+class WorkerProcess:
+    """One worker. `exited` is set once the process is gone and reaped; then `exit_code` says how.
+
+    `pid` is that of its process group, which begins with the wrapper where there is one.
+    """
+
+    def __init__(
+        self, name: str, process: subprocess.Popen[bytes], channel: socket.socket, on_item: OnItem, cage: Cage = NO_CAGE
+    ) -> None:
+        self.name = name
+        self.pid = process.pid
+        self.exit_code: int | None = None
+        self.exited = asyncio.Event()
+        self.ready: Ready | None = None
+        self.output: LogPipe | None = None
+        self._process = process
+        self._cage = cage
+        self._out_of_memory = False
+        self._channel = channel
+        self._on_item = on_item
+        self._expected: deque[tuple[type[object], asyncio.Future[Notice]]] = deque()
+        self._fault = ""
+        self._writer: asyncio.StreamWriter | None = None
+        self._opened = asyncio.Event()
+        self._watching = asyncio.create_task(self._watch(), name=f"worker-{name}-{process.pid}")
+
+    async def start(self, order: Start, deadline_s: float) -> Ready:
+        """Load. Raises WorkerError."""
+        said = await self._ask(order, Ready, deadline_s)
+        words = {"confinement": said.confinement[:MAX_WORDS], "execution": said.execution[:MAX_WORDS]}
+        self.ready = msgspec.structs.replace(said, **words)
+        return self.ready
+
+    async def self_test(self, deadline_s: float = SELF_TEST_DEADLINE_S) -> Passed:
+        """The golden cases. Raises WorkerError."""
+        return await self._ask(SelfTest(), Passed, deadline_s)
+
+    async def serve(self) -> None:
+        """Accept connections. Raises WorkerError."""
+        await self._ask(Serve(), Serving, SERVE_DEADLINE_S)
+
+    async def drain(self, deadline_s: float) -> Drained:
+        """Finish what is under way; cut it off after `deadline_s`. Raises WorkerError."""
+        return await self._ask(Drain(deadline_s), Drained, deadline_s + SERVE_DEADLINE_S)
+
+    async def ping(self, deadline_s: float) -> Stats:
+        """Raises WorkerError, also when the answer does not come in time (the worker is then killed)."""
+        return (await self._ask(Ping(), Pong, deadline_s)).stats
+
+    async def set_policy(self, sampling: SamplingPolicy) -> None:
+        """From the next prediction on; not answered. Raises WorkerError."""
+        try:
+            await self._send(SetPolicy(sampling), SERVE_DEADLINE_S)
+        except TimeoutError:
+            self._kill()
+            text = f"worker of {self.name}: it took no order within {SERVE_DEADLINE_S:g} s; it was killed"
+            raise WorkerError(text, "worker-timeout") from None
+
+    async def stop(self, deadline_s: float) -> None:
+        """End it: asked politely, then killed. Returns once it is reaped; never raises for a worker that is gone."""
+        with contextlib.suppress(WorkerError, TimeoutError):
+            await self._send(Stop(), deadline_s)
+            async with asyncio.timeout(deadline_s):
+                await self.exited.wait()
+        await self.kill()
+
+    async def kill(self) -> None:
+        """SIGKILL to the process group, and reap."""
+        self._kill()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(EXIT_DEADLINE_S):
+                await asyncio.shield(self._watching)
+
+    async def _ask(self, order: Order, expected: type[_Reply], deadline_s: float) -> _Reply:
+        answer: asyncio.Future[Notice] = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(deadline_s):
+                await self._opened.wait()
+                self._expected.append((expected, answer))
+                await self._send(order, deadline_s)
+                notice = await answer
+        except TimeoutError:
+            self._kill()
+            text = (
+                f"worker of {self.name}: expected {expected.__name__} within {deadline_s:g} s, got none; it was killed"
+            )
+            raise WorkerError(text, "worker-timeout") from None
+        finally:
+            answer.cancel()  # nobody waits any more
+        if isinstance(notice, Broken):
+            notice = Broken(notice.key[:MAX_KEY], notice.text[: 2 * MAX_WORDS])
+            raise WorkerError(f"worker of {self.name}: {notice.text}", notice.key)
+        assert isinstance(notice, expected)  # noqa: S101 - _take lets nothing else through
+        return notice
+
+    async def _send(self, order: Order, deadline_s: float) -> None:
+        if self._writer is None or self.exited.is_set():
+            raise self._gone()
+        try:
+            async with asyncio.timeout(deadline_s):
+                self._writer.write(frame(order))
+                await self._writer.drain()
+        except TimeoutError:
+            raise  # an OSError by birth, but a deadline by meaning
+        except OSError:
+            raise self._gone() from None
+
+    async def _watch(self) -> None:
+        """The channel's reader from spawn to reaped; whatever ends it ends the worker."""
+        reader, self._writer = await asyncio.open_connection(sock=self._channel)
+        self._opened.set()
+        try:
+            while True:
+                self._take(await read_notice(reader))
+        except FrameError as error:
+            self._fault = f" after it spoke out of turn ({error})"
+        except (asyncio.IncompleteReadError, OSError):
+            pass  # it ended, or is about to
+        finally:
+            self._kill()
+            self.exit_code = _unwrapped(await _reap(self._process), self._cage)
+            self._kill()  # children of its own, if any, were in the same group
+            self._leave_group()
+            if self.output is not None:
+                self.output.finish()
+            self.exited.set()
+            self._writer.close()
+            for _, answer in self._expected:
+                if not answer.done():
+                    answer.set_exception(self._gone())
+
+    def _take(self, notice: Notice) -> None:
+        if isinstance(notice, WindowClosed):
+            self._on_item("window", notice.window)
+        elif isinstance(notice, SampleTaken):
+            self._on_item("sample", notice.sample)
+        elif self._expected and isinstance(notice, (self._expected[0][0], Broken)):
+            answer = self._expected.popleft()[1]
+            if not answer.done():
+                answer.set_result(notice)
+        else:
+            raise FrameError(f"worker of {self.name}: nobody asked for {type(notice).__name__}")
+
+    def _kill(self) -> None:
+        if self.exited.is_set():
+            return  # its number may be somebody else's by now
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def _leave_group(self) -> None:
+        if self._cage.cgroup is not None:
+            self._out_of_memory = self._cage.cgroup.oom_kills() > 0
+            self._cage.cgroup.remove()
+
+    def _gone(self) -> WorkerError:
+        if self._out_of_memory:
+            text = f"worker of {self.name}: it was killed for want of memory, at the limit of its control group"
+            return WorkerError(text, "out-of-memory")
+        text = f"worker of {self.name}: it ended with {_in_words(self.exit_code)}{self._fault}"
+        return WorkerError(text, "worker-exited")
+
+
+async def spawn(
+    name: str,
+    listen: tuple[int, ...],
+    log: Path,
+    on_item: OnItem,
+    program: tuple[str, ...] = WORKER,
+    cage: Cage = NO_CAGE,
+) -> WorkerProcess:
+    """A fresh worker that waits for its Start; `listen` are the fds it inherits. Raises WorkerError.
+
+    `program` gets the channel's fd as its last argument; only tests give another than ours.
+    """
+    ours, theirs, out, into = _channels(name)
+    try:
+        process = subprocess.Popen(  # noqa: ASYNC220 - a vfork takes a millisecond; no thread, no child watcher
+            [*cage.command, *program, str(theirs.fileno())],
+            stdin=subprocess.DEVNULL,
+            stdout=into,
+            stderr=into,
+            pass_fds=(theirs.fileno(), *listen),
+            env=worker_environment(os.environ),
+            cwd="/",
+            start_new_session=True,
+        )
+    except OSError as error:
+        ours.close()
+        os.close(out)
+        if cage.cgroup is not None:
+            cage.cgroup.remove()
+        raise WorkerError(f"worker of {name}: cannot start a process: {error}", "spawn-failed") from error
+    finally:
+        theirs.close()
+        os.close(into)
+    with contextlib.suppress(OSError):  # gone already, which the channel will tell
+        resource.prlimit(process.pid, resource.RLIMIT_CORE, (0, 0))
+    ours.setblocking(False)
+    worker = WorkerProcess(name, process, ours, on_item, cage)
+    try:
+        if cage.cgroup is not None:
+            cage.cgroup.admit(process.pid)  # before its Start: nothing of the module's has run yet
+        output = worker.output = LogPipe(RotatingLog(log))
+        printed = os.fdopen(out, "rb", buffering=0)
+        await asyncio.get_running_loop().connect_read_pipe(lambda: output, printed)
+    except CgroupError as error:
+        os.close(out)
+        await worker.kill()
+        raise WorkerError(f"worker of {name}: {error}", "spawn-failed") from error
+    except BaseException:
+        await worker.kill()  # nobody else knows of it yet
+        raise
+    return worker
+
+
+def _channels(name: str) -> tuple[socket.socket, socket.socket, int, int]:
+    """Both ends for orders, and both of the pipe for what it prints. Raises WorkerError."""
+    try:
+        ours, theirs = socket.socketpair()
+        try:
+            return ours, theirs, *os.pipe()
+        except OSError:
+            ours.close()
+            theirs.close()
+            raise
+    except OSError as error:
+        raise WorkerError(f"worker of {name}: cannot open a channel to it: {error}", "spawn-failed") from error
+
+
+async def _reap(process: subprocess.Popen[bytes]) -> int:
+    """The exit code, waited for without a thread: a pidfd is readable once the process has ended."""
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    handle = os.pidfd_open(process.pid)
+    loop.add_reader(handle, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(handle)
+        os.close(handle)
+    return process.wait()
+
+
+def _unwrapped(code: int, cage: Cage) -> int:
+    """A wrapper that outlives the worker says a signal as shells do."""
+    return 128 - code if cage.command and 128 < code < 128 + signal.NSIG else code
+
+
+def _in_words(code: int | None) -> str:
+    if code is None:
+        return "no exit code yet"
+    if code >= 0:
+        return f"exit status {code}"
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"

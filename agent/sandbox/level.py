@@ -1,0 +1,47 @@
+"""What a worker's confinement amounts to: from the words for what was done to one of four levels.
+
+    none       nothing was done
+    process    resource limits, no new privileges, no core dumps: a mistake stays small
+    confined   and its own user where the agent is root, Landlock and a system call filter: it reads its own files only,
+               reaches no network and starts nothing
+    isolated   and its own network, process and mount namespaces: what it cannot reach is not even there
+
+Called by the worker, which measures what it got, and by `agent.sandbox.possible`. docs/understand/sandbox.md tells
+what each level stops.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+
+from firmware_profiles.confinement import Confinement
+
+NAMESPACES = ("net", "pid", "mnt")
+
+
+def level_of(words: Collection[str], root: bool) -> Confinement:
+    """`words` as `confine` and `separated` give them; `root` whether the worker began as root."""
+    kinds = {word.partition(":")[0] for word in words}
+    if "rlimits" not in kinds:
+        return Confinement.NONE
+    if not {"landlock", "seccomp"} <= kinds or (root and "uid" not in kinds):
+        return Confinement.PROCESS
+    return Confinement.ISOLATED if {f"{name}ns" for name in NAMESPACES} <= kinds else Confinement.CONFINED
+
+
+def namespaces() -> dict[str, int]:
+    """This process's namespaces by name; those that cannot be told are left out."""
+    found = {}
+    for name in NAMESPACES:
+        try:
+            found[name] = os.stat(f"/proc/self/ns/{name}").st_ino
+        except OSError:
+            continue
+    return found
+
+
+def separated(outside: Mapping[str, int]) -> list[str]:
+    """Words for the namespaces that are not those of the agent. Measured, not believed: ask before confinement."""
+    inside = namespaces()
+    return [f"{name}ns" for name in NAMESPACES if outside.get(name) not in (None, inside.get(name))]

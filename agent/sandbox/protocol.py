@@ -1,0 +1,183 @@
+"""What the agent's parent and a worker process say to each other, over a socket pair that the worker inherits.
+
+A frame is a 4-byte big-endian length and one MessagePack message of the tagged unions below; nothing is ever pickled.
+Exceptions cross as key and text. The parent speaks `Order`s, the worker speaks `Notice`s. Orders are answered in order:
+Start -> Ready | Broken; SelfTest -> Passed | Broken; Serve -> Serving; Drain -> Drained; Ping -> Pong. WindowClosed and
+SampleTaken come at any time. Stop and end of file end the worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from typing import TypeVar
+
+import msgspec
+
+from firmware_profiles.confinement import Confinement
+from modules.errors import MALFORMED
+from modules.manifest import SamplingPolicy
+
+MAX_FRAME_BYTES = 4 * 1024 * 1024
+_LENGTH = struct.Struct(">I")
+_Message = TypeVar("_Message")
+
+
+class Start(msgspec.Struct, frozen=True, tag="start"):
+    """Confine, load, be ready. `slot` is the folder of verified files, `listen` the inherited listening sockets' fds.
+
+    `uid` is the user to become (0 = stay), `confine` whether to apply rlimits, Landlock and seccomp. `config` is the
+    JSON object that the director gives this device's module. `outside` are the parent's namespaces by name, `around`
+    what the parent did to confine the worker, `floor` the lowest level at which the parent lets modules run.
+    """
+
+    slot: str
+    manifest: bytes
+    sampling: SamplingPolicy
+    listen: tuple[int, ...]
+    uid: int = 0
+    confine: bool = True
+    config: bytes = b"{}"
+    outside: dict[str, int] = {}
+    around: tuple[str, ...] = ()
+    floor: Confinement = Confinement.UNKNOWN
+
+
+class SelfTest(msgspec.Struct, frozen=True, tag="self-test"):
+    """Run the golden inputs and compare."""
+
+
+class Serve(msgspec.Struct, frozen=True, tag="serve"):
+    """Accept connections on the listening sockets."""
+
+
+class Drain(msgspec.Struct, frozen=True, tag="drain"):
+    """Accept no more, answer what is under way, close the window, within `deadline_s`."""
+
+    deadline_s: float
+
+
+class SetPolicy(msgspec.Struct, frozen=True, tag="set-policy"):
+    """A new sampling policy, from the next prediction on. Not answered."""
+
+    sampling: SamplingPolicy
+
+
+class Ping(msgspec.Struct, frozen=True, tag="ping"):
+    """Are you there, and how are you doing?"""
+
+
+class Stop(msgspec.Struct, frozen=True, tag="stop"):
+    """Exit now. Not answered."""
+
+
+Order = Start | SelfTest | Serve | Drain | SetPolicy | Ping | Stop
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready"):
+    """Confined and loaded. `confinement` is what was done (words, such as "uid+rlimits+landlock+seccomp") and `level`
+    what that amounts to; `execution` what runs where (such as "onnx: 12/12 nodes on CPUExecutionProvider").
+    """
+
+    confinement: str
+    execution: str
+    load_ms: float
+    level: Confinement = Confinement.UNKNOWN
+
+
+class Broken(msgspec.Struct, frozen=True, tag="broken"):
+    """An order failed. Keys: load-failed, format-refused, out-of-memory, golden-mismatch, golden-failed,
+    confine-failed, bad-manifest, internal.
+    """
+
+    key: str
+    text: str
+
+
+class Passed(msgspec.Struct, frozen=True, tag="passed"):
+    """The golden cases agree."""
+
+    cases: int
+    worst_error: float
+
+
+class Serving(msgspec.Struct, frozen=True, tag="serving"):
+    """The worker accepts connections."""
+
+
+class Drained(msgspec.Struct, frozen=True, tag="drained"):
+    """Nothing is under way any more; `cut` connections were closed at the deadline."""
+
+    cut: int
+
+
+class Stats(msgspec.Struct, frozen=True):
+    """Counts since the worker started; latency percentiles in microseconds over all predictions so far."""
+
+    requests: int = 0
+    rows: int = 0
+    errors: int = 0
+    refused: int = 0
+    in_flight: int = 0
+    sampled: int = 0
+    dropped_samples: int = 0
+    p50_us: float = 0.0
+    p99_us: float = 0.0
+
+
+class Pong(msgspec.Struct, frozen=True, tag="pong"):
+    stats: Stats
+
+
+class WindowClosed(msgspec.Struct, frozen=True, tag="window-closed"):
+    """`window` is an encoded modules.windows.Window."""
+
+    window: bytes
+
+
+class SampleTaken(msgspec.Struct, frozen=True, tag="sample-taken"):
+    """`sample` is an encoded modules.messages.Sample."""
+
+    sample: bytes
+
+
+Notice = Ready | Broken | Passed | Serving | Drained | Pong | WindowClosed | SampleTaken
+
+
+class FrameError(Exception):
+    """The other side sent what is not a frame of this protocol; the channel is of no more use."""
+
+
+def frame(message: Order | Notice) -> bytes:
+    body = msgspec.msgpack.encode(message)
+    if len(body) > MAX_FRAME_BYTES:
+        raise FrameError(f"{type(message).__name__}: expected at most {MAX_FRAME_BYTES} bytes, got {len(body)}")
+    return _LENGTH.pack(len(body)) + body
+
+
+async def read_order(reader: asyncio.StreamReader) -> Order:
+    """Raises FrameError; asyncio.IncompleteReadError at the end of the stream."""
+    return _decode(await _read(reader), _orders)
+
+
+async def read_notice(reader: asyncio.StreamReader) -> Notice:
+    """Raises FrameError; asyncio.IncompleteReadError at the end of the stream."""
+    return _decode(await _read(reader), _notices)
+
+
+async def _read(reader: asyncio.StreamReader) -> bytes:
+    (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
+    if length > MAX_FRAME_BYTES:
+        raise FrameError(f"frame: expected at most {MAX_FRAME_BYTES} bytes, got {length}")
+    return await reader.readexactly(length)
+
+
+_orders: msgspec.msgpack.Decoder[Order] = msgspec.msgpack.Decoder(Order)
+_notices: msgspec.msgpack.Decoder[Notice] = msgspec.msgpack.Decoder(Notice)
+
+
+def _decode(body: bytes, decoder: msgspec.msgpack.Decoder[_Message]) -> _Message:
+    try:
+        return decoder.decode(body)
+    except MALFORMED as error:
+        raise FrameError(f"frame: {error}") from error

@@ -1,0 +1,165 @@
+"""One module in a worker: confined, loaded, tested, served, drained. Builds everything the worker consists of.
+
+Imports the heavy libraries, so the worker imports this file only once its environment is set.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from agent.backends import Array, BackendError, open_backend
+from agent.endpoint.codec import DTYPES
+from agent.endpoint.counters import Counters
+from agent.endpoint.exchange import Limits
+from agent.endpoint.http import Endpoint
+from agent.endpoint.oip import Parser, never_missing
+from agent.endpoint.predictor import Predictor
+from agent.endpoint.resources import Resources
+from agent.formats import check_formats
+from agent.sandbox.confine import ConfineError, confine
+from agent.sandbox.level import level_of, separated
+from agent.sandbox.protocol import Passed, Ready, SampleTaken, Start, Stats, WindowClosed
+from agent.sandbox.self_test import check_golden, golden_inputs
+from agent.sandbox.watch import Watch
+from firmware_profiles.confinement import Confinement
+from modules.entry import CONFIG
+from modules.manifest import Manifest, SamplingPolicy, decode_manifest, manifest_digest
+from modules.tensors import TensorSpec, decode_golden
+from modules.windows import Numeric, ReferenceProfile, decode_reference
+
+MAX_HELD_REQUESTS = 8  # how many of the largest requests may be in memory at once
+MIN_HELD_BYTES = 64 * 1024 * 1024
+
+
+class Session:
+    """The module that this worker runs. `ready` is what to answer to Start."""
+
+    def __init__(self, order: Start, send: Callable[[WindowClosed | SampleTaken], bool]) -> None:
+        """Raises AgentError and ModuleError."""
+        started = time.perf_counter()
+        manifest = decode_manifest(order.manifest)
+        check_formats(manifest)
+        os.environ[CONFIG] = order.config.decode()
+        backend = open_backend(manifest)  # imports what it needs, while it still may
+        words, level = _confined(order, manifest)
+        self._slot = _reachable(Path(order.slot))
+        backend.load(self._slot, manifest)
+        reference, reference_digest = _reference(self._slot, manifest)
+        self.counters = Counters()
+        self._manifest = manifest
+        self._backend = backend
+        resources = manifest.resources
+        self._predictor = Predictor(backend, self.counters, resources.max_queue, resources.request_deadline_s)
+        self.watch = Watch(
+            manifest, manifest_digest(order.manifest), reference, reference_digest, order.sampling, self.counters,
+            time.time, send,
+        )  # fmt: skip
+        self._endpoint = Endpoint(self._resources(reference), _limits(manifest))
+        self._sockets = [socket.socket(fileno=fd) for fd in order.listen]
+        self._warm_up()
+        self.ready = Ready(words, backend.execution(), (time.perf_counter() - started) * 1000, level)
+
+    def self_test(self) -> Passed:
+        """Raises AgentError (golden-mismatch, run-failed) and TensorError."""
+        health = self._manifest.health
+        if not health.golden:
+            return Passed(0, 0.0)
+        golden = decode_golden((self._slot / health.golden).read_bytes())
+        worst = check_golden(golden, self._backend.run, health.rtol, health.atol)
+        if golden.cases:
+            inputs = golden_inputs(golden.cases[0])
+            self._predictor.warm_up(inputs, _rows(self._manifest, inputs))
+        return Passed(len(golden.cases), worst)
+
+    async def serve(self) -> None:
+        self.watch.start()
+        await self._endpoint.start(self._sockets)
+
+    async def drain(self, deadline_s: float) -> int:
+        """How many connections were cut."""
+        cut = await self._endpoint.drain(deadline_s)
+        await self.watch.stop()
+        return cut
+
+    def set_policy(self, policy: SamplingPolicy) -> None:
+        self.watch.set_policy(policy)
+
+    def stats(self) -> Stats:
+        return self.counters.stats()
+
+    def close(self) -> None:
+        self._predictor.close()
+        self._backend.close()
+
+    def _resources(self, reference: ReferenceProfile | None) -> Resources:
+        parser = Parser(self._manifest, never_missing(self._manifest, _complete_tensors(reference)))
+        return Resources(self._manifest, parser, self._predictor, self.counters, self.watch.observe)
+
+    def _warm_up(self) -> None:
+        """One row of zeros, to learn how long a run takes. A model that cannot take zeros tells it by its golden; a
+        script is not called with what nobody asked for.
+        """
+        if self._manifest.runtime.entry or self._manifest.runtime.backend == "script":
+            return
+        inputs = {spec.name: _zeros(spec) for spec in self._manifest.inputs}
+        with contextlib.suppress(BackendError):
+            self._predictor.warm_up(inputs, 1)
+
+
+def _confined(order: Start, manifest: Manifest) -> tuple[str, Confinement]:
+    """What was done, and the level that makes. Raises ConfineError when that is not enough: nothing is loaded then."""
+    words, level = "none", Confinement.NONE
+    if order.confine:
+        root, apart = os.geteuid() == 0, separated(order.outside)
+        done = confine(Path(order.slot), order.uid, manifest.resources.memory_mib).split("+")
+        words, level = "+".join([*done, *apart, *order.around]), level_of([*done, *apart], root)
+    for who, wanted in (("the module", manifest.requires.confinement), ("this device", order.floor)):
+        if not level.reaches(wanted):
+            raise ConfineError(
+                f"confinement: {who} requires at least {wanted.value}, got {level.value} ({words}); nothing was loaded"
+            )
+    return words, level
+
+
+def _reachable(slot: Path) -> Path:
+    """The slot by its path, or as the current folder where a folder above it is closed to our user."""
+    return slot if os.access(slot, os.R_OK | os.X_OK) else Path()
+
+
+def _reference(slot: Path, manifest: Manifest) -> tuple[ReferenceProfile | None, str]:
+    if not manifest.reference:
+        return None, ""
+    data = (slot / manifest.reference).read_bytes()
+    return decode_reference(data), manifest.file(manifest.reference).sha256
+
+
+def _complete_tensors(reference: ReferenceProfile | None) -> frozenset[str]:
+    """The input tensors with features none of which was ever missing in training."""
+    if reference is None:
+        return frozenset()
+    named = {feature.tensor for feature in reference.inputs if isinstance(feature, Numeric)}
+    return frozenset(named - {feature.tensor for feature in reference.inputs if feature.counts[-1] > 0})
+
+
+def _limits(manifest: Manifest) -> Limits:
+    largest = manifest.resources.max_request_bytes
+    return Limits(body_bytes=largest, held_bytes=max(MIN_HELD_BYTES, largest * MAX_HELD_REQUESTS))
+
+
+def _rows(manifest: Manifest, inputs: dict[str, Array]) -> int:
+    batched = next((spec.name for spec in manifest.inputs if spec.shape and spec.shape[0] == -1), "")
+    return inputs[batched].shape[0] if batched in inputs else 1
+
+
+def _zeros(spec: TensorSpec) -> Array:
+    shape = tuple(1 if size == -1 else size for size in spec.shape)
+    if spec.datatype == "BYTES":
+        return np.full(shape, b"", dtype=object)
+    return np.zeros(shape, DTYPES[spec.datatype])

@@ -1,0 +1,269 @@
+"""The composition root of the agent: builds every room once, runs the units, and stops them in stages.
+
+Start: the store, then the committed modules (no network needed), then the units. Stop (SIGTERM, SIGINT): no more
+updates, drain the workers, write down what they said last, then let go of the hub. Called by `agent.cli`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import secrets
+import signal
+import time
+from collections.abc import Awaitable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from agent import __version__
+from agent.clones import CloneWatch
+from agent.config import AgentConfig, StatePaths
+from agent.errors import AgentError, ConfigError
+from agent.fetch import Fetcher
+from agent.identity import Credentials, settle
+from agent.link import Link, LinkStatus
+from agent.news import News
+from agent.outbox import Outbox
+from agent.renew import Renewal
+from agent.report import Reporter, Status, write_status
+from agent.runtimes.keeper import Keeper
+from agent.runtimes.process import ProcessRuntime, first_uid
+from agent.sandbox.cage import Cages, Possible
+from agent.slots import Slots
+from agent.status import LOCK_FILE
+from agent.store import AgentStore
+from agent.supervise import Supervisor, Unit
+from agent.trust import Verifier, build_trust
+from agent.update.attacks import Attacks
+from agent.update.bell import Bell
+from agent.update.engine import Engine
+from agent.update.record import Ledger
+from agent.update.steps import Steps
+from modules.messages import DeviceReport, Doorbell
+
+LEAVE_S = 5.0  # for each stage of the stop after the workers' own drain
+CRASH_AT = "MOORING_CRASH_AT"  # tests of power cuts only, see agent.update.engine
+
+_logger = logging.getLogger(__name__)
+
+
+class AlreadyRunning(AgentError):
+    """Another agent holds this state directory."""
+
+    key = "already-running"
+
+
+@dataclass(frozen=True)
+class Rooms:
+    """Everything the service starts and stops."""
+
+    link: Link
+    outbox: Outbox
+    keeper: Keeper
+    engine: Engine
+    reporter: Reporter
+    verifier: Verifier
+    fetcher: Fetcher
+    renewal: Renewal
+    clones: CloneWatch
+
+
+async def run(config: AgentConfig, paths: StatePaths) -> int:
+    """Until SIGTERM or SIGINT. Returns the exit status. Raises AgentError when it cannot start."""
+    identity = settle(paths)
+    if identity.device != config.device:
+        raise ConfigError(
+            f"{paths.config}: expected device {identity.device} as in the certificate, got {config.device}"
+        )
+    _make_folders(paths)
+    stop = asyncio.Event()
+    with _only_agent(paths), _signals(stop):
+        async with AgentStore(paths.database) as store:
+            cages = await Cages.find(config.serving, first_uid(config.serving))
+            config = with_today(config, cages.possible)
+            rooms = await _build(config, paths, Credentials(identity), store, cages)
+            await rooms.keeper.start(await rooms.engine.open())
+            await _serve(rooms, config, stop)
+    return 0
+
+
+def with_today(config: AgentConfig, possible: Possible) -> AgentConfig:
+    """The profile as it is today: enrolment knew another agent perhaps, and another kernel."""
+    _logger.info(
+        "confinement",
+        extra={"level": possible.level.value, "by": possible.words, "not_higher": possible.why_not_higher},
+    )
+    profile = msgspec.structs.replace(config.profile, confinement=possible.level.value, agent_version=__version__)
+    return msgspec.structs.replace(config, profile=profile)
+
+
+async def _build(
+    config: AgentConfig, paths: StatePaths, credentials: Credentials, store: AgentStore, cages: Cages
+) -> Rooms:
+    link = Link(config.device, config.mqtt_host, config.mqtt_port, credentials.tls, config.link)
+    outbox = Outbox(store, link, config.device, config.outbox)
+    await outbox.open()
+    slots, ledger, attacks = Slots(paths.slots, paths.staging), Ledger(store), Attacks(store)
+    verifier = Verifier(build_trust(paths, config.device, config.profile.name, time.time), link)
+
+    boot = secrets.token_hex(8)
+
+    def changed() -> None:
+        reporter.changed()
+
+    def compose() -> DeviceReport:
+        return msgspec.structs.replace(_report(config, ledger, keeper, engine, attacks, outbox), boot=boot)
+
+    news = News(outbox.offer)
+    runtime = ProcessRuntime(paths, config.serving, store, slots, outbox.offer, cages)
+    keeper = Keeper(runtime, config.serving, changed, news.tell)
+    fetcher = Fetcher(link, paths.staging, config.fetch, slots.find)
+    steps = Steps(config, paths, verifier, fetcher, slots, keeper)
+    bell = Bell(config.update, link.connected)
+    engine = Engine(ledger, steps, attacks, bell, config.update, changed, os.environ.get(CRASH_AT, ""), news.tell)
+    status = _StatusFile(paths.status, link, outbox)
+    reporter = Reporter(credentials, store, link, config.report, compose, status.write)
+
+    def on_doorbell(doorbell: Doorbell) -> None:
+        bell.ring(doorbell.director_version)
+
+    def on_change(_: LinkStatus) -> None:
+        reporter.changed()
+
+    async def suspect(key: str, text: str) -> None:
+        await attacks.add(key, text)
+        changed()
+
+    clones = CloneWatch(suspect)
+    renewal = Renewal(config, paths, credentials, link, changed, crash_at=os.environ.get(CRASH_AT, ""))
+    link.on_takeover(clones.taken_over)
+    link.on_doorbell(on_doorbell)
+    link.on_change(on_change)
+    return Rooms(link, outbox, keeper, engine, reporter, verifier, fetcher, renewal, clones)
+
+
+async def _serve(rooms: Rooms, config: AgentConfig, stop: asyncio.Event) -> None:
+    """Two groups of units, because what talks to the hub must outlive what the workers have to say at their end."""
+    updates = Supervisor([Unit("update", rooms.engine.run)], drain_s=LEAVE_S)
+    others = Supervisor(
+        [
+            Unit("link", rooms.link.run),
+            Unit("outbox", rooms.outbox.run),
+            Unit("report", rooms.reporter.run),
+            Unit("renewal", rooms.renewal.run),
+            Unit("clones", rooms.clones.run),
+        ],
+        drain_s=LEAVE_S,
+    )
+    leave = asyncio.Event()
+    updating = asyncio.create_task(updates.run(stop), name="updates")
+    talking = asyncio.create_task(others.run(leave), name="others")
+    try:
+        await asyncio.wait({updating, talking}, return_when=asyncio.FIRST_COMPLETED)
+        _logger.info("stopping: draining workers")
+        stop.set()
+        await asyncio.wait({updating}, timeout=2 * LEAVE_S)
+        await _within("drain", config.serving.drain_s + LEAVE_S, rooms.keeper.close())
+        await _within("flush", LEAVE_S, rooms.outbox.flush())
+    finally:
+        stop.set()
+        leave.set()
+        await asyncio.wait({updating, talking}, timeout=2 * LEAVE_S)
+        rooms.verifier.close()
+        rooms.fetcher.close()
+
+
+class _StatusFile:
+    """Writes `status.json` when there is something new to say."""
+
+    def __init__(self, path: Path, link: Link, outbox: Outbox) -> None:
+        self._path = path
+        self._link = link
+        self._outbox = outbox
+        self._said: tuple[object, ...] = ()
+
+    def write(self, report: DeviceReport) -> None:
+        waiting = self._outbox.waiting()
+        said = (msgspec.structs.replace(report, at=0.0), self._link.status, waiting)
+        if said == self._said:
+            return
+        try:
+            write_status(self._path, Status(report, self._link.status, waiting, os.getpid(), time.time()))
+            self._said = said
+        except OSError as error:
+            _logger.warning("status file not written", extra={"why": str(error)})
+
+
+def _report(
+    config: AgentConfig, ledger: Ledger, keeper: Keeper, engine: Engine, attacks: Attacks, outbox: Outbox
+) -> DeviceReport:
+    record = ledger.record
+    return DeviceReport(
+        device=config.device,
+        counter=0,
+        at=0.0,
+        agent_version=__version__,
+        profile=config.profile,
+        director_version=record.director_version,
+        image_version=record.image_version,
+        modules=keeper.reports(),
+        current=engine.current(),
+        last=ledger.last,
+        attacks=attacks.all(),
+        dropped=outbox.dropped(),
+    )
+
+
+def _make_folders(paths: StatePaths) -> None:
+    """Whoever runs a module, or asks one, needs to pass through the folders that are theirs; the rest stays closed."""
+    for path, mode in (
+        (paths.root, 0o711),
+        (paths.metadata, 0o700),
+        (paths.staging, 0o700),
+        (paths.slots, 0o711),
+        (paths.endpoints, 0o755),
+        (paths.root / "logs", 0o700),
+    ):
+        path.mkdir(parents=True, exist_ok=True)
+        path.chmod(mode)
+
+
+@contextlib.contextmanager
+def _only_agent(paths: StatePaths) -> Iterator[None]:
+    """Held until the process ends, however it ends."""
+    handle = os.open(paths.root / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise AlreadyRunning(f"{paths.root}: another agent runs with this state directory") from error
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _signals(stop: asyncio.Event) -> Iterator[None]:
+    """SIGTERM and SIGINT ask for the staged stop; a second one changes nothing, the stages have their deadlines."""
+    loop = asyncio.get_running_loop()
+    names = (signal.SIGTERM, signal.SIGINT)
+    for name in names:
+        loop.add_signal_handler(name, stop.set)
+    try:
+        yield
+    finally:
+        for name in names:
+            loop.remove_signal_handler(name)
+
+
+async def _within(what: str, deadline_s: float, work: Awaitable[None]) -> None:
+    try:
+        async with asyncio.timeout(deadline_s):
+            await work
+    except (TimeoutError, AgentError) as error:
+        _logger.warning("stop stage not finished, going on", extra={"stage": what, "why": str(error)})

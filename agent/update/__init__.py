@@ -1,0 +1,1 @@
+"""The update as a persisted state machine: the table (states), the loop over it (engine), the work (steps)."""

@@ -1,0 +1,104 @@
+"""What a route is: one row that says how a request is parsed, who answers it, and what comes back.
+
+`app` serves the table, `openapi` describes it; both read the same rows, so the description cannot drift from what
+is served. One file per room exports its rows as `ROUTES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from cloud_hub.access import Access
+from cloud_hub.errors import BadRequest
+from cloud_hub.roles import Principal, Role
+from cloud_hub.rooms import Rooms
+
+PREFIX = "/api/v1"
+# The OpenAPI document of the table that is being served, as JSON.
+DOCUMENT = web.AppKey("document", bytes)
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """Why a request failed: a key that stays the same, words for people, and the values that the words speak of."""
+
+    key: str
+    message: str
+    fields: dict[str, Any] = {}  # whatever the error speaks of
+
+
+class FailureBody(msgspec.Struct, frozen=True):
+    """The body of every answer with a status of 400 or more."""
+
+    error: Failure
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request, parsed. `body` and `query` are of the types that the route names; `access` is who asks.
+
+    Whatever a handler shows of devices, and whatever it changes about them, goes through `access`.
+    """
+
+    request: web.Request
+    path: Mapping[str, str]
+    # Any: the route's `body` and `query` types are values, so the handler says the type once more on use.
+    body: Any
+    query: Any
+    access: Access
+
+    @property
+    def principal(self) -> Principal:
+        return self.access.principal
+
+    @property
+    def actor(self) -> str:
+        """Who asks, as the audit trail names them."""
+        return self.access.principal.actor
+
+    def int(self, name: str) -> int:
+        """A whole number of at least 1 from the path. Raises BadRequest `path-invalid`."""
+        text = self.path[name]
+        if not (text.isascii() and text.isdigit() and 0 < len(text) < 10) or int(text) < 1:
+            raise BadRequest(
+                "path-invalid", f"{name}: expected a whole number of at least 1, got {text[:40]!r}", field=name
+            )
+        return int(text)
+
+
+@dataclass(frozen=True)
+class Route:
+    """One operation below /api/v1.
+
+    `returns` is a Struct or a list of them, sent as JSON; with None the handler returns a response itself, of the media
+    type `media`, or nothing (204). `body` is parsed from JSON, `query` from the query string (text becomes numbers and
+    truth values). With `upload` the handler reads the raw body in a stream. `role` is who may; `public` routes ask for
+    no token, and a route with neither is for admins.
+    """
+
+    method: str
+    path: str
+    handler: Callable[[Rooms, Call], Awaitable[object]]
+    summary: str
+    returns: Any = None
+    body: type | None = None
+    query: type | None = None
+    status: int = 200
+    role: Role | None = None
+    public: bool = False
+    upload: bool = False
+    media: str = ""
+
+    @property
+    def room(self) -> str:
+        """The file that the handler stands in."""
+        return self.handler.__module__.rpartition(".")[2]
+
+    @property
+    def name(self) -> str:
+        """A stable and unique name for the operation."""
+        return f"{self.room}_{self.handler.__name__.strip('_')}"

@@ -1,0 +1,17 @@
+"""Every route of the hub. A room's routes stand in the room's own file."""
+
+from __future__ import annotations
+
+from cloud_hub.api import devices, models, modules, monitoring, people, rollouts, system, trust
+from cloud_hub.api.route import Route
+
+EVERY_ROUTE: tuple[Route, ...] = (
+    *system.ROUTES,
+    *models.ROUTES,
+    *modules.ROUTES,
+    *trust.ROUTES,
+    *devices.ROUTES,
+    *rollouts.ROUTES,
+    *monitoring.ROUTES,
+    *people.ROUTES,
+)

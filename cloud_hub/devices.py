@@ -1,0 +1,296 @@
+"""The fleet: how a device comes in (token, request, certificate), what it is, what it says, and how it goes.
+
+A report counts only when the device's own key signed it and its counter has grown. Tokens are `claims`, new
+certificates for old ones `renewals`; what a device shall run is `desired`, checking what it says `reports`.
+Called by the API (enrolment, inventory), `link` (reports, doorbells) and the rollout controller (queries).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from cryptography import x509
+from sqlalchemy import delete, insert, select, update
+from sqlalchemy.engine import Row
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from cloud_hub.broker import device_address
+from cloud_hub.claims import Claims, check_profile
+from cloud_hub.clock import Clock
+from cloud_hub.clone_alerts import CloneAlerts
+from cloud_hub.clones import remembered, suspicion
+from cloud_hub.config import HubConfig
+from cloud_hub.errors import BadRequest, Conflict, HubError, NotFound
+from cloud_hub.events import Events
+from cloud_hub.query import DeviceFacts, Query, check_tags
+from cloud_hub.renewals import Renewals
+from cloud_hub.reports import known_version, verify_report
+from cloud_hub.revocations import Revocations
+from cloud_hub.store.engine import Store
+from cloud_hub.store.tables import assignments, devices
+from cloud_hub.trust.ca import CertificateAuthority
+from cloud_hub.trust.director import Director
+from cloud_hub.trust.image import ImageRepository
+from cloud_hub.trust.issuer import Issuer
+from firmware_profiles.profile import DeviceProfile
+from modules.enrolment import ClaimToken, EnrollAnswer, EnrollRequest
+from modules.errors import ModuleError
+from modules.messages import DeviceReport, SignedReport, decode_report
+
+_log = logging.getLogger(__name__)
+
+
+class Device(msgspec.Struct, frozen=True):
+    """One device as the hub knows it. Times are by the hub's clock; `report` is the last that counted.
+
+    `renewing`: it has been given a new certificate, and has not been seen to use it.
+    """
+
+    id: str
+    profile: str
+    tags: dict[str, str]
+    created_at: float
+    retired_at: float | None
+    online: bool
+    director_version: int
+    report_at: float | None
+    report: DeviceReport | None
+    certificate_until: float = 0.0
+    renewing: bool = False
+
+    @property
+    def facts(self) -> DeviceFacts:
+        return DeviceFacts(self.id, self.profile, self.tags)
+
+
+class Devices:
+    """Every change is one transaction with its event."""
+
+    def __init__(
+        self,
+        config: HubConfig,
+        store: Store,
+        events: Events,
+        ca: CertificateAuthority,
+        issuer: Issuer,
+        claims: Claims,
+        revocations: Revocations,
+        renewals: Renewals,
+        image: ImageRepository,
+        director: Director,
+        catalog: Mapping[str, DeviceProfile],
+        clock: Clock,
+        clones: CloneAlerts,
+    ) -> None:
+        self._config = config
+        self._store = store
+        self._events = events
+        self._ca = ca
+        self._issuer = issuer
+        self._claims = claims
+        self._revocations = revocations
+        self._renewals = renewals
+        self._image = image
+        self._director = director
+        self._catalog = catalog
+        self._clock = clock
+        self._clones = clones
+
+    async def enroll(self, request: EnrollRequest, actor: str) -> EnrollAnswer:
+        """Takes the token and gives a certificate: both or neither.
+
+        A device that is there already comes in again only with a token made for exactly its id; its old certificates
+        are revoked then. Raises BadRequest `enrolment-invalid`, Unauthorized `token-...`, NotFound
+        `profile-not-found`, Conflict `device-exists`, Unprocessable `csr-invalid`, and as `Issuer.issue`.
+        """
+        try:
+            token = ClaimToken.parse(request.token)
+        except ModuleError as error:
+            raise BadRequest(error.key, f"{error}; the device was not enrolled") from error
+        check_profile(self._catalog, request.profile)
+        # Before anything is signed: whoever has no token costs nothing, and gets nothing.
+        await self._claims.check(token, request.device, request.profile)
+        try:
+            certificate = await self._issuer.issue(request.csr, request.device, self._clock())
+        except HubError as error:
+            await self._claims.note_refusal(token, request.device, error)
+            raise
+        again = await self._enrolled(request, token, certificate, actor)
+        if again:
+            await self._publish_revocations(request.device)
+        address = device_address(self._config)
+        return EnrollAnswer(
+            device=request.device,
+            certificate=certificate,
+            server_ca=self._ca.server_ca_pem,
+            mqtt_host=address.host,
+            mqtt_port=address.port,
+            image_root=await self._image.root_json(),
+            director_root=await self._director.root_json(),
+        )
+
+    async def _enrolled(self, request: EnrollRequest, token: ClaimToken, certificate: str, actor: str) -> bool:
+        """One transaction; whether the device was there before."""
+        async with self._store.write() as connection:
+            taken = await self._claims.take(connection, token, request.device, request.profile)
+            again = await self._revoke_certificates(connection, request.device, "enrolled-again")
+            await self._admit(connection, request, certificate, taken.tags, again)
+            details = {"profile": request.profile, "again": again, "token": taken.id}
+            await self._events.record(connection, "device.enrolled", actor, request.device, **details)
+        return again
+
+    async def list(self, query: Query, retired: bool = False) -> list[Device]:
+        """The devices that the query means, by id; those that were retired only on request."""
+        statement = select(devices).order_by(devices.c.id)
+        if not retired:
+            statement = statement.where(devices.c.retired_at.is_(None))
+        async with self._store.read() as connection:
+            found = [self._device(row) for row in await connection.execute(statement)]
+        return [device for device in found if query.matches(device.facts)]
+
+    async def get(self, device: str) -> Device:
+        """Raises NotFound `device-not-found`."""
+        async with self._store.read() as connection:
+            return self._device(await _row(connection, device))
+
+    async def set_tags(self, device: str, tags: Mapping[str, str], actor: str) -> Device:
+        """Puts `tags` in the place of all the device's tags."""
+        check_tags(tags)
+        async with self._store.write() as connection:
+            before = dict((await _row(connection, device)).tags)
+            await connection.execute(update(devices).where(devices.c.id == device).values(tags=dict(tags)))
+            await self._events.record(connection, "device.tagged", actor, device, before=before, after=dict(tags))
+            return self._device(await _row(connection, device))
+
+    async def retire(self, device: str, actor: str) -> None:
+        """Revokes the certificates, takes every module away and answers the device no more. Again is harmless."""
+        if await self.shut_out(device, actor, "device.retired"):
+            await self._publish_revocations(device)
+
+    async def shut_out(self, device: str, actor: str, kind: str) -> bool:
+        """What the database has to say about the end of a device; whether it was new. Publishing is the caller's."""
+        async with self._store.write() as connection:
+            row = await _row(connection, device)
+            await self._revoke_certificates(connection, device, "retired")
+            if row.retired_at is not None:
+                return False
+            await connection.execute(delete(assignments).where(assignments.c.device == device))
+            change = update(devices).where(devices.c.id == device)
+            await connection.execute(change.values(retired_at=self._clock(), readmit_until=None))
+            await self._events.record(connection, kind, actor, device)
+        return True
+
+    async def accept_report(self, device: str, signed: SignedReport) -> DeviceReport | None:
+        """Stores the report when it is the device's own and newer than the last; None when it is not newer.
+
+        The broker hands over the last report again at each connection, so an old one is nothing unusual. Raises
+        NotFound `device-not-found`, Conflict `device-retired` `report-signature`, `report-device` or
+        `report-invalid`.
+        """
+        async with self._store.write() as connection:
+            row = await _row(connection, device)
+            if row.retired_at is not None:
+                raise Conflict("device-retired", f"device {device} is retired; its report was dropped", device=device)
+            known = (row.certificate, *((row.next_certificate,) if row.next_certificate else ()))
+            report, signer = verify_report(known, device, signed)
+            if signer > 0:
+                await self._renewals.seen(connection, row)
+            before = _stored_report(row)
+            if why := suspicion(row.boots, before, report):
+                await self._clones.suspect(connection, device, why)
+            if report.counter <= row.report_counter:
+                return None
+            change = update(devices).where(devices.c.id == device)
+            values = {"report_counter": report.counter, "report_at": self._clock(), "report": signed.body}
+            await connection.execute(change.values(**values, boots=remembered(row.boots, report)))
+            await self._record_attacks(connection, device, report, before)
+        return report
+
+    async def behind(self) -> tuple[tuple[str, int], ...]:
+        """Devices whose last report knows less than their director, each with the director's version."""
+        query = select(devices.c.id, devices.c.director_version, devices.c.report)
+        async with self._store.read() as connection:
+            rows = await connection.execute(query.where(devices.c.retired_at.is_(None)))
+            return tuple(
+                (row.id, row.director_version) for row in rows if known_version(row.report) < row.director_version
+            )
+
+    async def _record_attacks(
+        self, connection: AsyncConnection, device: str, report: DeviceReport, before: DeviceReport | None
+    ) -> None:
+        known = {attack.key: attack.count for attack in before.attacks} if before is not None else {}
+        for attack in report.attacks:
+            if attack.count > known.get(attack.key, 0):
+                await self._events.record(
+                    connection, "device.attack", device, device, key=attack.key, text=attack.text, count=attack.count
+                )
+
+    async def _revoke_certificates(self, connection: AsyncConnection, device: str, reason: str) -> bool:
+        """All that the device has, so that a second one with its key is out too; whether there is such a device."""
+        query = select(devices.c.certificate, devices.c.next_certificate).where(devices.c.id == device)
+        row = (await connection.execute(query)).one_or_none()
+        for certificate in () if row is None else row:
+            if certificate is not None:
+                await self._revocations.add(connection, certificate, device, reason)
+        await self._clones.resolve(connection, device)
+        return row is not None
+
+    async def _publish_revocations(self, device: str) -> None:
+        """A failure changes nothing that was decided: the list is tried again with every tick."""
+        try:
+            await self._revocations.publish()
+        except (HubError, OSError) as error:
+            _log.error("%s: its old certificate is revoked, the broker does not know it yet: %s", device, error)
+
+    async def _admit(
+        self,
+        connection: AsyncConnection,
+        request: EnrollRequest,
+        certificate: str,
+        tags: Mapping[str, str],
+        again: bool,
+    ) -> None:
+        """A new row, or the old one with the new certificate. Director versions go on; reports begin anew."""
+        fresh: dict[str, object] = {"profile": request.profile, "certificate": certificate, "next_certificate": None}
+        fresh |= {"issued_at": self._clock(), "readmit_until": None, "boots": []}
+        fresh |= {"report_counter": 0, "report": None}
+        if not again:
+            values = {"id": request.device, "tags": dict(tags), "created_at": self._clock(), "director_version": 1}
+            await connection.execute(insert(devices).values(**values, **fresh))
+            return
+        old = await _row(connection, request.device)
+        if old.profile != request.profile:
+            await connection.execute(delete(assignments).where(assignments.c.device == request.device))
+        values = {"tags": {**old.tags, **tags}, "retired_at": None, "director_version": old.director_version + 1}
+        change = update(devices).where(devices.c.id == request.device)
+        await connection.execute(change.values(**values, **fresh, report_at=None))
+
+    def _device(self, row: Row[Any]) -> Device:
+        seen = row.report_at is not None and self._clock() - row.report_at <= self._config.offline_after_s
+        return Device(
+            id=row.id,
+            profile=row.profile,
+            tags=row.tags,
+            created_at=row.created_at,
+            retired_at=row.retired_at,
+            online=seen and row.retired_at is None,
+            director_version=row.director_version,
+            report_at=row.report_at,
+            report=_stored_report(row),
+            certificate_until=x509.load_pem_x509_certificate(row.certificate.encode()).not_valid_after_utc.timestamp(),
+            renewing=row.next_certificate is not None,
+        )
+
+
+def _stored_report(row: Row[Any]) -> DeviceReport | None:
+    return None if row.report is None else decode_report(row.report)
+
+
+async def _row(connection: AsyncConnection, device: str) -> Row[Any]:
+    row = (await connection.execute(select(devices).where(devices.c.id == device))).one_or_none()
+    if row is None:
+        raise NotFound("device-not-found", f"no device {device[:63]}", device=device[:63])
+    return row

@@ -1,0 +1,280 @@
+"""The hub's side of MQTT: hears every device, answers requests, acknowledges batches, rings doorbells.
+
+What messages mean is not known here: `service` hands in plain coroutines (`Handlers`). One device's bad message or
+one handler's failure is counted and logged and stops nothing. An acknowledgement goes out only when its handler has
+returned it, which is after the commit. Doorbells are retained, and rung again for devices that lag behind, so a lost
+one heals. The broker's ACL vouches for the device id in a topic.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import socket
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
+
+import aiomqtt
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+
+from cloud_hub.broker import client_context, hub_address
+from cloud_hub.config import HubConfig, HubPaths
+from cloud_hub.errors import HubError
+from cloud_hub.inbox import Complaints, Inbox, Work
+from cloud_hub.trust.ca import HUB_CLIENT_NAME
+from modules.errors import MessageError, TopicError
+from modules.messages import (
+    Ack,
+    Answer,
+    Batch,
+    Doorbell,
+    Get,
+    Message,
+    Refusal,
+    Renew,
+    Renewed,
+    SignedReport,
+    decode,
+    encode,
+)
+from modules.topics import Topic, Up, all_up, down, up
+
+log = logging.getLogger(__name__)
+
+# A connection that closes before its CONNACK is noticed only by this deadline.
+MQTT_TIMEOUT_S = 2.0
+KEEPALIVE_S = 20
+FIRST_RETRY_S = 0.1
+LAST_RETRY_S = 5.0
+STOP_DEADLINE_S = 5.0
+DOORBELL_ROUND_S = 10.0
+ROUNDS_UNTIL_ALL = 30  # every so many rounds the devices that lag are rung again even when nothing has changed
+
+MAX_INCOMING = 20_000
+GETS_AT_ONCE = 8
+GETS_PER_DEVICE = 32
+BATCHES_AT_ONCE = 4
+BATCHES_PER_STREAM = 16
+MAX_CORRELATION_BYTES = 64
+
+# Requests at most once: the device asks again. Everything else at least once.
+_QOS: dict[Up, int] = {"get": 0, "state": 1, "window": 1, "sample": 1, "event": 1}
+
+
+@dataclass(frozen=True)
+class Handlers:
+    """What `service` wires in. Each may raise HubError for a message that is refused.
+
+    `on_get(device, get)` and `on_renew(device, renew)` give the answer; `on_batch(device, batch)` gives the
+    acknowledgement once the batch is committed, or None when there is nothing to acknowledge; `on_report(device,
+    report)` takes a signed report; `behind()` gives the devices that do not know their newest director version yet,
+    with that version.
+    """
+
+    on_get: Callable[[str, Get], Awaitable[Answer | Refusal]]
+    on_renew: Callable[[str, Renew], Awaitable[Renewed | Refusal]]
+    on_batch: Callable[[str, Batch], Awaitable[Ack | None]]
+    on_report: Callable[[str, SignedReport], Awaitable[object]]
+    behind: Callable[[], Awaitable[Sequence[tuple[str, int]]]]
+
+
+class HubLink:
+    """One connection, kept up. `async with` starts and ends it; `connected` is set while it stands."""
+
+    def __init__(self, config: HubConfig, paths: HubPaths, handlers: Handlers) -> None:
+        self._address = hub_address(config)
+        self._paths = paths
+        self._handlers = handlers
+        self._client: aiomqtt.Client | None = None
+        self._complaints = Complaints()
+        self._gets = Inbox(GETS_AT_ONCE, GETS_PER_DEVICE)
+        self._batches = Inbox(BATCHES_AT_ONCE, BATCHES_PER_STREAM)
+        self._task: asyncio.Task[None] | None = None
+        self._rung: dict[str, int] = {}
+        self._closing = False
+        self.connected = asyncio.Event()
+
+    @property
+    def dropped(self) -> Counter[str]:
+        """How many messages were dropped since the start, by reason."""
+        return Counter(self._complaints.counts)
+
+    async def __aenter__(self) -> HubLink:
+        await self._gets.start("link-get")
+        await self._batches.start("link-batch")
+        self._task = asyncio.create_task(self._keep_connected(), name="link")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # aiomqtt may raise its own error in the place of the cancellation, which alone would thus not end the loop.
+        self._closing = True
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task], timeout=STOP_DEADLINE_S)
+        await self._gets.stop()
+        await self._batches.stop()
+
+    async def ring(self, device: str, director_version: int) -> None:
+        """Tells the device, now or when it connects, that its director stands at this version.
+
+        While the broker cannot be reached this does nothing: the round after the next connection rings.
+        """
+        try:
+            await self._publish(down(device, "desired"), encode(Doorbell(director_version)), qos=1, retain=True)
+            self._rung[device] = director_version
+        except aiomqtt.MqttError as error:
+            log.info("doorbell of %s not rung now: %s", device, error)
+
+    async def forget(self, device: str) -> None:
+        """Takes away what the broker keeps for and of the device. Raises aiomqtt.MqttError."""
+        for topic in (down(device, "desired"), up(device, "state")):
+            await self._publish(topic, b"", qos=1, retain=True)
+        self._rung.pop(device, None)
+
+    async def _keep_connected(self) -> None:
+        delay_s = FIRST_RETRY_S
+        down_since_told = False
+        while not self._closing:
+            try:
+                await self._live()
+            except aiomqtt.MqttError as error:
+                if self.connected.is_set() or not down_since_told:
+                    log.warning("no connection to the broker, trying again until there is one: %s", error)
+                delay_s = FIRST_RETRY_S if self.connected.is_set() else min(2 * delay_s, LAST_RETRY_S)
+                down_since_told = True
+            except Exception:
+                # Nothing above this task could do better than connect again; the trace says what to mend.
+                log.exception("the link failed and connects again")
+            finally:
+                self.connected.clear()
+                self._client = None
+            await asyncio.sleep(delay_s * random.random())
+
+    async def _live(self) -> None:
+        """One connection, from its start until it breaks (MqttError)."""
+        async with aiomqtt.Client(
+            self._address.host,
+            self._address.port,
+            identifier=HUB_CLIENT_NAME,
+            protocol=aiomqtt.ProtocolVersion.V5,
+            clean_start=True,
+            tls_context=client_context(self._paths),
+            timeout=MQTT_TIMEOUT_S,
+            keepalive=KEEPALIVE_S,
+            max_queued_incoming_messages=MAX_INCOMING,
+            socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
+        ) as client:
+            client.pending_calls_threshold = 10_000
+            self._client = client
+            await client.subscribe([(all_up(channel), qos) for channel, qos in _QOS.items()])
+            self.connected.set()
+            log.info("connected to the broker at %s:%s", self._address.host, self._address.port)
+            doorbells = asyncio.create_task(self._ring_those_behind(), name="link-doorbells")
+            try:
+                async for message in client.messages:
+                    self._receive(message)
+            finally:
+                doorbells.cancel()
+                await asyncio.wait([doorbells], timeout=STOP_DEADLINE_S)
+
+    async def _ring_those_behind(self) -> None:
+        rounds = 0
+        while True:
+            if rounds % ROUNDS_UNTIL_ALL == 0:
+                self._rung.clear()
+            try:
+                for device, version in await self._handlers.behind():
+                    if self._rung.get(device) != version:
+                        await self.ring(device, version)
+            except Exception:
+                log.exception("could not find out which devices lag behind; trying again in %s s", DOORBELL_ROUND_S)
+            rounds += 1
+            await asyncio.sleep(DOORBELL_ROUND_S)
+
+    def _receive(self, message: aiomqtt.Message) -> None:
+        """Puts the message where it will be worked on. Never waits and never raises."""
+        try:
+            topic = Topic.parse(message.topic.value)
+            if topic.channel == "state" and not message.payload:
+                return  # a retained report was taken away, see `forget`
+            self._accept(topic, decode(message.payload), message.properties, len(message.payload))
+        except (MessageError, TopicError) as error:
+            self._complaints.note(message.topic.value[:120], error.key, str(error))
+
+    def _accept(self, topic: Topic, message: Message, properties: Properties | None, size: int) -> None:
+        device, channel = topic.device, topic.channel
+        if isinstance(message, Get | Renew) and channel == "get":
+            correlation = _correlation(device, properties)
+            fits = self._gets.put(
+                device, size, self._guard(device, partial(self._on_question, device, message, correlation))
+            )
+        elif isinstance(message, Batch) and channel == message.stream:
+            work = self._guard(device, partial(self._on_batch, device, message))
+            fits = self._batches.put(f"{device}/{channel}", size, work)
+        elif isinstance(message, SignedReport) and channel == "state":
+            work = self._guard(device, partial(self._on_report, device, message))
+            fits = self._batches.replace(f"{device}/{channel}", size, work)
+        else:
+            raise MessageError(f"expected what belongs on up/{channel}, got {type(message).__name__}")
+        if not fits:
+            self._complaints.note(device, "busy", f"too many messages wait on up/{channel}")
+
+    def _guard(self, device: str, work: Work) -> Work:
+        """`work`, but its failure stays with this message."""
+
+        async def guarded() -> None:
+            try:
+                await work()
+            except HubError as error:
+                self._complaints.note(device, error.key, error.message)
+            except aiomqtt.MqttError as error:
+                self._complaints.note(device, "not-connected", f"the reply could not be sent: {error}")
+            except Exception as error:
+                self._complaints.note(device, "internal", f"{type(error).__name__}: {error}")
+                log.debug("handling a message of %s failed", device, exc_info=True)
+
+        return guarded
+
+    async def _on_question(self, device: str, asked: Get | Renew, correlation: bytes) -> None:
+        if isinstance(asked, Renew):
+            answer: Answer | Renewed | Refusal = await self._handlers.on_renew(device, asked)
+        else:
+            answer = await self._handlers.on_get(device, asked)
+        properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+        properties.CorrelationData = correlation
+        # Quality 0: an answer that the device misses is asked for again, and must not wait for it in the broker.
+        await self._publish(down(device, "data"), encode(answer), qos=0, properties=properties)
+
+    async def _on_batch(self, device: str, batch: Batch) -> None:
+        ack = await self._handlers.on_batch(device, batch)
+        if ack is not None:
+            await self._publish(down(device, "ack"), encode(ack), qos=1)
+
+    async def _on_report(self, device: str, report: SignedReport) -> None:
+        await self._handlers.on_report(device, report)
+
+    async def _publish(
+        self, topic: str, payload: bytes, *, qos: int, retain: bool = False, properties: Properties | None = None
+    ) -> None:
+        """Returns when the broker has it (quality 1) or the socket has (0). Raises MqttError."""
+        client = self._client
+        if client is None or not self.connected.is_set():
+            raise aiomqtt.MqttError("not connected")
+        await client.publish(topic, payload, qos=qos, retain=retain, properties=properties)
+
+
+def _correlation(device: str, properties: Properties | None) -> bytes:
+    """The request's correlation data. Raises MessageError for a request whose answer would go elsewhere."""
+    data = getattr(properties, "CorrelationData", None)
+    if not isinstance(data, bytes) or not 0 < len(data) <= MAX_CORRELATION_BYTES:
+        raise MessageError(f"get: expected correlation data of 1 to {MAX_CORRELATION_BYTES} bytes")
+    if getattr(properties, "ResponseTopic", down(device, "data")) != down(device, "data"):
+        raise MessageError(f"get: expected the response topic {down(device, 'data')}")
+    return data

@@ -1,0 +1,141 @@
+"""Where the cells of a reference profile lie, and both scans over looks that follow it: drift and rates. Pure.
+
+Drift compares how the values that are there are distributed: bins, under, over, unknown. Whether a value is there at
+all, and whether it is in range, are questions of data quality and are tested as rates of their own, upwards only: a
+sensor that sends nothing has not drifted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from cloud_hub.monitoring.effects import unbiased_psi
+from cloud_hub.monitoring.evidence import FloatArray, IntArray, log_bayes_factor, merge_latest
+from modules.windows import Categorical, Feature, Numeric, ReferenceProfile
+
+# A change smaller than these is nobody's concern however sure it is: 0.01 is the PSI of a mean moved by 0.1 sd.
+LEAST_PSI = 0.01
+LEAST_RATE_RISE = 0.005
+
+BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Evidence per window of looks (rows) and test (columns), in nats; `matters` is false for changes too small.
+
+    Rate tests stand as missing of feature 0, outside of feature 0, missing of feature 1, ...
+    """
+
+    counts: IntArray
+    drift: FloatArray
+    drift_matters: BoolArray
+    rates: FloatArray
+    rates_matter: BoolArray
+
+    @property
+    def drift_that_matters(self) -> FloatArray:
+        return np.where(self.drift_matters, self.drift, 0.0)
+
+    @property
+    def rates_that_matter(self) -> FloatArray:
+        return np.where(self.rates_matter, self.rates, 0.0)
+
+
+class Layout:
+    """Built once per reference profile. Cells of a window are in the profile's order (`modules.windows`)."""
+
+    def __init__(self, profile: ReferenceProfile) -> None:
+        self.features: tuple[Feature, ...] = profile.features
+        self.inputs = len(profile.inputs)
+        sizes = [feature.cells for feature in self.features]
+        self.starts: IntArray = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        self.cells = int(self.starts[-1])
+        self.reference: IntArray = np.array([c for f in self.features for c in f.counts], np.int64)
+        parts = [start + _drift_cells(f) for start, f in zip(self.starts, self.features, strict=False)]
+        self._drift_cells: IntArray = np.concatenate([np.zeros(0, np.int64), *parts]).astype(np.int64)
+        self._drift_starts = _starts([len(part) for part in parts])
+        self._thirds: IntArray = np.array(
+            [start + third for start, f in zip(self.starts, self.features, strict=False) for third in _thirds(f)],
+            np.int64,
+        )
+        self._rate_starts = _starts([2] * (2 * len(self.features)))
+
+    @property
+    def numeric(self) -> int:
+        """Number of features with moments."""
+        return sum(isinstance(feature, Numeric) for feature in self.features)
+
+    def scan(self, looks: IntArray) -> Scan:
+        """Weigh the latest of `looks` (looks, cells), oldest first, merged in windows of 1, 2, 4, ... looks."""
+        merged = merge_latest(looks)
+        now, before = merged[:, self._drift_cells], self.reference[self._drift_cells]
+        rates_now, rates_before = self._rates(merged), self._rates(self.reference)
+        return Scan(
+            counts=merged,
+            drift=log_bayes_factor(now, before, self._drift_starts),
+            drift_matters=unbiased_psi(now, before, self._drift_starts) >= LEAST_PSI,
+            rates=log_bayes_factor(rates_now, rates_before, self._rate_starts),
+            rates_matter=share_of_second(rates_now) - share_of_second(rates_before) >= LEAST_RATE_RISE,
+        )
+
+    def looks_since_change(self, looks: IntArray, feature: int) -> int:
+        """How many of the latest looks hold the most evidence of drift of one feature: the likeliest time of change."""
+        lengths = np.cumsum(looks[::-1], axis=0)
+        now = self.drift_counts(lengths, feature)
+        evidence = log_bayes_factor(now, self.drift_counts(self.reference, feature), np.zeros(1, np.int64))
+        return int(evidence[:, 0].argmax()) + 1
+
+    def drift_counts(self, counts: IntArray, feature: int) -> IntArray:
+        """The feature's cells of `counts` without missing, in order of their values."""
+        return np.asarray(counts[..., self.starts[feature] + _drift_cells(self.features[feature])])
+
+    def rate_counts(self, counts: IntArray) -> IntArray:
+        """Pairs (without, with) per rate test: (tests, 2)."""
+        return self._rates(counts).reshape(-1, 2)
+
+    def _rates(self, counts: IntArray) -> IntArray:
+        """Per feature: (present, missing), (inside, outside)."""
+        thirds = np.add.reduceat(counts, self._thirds, axis=-1)
+        inside, outside, missing = thirds[..., 0::3], thirds[..., 1::3], thirds[..., 2::3]
+        pairs = np.stack([inside + outside, missing, inside, outside], axis=-1)
+        return np.asarray(pairs.reshape(*counts.shape[:-1], -1))
+
+
+def share_of_second(pairs: IntArray) -> FloatArray:
+    """Of (without, with) pairs in a row, the share of the second; 0 without rows."""
+    without, holding = pairs[..., 0::2], pairs[..., 1::2]
+    return np.asarray(holding / np.maximum(without + holding, 1))
+
+
+def cell_names(feature: Feature) -> tuple[str, ...]:
+    """What each cell of `Layout.drift_counts` holds, in words."""
+    if isinstance(feature, Categorical):
+        return (*feature.categories, "unknown")
+    edges = [f"{edge:.6g}" for edge in feature.edges]
+    inner = (f"{low} to {high}" for low, high in pairwise(edges))
+    return (f"below {edges[0]}", *inner, f"above {edges[-1]}")
+
+
+def _drift_cells(feature: Feature) -> IntArray:
+    """Positions of the cells that drift looks at, ascending by value: under, bins, over; or categories, unknown."""
+    if isinstance(feature, Numeric):
+        return np.array([feature.bins, *range(feature.bins), feature.bins + 1], np.int64)
+    return np.arange(feature.cells - 1)
+
+
+def _thirds(feature: Feature) -> tuple[int, int, int]:
+    """First cells of: inside, outside, missing."""
+    return (0, feature.bins, feature.cells - 1) if isinstance(feature, Numeric) else (0, *_last_two(feature))
+
+
+def _last_two(feature: Categorical) -> tuple[int, int]:
+    return feature.cells - 2, feature.cells - 1
+
+
+def _starts(sizes: list[int]) -> IntArray:
+    return np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64) if sizes else np.zeros(0, np.int64)

@@ -1,0 +1,146 @@
+"""`mooring module`: list, show, verify, export. `build` stands in `building`, signing in `releasing`."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cloud_hub.operator.cli.building import build
+from cloud_hub.operator.cli.pinned import PinnedRoot, hub_source
+from cloud_hub.operator.cli.releasing import Module, pending, releases_of, renew, sign
+from cloud_hub.operator.cli.session import Format, ModuleRef, Output, act, note, show, told
+from cloud_hub.operator.errors import FileError, OperatorError, VerificationFailed
+from modules.targets import TargetPath
+
+if TYPE_CHECKING:
+    from cloud_hub.operator.client import HubClient
+    from cloud_hub.operator.verify import Verification
+
+app = typer.Typer(no_args_is_help=True, help="Modules: a model version made ready for a device profile, and signed.")
+app.command(
+    epilog="Example:  mooring module build digits:2 -p raspberry-pi-5 --reference train.npz --golden golden.npz"
+)(build)
+app.command(epilog="Example:  mooring module sign digits:2 --key /media/stick/publisher-acme.pem")(sign)
+app.command(epilog="Example:  mooring module pending")(pending)
+app.command(epilog="Example:  mooring module renew acme --key /media/stick/publisher-acme.pem")(renew)
+
+
+@app.command("list", epilog="Example:  mooring module list --name digits")
+def list_modules(
+    context: typer.Context,
+    name: Annotated[str, typer.Option(help="Modules of this model only.")] = "",
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")] = 200,
+    output: Output = Format.TABLE,
+) -> None:
+    """List modules, newest versions first."""
+    found = act(context, lambda hub: hub.modules(name, limit))
+    from cloud_hub.operator import render
+
+    show(found, output, render.modules)
+
+
+@app.command("show", epilog="Example:  mooring module show digits:2/raspberry-pi-5")
+def show_module(context: typer.Context, module: Module, output: Output = Format.TABLE) -> None:
+    """Show a module, or every build of the version."""
+    found = act(context, lambda hub: releases_of(hub, module))
+    from rich.console import Group
+
+    from cloud_hub.operator import render
+
+    show(found, output, lambda releases: Group(*(render.module(release) for release in releases)))
+
+
+@app.command(epilog="Example:  mooring module verify digits:2/raspberry-pi-5 --bundle ./digits-2 --root 1.root.json")
+def verify(
+    context: typer.Context,
+    module: Module,
+    root: PinnedRoot = None,
+    bundle: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Verify from a folder that `export` wrote: no network.")
+    ] = None,
+    publisher: Annotated[str, typer.Option(help="Who signed it; asked of the hub, or of the bundle, without it.")] = "",
+    output: Output = Format.TABLE,
+) -> None:
+    """Check a module as a device does: signatures from a pinned root down, digests of manifest, files and chunks."""
+    if bundle is not None:
+        with told():
+            found = _verify_bundle(module, bundle, root, publisher)
+    else:
+        found = act(context, lambda hub: _verify_hub(hub, module, root, None))
+    from cloud_hub.operator import render
+
+    show(found, output, render.verification)
+
+
+@app.command(epilog="Example:  mooring module export digits:2/raspberry-pi-5 ./digits-2")
+def export(
+    context: typer.Context,
+    module: Module,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Made where it is not there.")],
+    root: PinnedRoot = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Write a module with the metadata that proves it to a folder, verifying it on the way.
+
+    The folder can be verified without a network until the metadata expires, about a week after it was signed.
+    """
+    found = act(context, lambda hub: _verify_hub(hub, module, root, folder))
+    from cloud_hub.operator import render
+
+    show(found, output, render.verification)
+    note(f"written to {folder}")
+
+
+async def _verify_hub(hub: HubClient, module: ModuleRef, root: Path | None, folder: Path | None) -> Verification:
+    from cloud_hub.operator import verify as checks
+
+    releases = await releases_of(hub, module)
+    if len(releases) != 1:
+        profiles = ", ".join(release.profile for release in releases)
+        raise OperatorError("profile-missing", f"expected NAME:VERSION/PROFILE: {module.name} is built for {profiles}")
+    path = TargetPath.parse(releases[0].target)
+    known = root or (Path(hub.context.image_root) if hub.context.image_root else None)
+    own = f"the hub's own {checks.FIRST_ROOT} (over TLS, not pinned)"
+    pinned, name = _pinned(known) or (await _own_root(hub), own)
+    source = hub_source(hub)
+    if folder is None:
+        return await asyncio.to_thread(checks.verify, path, source, pinned, name)
+    return await asyncio.to_thread(checks.export, path, source, pinned, name, folder)
+
+
+def _verify_bundle(module: ModuleRef, bundle: Path, root: Path | None, publisher: str) -> Verification:
+    from cloud_hub.operator import verify as checks
+
+    source = checks.folder_source(bundle)
+    own = source.metadata(checks.FIRST_ROOT)
+    if own is None:
+        raise FileError("bundle-incomplete", f"{bundle}: expected a folder written by `mooring module export`")
+    pinned, name = _pinned(root) or (own, f"the bundle's own {checks.FIRST_ROOT} (proves only that it is whole)")
+    known = checks.publishers(source)
+    if not publisher and len(known) != 1:
+        raise VerificationFailed("publisher-missing", f"{bundle}: name the --publisher; there are {', '.join(known)}")
+    if not module.profile:
+        raise OperatorError("profile-missing", "expected NAME:VERSION/PROFILE")
+    path = TargetPath(publisher or known[0], module.name, module.version, module.profile)
+    return checks.verify(path, source, pinned, name)
+
+
+def _pinned(root: Path | None) -> tuple[bytes, str] | None:
+    if root is None:
+        return None
+    try:
+        return root.read_bytes(), f"{root} (pinned)"
+    except OSError as error:
+        raise FileError("not-readable", f"{root}: {error.strerror}; nothing was verified") from error
+
+
+async def _own_root(hub: HubClient) -> bytes:
+    from cloud_hub.operator.verify import FIRST_ROOT
+
+    body = await hub.image_metadata(FIRST_ROOT)
+    if body is None:
+        raise VerificationFailed("metadata-incomplete", f"the hub has no {FIRST_ROOT}; nothing was verified")
+    return body

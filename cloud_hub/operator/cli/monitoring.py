@@ -1,0 +1,149 @@
+"""`mooring drift`, `mooring alerts`, `mooring samples`, `mooring events`: what devices saw, and what happened."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cloud_hub.operator.cli.session import Format, Output, WatchedRef, act, note, show, transferring
+
+if TYPE_CHECKING:
+    from cloud_hub.monitoring.samples import SampleQuery
+    from cloud_hub.operator.client import HubClient
+
+drift = typer.Typer(no_args_is_help=True, help="Drift: have inputs or answers changed since training?")
+alerts = typer.Typer(no_args_is_help=True, help="Alerts: drift and data quality, with the evidence.")
+samples = typer.Typer(no_args_is_help=True, help="Samples: predictions that devices kept and sent.")
+events = typer.Typer(no_args_is_help=True, help="Events: the audit trail, and what devices told.")
+
+Module = Annotated[str, typer.Option(help="Of this module only.")]
+Version = Annotated[int, typer.Option(min=0, help="Of this version only; 0 for any.")]
+OfDevice = Annotated[str, typer.Option(help="Of this device only.")]
+SinceHours = Annotated[float, typer.Option("--since-hours", min=0, help="Not older than this; 0 for all.")]
+
+
+@drift.command("show", epilog="Example:  mooring drift show digits:2 --device cam-17")
+def show_drift(
+    context: typer.Context,
+    module: Annotated[
+        WatchedRef,
+        typer.Argument(parser=WatchedRef.parse, metavar="NAME[:VERSION]", help="Without a version the newest."),
+    ],
+    device: Annotated[str, typer.Option(help="One device; without it the fleet.")] = "",
+    everything: Annotated[bool, typer.Option("--all", help="Every feature, not only the strongest.")] = False,
+    output: Output = Format.TABLE,
+) -> None:
+    """Show how large each feature's change is, and the evidence for it against its threshold."""
+    found = act(context, lambda hub: hub.drift(module.name, module.version, device))
+    from cloud_hub.operator import render_drift
+
+    show(found, output, lambda reports: render_drift.drift(reports, everything))
+
+
+@drift.callback()
+def _drift() -> None:
+    """Keeps `show` a command of its own."""
+
+
+@alerts.command("list", epilog="Example:  mooring alerts list --state open")
+def list_alerts(
+    context: typer.Context,
+    state: Annotated[str, typer.Option(help="open or resolved; both without it.")] = "",
+    module: Module = "",
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")] = 100,
+    output: Output = Format.TABLE,
+) -> None:
+    """List alerts, newest first, with the features and devices behind them."""
+    found = act(context, lambda hub: hub.alerts(state, module, limit))
+    from cloud_hub.operator import render
+
+    show(found, output, render.alerts)
+
+
+@alerts.callback()
+def _alerts() -> None:
+    """Keeps `list` a command of its own."""
+
+
+@samples.command("list", epilog="Example:  mooring samples list --module digits --device cam-17")
+def list_samples(
+    context: typer.Context,
+    module: Module = "",
+    version: Version = 0,
+    device: OfDevice = "",
+    stratum: Annotated[str, typer.Option(help="Kept for this reason only, such as base or low_confidence.")] = "",
+    since_hours: SinceHours = 0.0,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")] = 20,
+    output: Output = Format.TABLE,
+) -> None:
+    """List sampled predictions."""
+
+    def query() -> SampleQuery:
+        return _query(module, version, device, stratum, since_hours, limit)
+
+    found = act(context, lambda hub: hub.samples(query()))
+    from cloud_hub.operator import render
+
+    show(found, output, render.samples)
+
+
+@samples.command("export", epilog="Example:  mooring samples export digits.ndjson --module digits --version 2")
+def export_samples(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="One JSON object per line; - for standard output.")],
+    module: Module = "",
+    version: Version = 0,
+    device: OfDevice = "",
+    stratum: Annotated[str, typer.Option(help="Kept for this reason only.")] = "",
+    since_hours: SinceHours = 0.0,
+) -> None:
+    """Write all sampled predictions that match to a file."""
+
+    async def work(hub: HubClient) -> int:
+        query = _query(module, version, device, stratum, since_hours, 100)
+        if str(file) != "-":
+            with transferring(str(file), None) as progress:
+                return await hub.export_samples(query, file, progress)
+        with tempfile.TemporaryDirectory(prefix="mooring-export-") as folder:
+            whole = Path(folder) / "samples.ndjson"
+            count = await hub.export_samples(query, whole)
+            with whole.open() as lines:
+                sys.stdout.writelines(lines)
+        return count
+
+    count = act(context, work)
+    note(f"{count} bytes to {'standard output' if str(file) == '-' else file}")
+
+
+@events.command("list", epilog="Example:  mooring events list --subject cam-17")
+def list_events(
+    context: typer.Context,
+    kind: Annotated[str, typer.Option(help="Such as model.registered or device.enrolled.")] = "",
+    subject: Annotated[str, typer.Option(help="Of this device, rollout or model (NAME:VERSION) only.")] = "",
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")] = 50,
+    output: Output = Format.TABLE,
+) -> None:
+    """List what happened, newest first."""
+    found = act(context, lambda hub: hub.events(kind, subject, limit))
+    from cloud_hub.operator import render
+
+    show(found, output, render.events)
+
+
+@events.callback()
+def _events() -> None:
+    """Keeps `list` a command of its own."""
+
+
+def _query(module: str, version: int, device: str, stratum: str, since_hours: float, limit: int) -> SampleQuery:
+    from cloud_hub.monitoring.samples import SampleQuery
+
+    since = time.time() - 3600 * since_hours if since_hours else 0.0
+    return SampleQuery(
+        module=module, version=version, device=device, stratum=stratum, since=round(since, 3), limit=limit
+    )

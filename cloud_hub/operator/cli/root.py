@@ -1,0 +1,89 @@
+"""The command's root: global options, `demo`, and the groups of commands."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cloud_hub import __version__
+from cloud_hub.operator.cli import audit, devices, keys, models, modules, monitoring, people, rollouts, trust
+from cloud_hub.operator.cli.session import INTERRUPTED, Settings, fail
+
+app = typer.Typer(
+    name="mooring",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Mooring: models to signed modules, modules to devices, and what they see there.",
+)
+app.add_typer(models.app, name="model")
+app.add_typer(modules.app, name="module")
+app.add_typer(keys.app, name="key")
+app.add_typer(trust.app, name="trust")
+app.add_typer(devices.app, name="device")
+app.add_typer(rollouts.app, name="rollout")
+app.add_typer(monitoring.drift, name="drift")
+app.add_typer(monitoring.alerts, name="alerts")
+app.add_typer(monitoring.samples, name="samples")
+app.add_typer(monitoring.events, name="events")
+app.add_typer(people.account)
+app.add_typer(people.users, name="user")
+app.add_typer(people.tokens, name="token")
+app.add_typer(audit.app, name="audit")
+
+
+def main() -> None:
+    """The entry point. An interrupt anywhere ends quietly with status 130."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"mooring {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _all(
+    context: typer.Context,
+    context_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--context",
+            envvar="MOORING_CONTEXT",
+            metavar="FILE",
+            help="Which hub: a file written by `mooring login` or by `mooring-hub init`.",
+        ),
+    ] = None,
+    reason: Annotated[
+        str, typer.Option("--reason", metavar="TEXT", help="Why, for the audit trail: kept with every change.")
+    ] = "",
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    del version
+    context.obj = Settings(context_file, reason)
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    epilog="Example:  mooring demo --devices 3 --keep",
+)
+def demo(context: typer.Context) -> None:
+    """The whole loop on this machine: train, sign, roll out, drift, retrain. `mooring demo --help` tells more."""
+    # Only here: the demo needs scikit-learn, which operators have no use for.
+    try:
+        from cloud_hub.operator.demo.command import demo as play
+    except ModuleNotFoundError as error:
+        fail(f"the demo needs {error.name}: install mooring[demo] and run it again")
+    single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+    single.command(context_settings={"help_option_names": ["-h", "--help"]})(play)
+    typer.main.get_command(single).main(args=context.args, prog_name="mooring demo")

@@ -1,0 +1,313 @@
+"""The hub's API as typed calls: what an operator or publisher does, one method each.
+
+Requests and answers are the API's own types. Used by the `mooring` command and by the demo:
+
+    async with HubClient(HubContext.load(path)) as hub:
+        await hub.devices("site=lab")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from cloud_hub.api.devices import DeviceDetail, NewTags, Readmitted
+from cloud_hub.api.models import FileReference, RegisterModel
+from cloud_hub.api.people import Login, NewPassword, WhoAmI
+from cloud_hub.api.rollouts import AbortRequest
+from cloud_hub.api.system import HubHealth, Upload
+from cloud_hub.api.trust import SignedMetadata, TrustStatus
+from cloud_hub.chain import Event
+from cloud_hub.claims import IssuedToken, KnownToken, NewToken
+from cloud_hub.devices import Device
+from cloud_hub.expulsion import Expelled
+from cloud_hub.monitoring.alert_book import Alert
+from cloud_hub.monitoring.looks import LookSummary
+from cloud_hub.monitoring.reports import DriftReport
+from cloud_hub.monitoring.samples import SampleQuery, SampleRow
+from cloud_hub.operator.context import HubContext
+from cloud_hub.operator.errors import Refused
+from cloud_hub.operator.transport import Progress, Transport, path_of
+from cloud_hub.packaging import BuildRequest, ModuleRelease
+from cloud_hub.people import ApiToken, NewApiToken, NewSession, NewUser, User, UserChange
+from cloud_hub.registry import ModelVersion, NewModel
+from cloud_hub.renewals import Readmission
+from cloud_hub.roles import Role
+from cloud_hub.rollouts.controller import NewRollout
+from cloud_hub.rollouts.plan import Rollout
+from cloud_hub.rollouts.status import RolloutStatus
+from cloud_hub.trust.ceremony import Outcome, Pending
+from cloud_hub.trust.standing import Repository
+
+
+def no_progress(_more: int) -> None:
+    """For callers who show none."""
+
+
+class HubClient:
+    """Raises `errors.Refused` for what the hub refuses, `HubUnreachable` when it does not answer."""
+
+    def __init__(self, context: HubContext, reason: str = "") -> None:
+        """`reason` stands in the audit trail beside every change."""
+        self.context = context
+        self._http = Transport(context, reason)
+
+    async def __aenter__(self) -> Self:
+        await self._http.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._http.__aexit__(kind, error, trace)
+
+    # --- the hub ------------------------------------------------------------------------------------------------
+    async def health(self) -> HubHealth:
+        """Needs no token."""
+        return await self._http.ask(HubHealth, "GET", "/health")
+
+    async def events(self, kind: str = "", subject: str = "", limit: int = 100) -> list[Event]:
+        """Newest first."""
+        return await self._http.ask(
+            list[Event], "GET", "/events", query={"kind": kind, "subject": subject, "limit": limit}
+        )
+
+    async def export_audit(self, target: Path, progress: Progress = no_progress) -> int:
+        """The whole audit trail, oldest first, one JSON object per line; bytes written to `target`."""
+        return await self._http.download("/audit/export", target, progress)
+
+    # --- people and programs ------------------------------------------------------------------------------------
+    async def login(self, name: str, password: str) -> NewSession:
+        """Needs no token."""
+        return await self._http.ask(NewSession, "POST", "/login", Login(name, password))
+
+    async def logout(self) -> None:
+        await self._http.raw("POST", "/logout")
+
+    async def who_am_i(self) -> WhoAmI:
+        return await self._http.ask(WhoAmI, "GET", "/whoami")
+
+    async def users(self) -> list[User]:
+        return await self._http.ask(list[User], "GET", "/users")
+
+    async def add_user(self, name: str, password: str, role: Role, scope: str = "") -> User:
+        return await self._http.ask(User, "POST", "/users", NewUser(name, password, role, scope))
+
+    async def change_user(
+        self, name: str, role: Role | None = None, scope: str | None = None, disabled: bool | None = None
+    ) -> User:
+        """None leaves it as it is."""
+        return await self._http.ask(User, "PATCH", path_of("users", name), UserChange(role, scope, disabled))
+
+    async def set_password(self, name: str, password: str, current: str = "") -> None:
+        await self._http.raw("PUT", path_of("users", name, "password"), NewPassword(password, current))
+
+    async def api_tokens(self) -> list[ApiToken]:
+        return await self._http.ask(list[ApiToken], "GET", "/api-tokens")
+
+    async def create_api_token(self, name: str, role: Role, scope: str = "", life_s: float = 86_400.0) -> NewSession:
+        """The token's text cannot be had again."""
+        return await self._http.ask(NewSession, "POST", "/api-tokens", NewApiToken(name, role, scope, life_s))
+
+    async def revoke_api_token(self, token_id: str) -> None:
+        await self._http.raw("DELETE", path_of("api-tokens", token_id))
+
+    # --- models -------------------------------------------------------------------------------------------------
+    async def upload(self, file: Path, progress: Progress = no_progress) -> Upload:
+        """Stores the file in the hub, by its digest."""
+        return await self._http.upload(Upload, "/uploads", file, progress)
+
+    async def register(
+        self, new: NewModel, files: Mapping[str, Path], progress: Progress = no_progress
+    ) -> ModelVersion:
+        """Uploads the files and registers them, by their path in the model, as the next version."""
+        references = []
+        for path, file in files.items():
+            references.append(FileReference(path, (await self.upload(file, progress)).sha256))
+        body = RegisterModel(
+            name=new.name,
+            description=new.description,
+            author=new.author,
+            git_commit=new.git_commit,
+            training_run=new.training_run,
+            datasets=new.datasets,
+            tags=new.tags,
+            files=tuple(references),
+        )
+        return await self._http.ask(ModelVersion, "POST", "/models", body)
+
+    async def models(self, name: str = "", tags: Sequence[str] = (), limit: int = 100) -> list[ModelVersion]:
+        """`tags` are NAME=VALUE, all of which must hold."""
+        return await self._http.ask(
+            list[ModelVersion], "GET", "/models", query={"name": name, "tag": list(tags), "limit": limit}
+        )
+
+    async def model(self, name: str, version: int) -> ModelVersion:
+        return await self._http.ask(ModelVersion, "GET", path_of("models", name, version))
+
+    async def download_model_file(
+        self, name: str, version: int, path: str, target: Path, progress: Progress = no_progress
+    ) -> int:
+        """Bytes written to `target`."""
+        return await self._http.download(path_of("models", name, version, "files") + "/" + path, target, progress)
+
+    async def delete_model(self, name: str, version: int) -> None:
+        await self._http.raw("DELETE", path_of("models", name, version))
+
+    # --- modules ------------------------------------------------------------------------------------------------
+    async def build(self, request: BuildRequest) -> ModuleRelease:
+        return await self._http.ask(ModuleRelease, "POST", "/modules", request)
+
+    async def sign(self, name: str, version: int, profile: str) -> ModuleRelease:
+        return await self._http.ask(ModuleRelease, "POST", path_of("modules", name, version, profile, "sign"))
+
+    async def modules(self, name: str = "", limit: int = 200) -> list[ModuleRelease]:
+        return await self._http.ask(list[ModuleRelease], "GET", "/modules", query={"name": name, "limit": limit})
+
+    async def module(self, name: str, version: int, profile: str) -> ModuleRelease:
+        return await self._http.ask(ModuleRelease, "GET", path_of("modules", name, version, profile))
+
+    async def manifest(self, name: str, version: int, profile: str) -> bytes:
+        """The manifest's bytes, as signed."""
+        return await self._http.raw("GET", path_of("modules", name, version, profile, "manifest"))
+
+    async def blob(self, sha256: str) -> bytes:
+        """A file by its digest; whoever asks checks it."""
+        return await self._http.raw("GET", path_of("blobs", sha256))
+
+    async def download_blob(self, sha256: str, target: Path, progress: Progress = no_progress) -> int:
+        """As `blob`, for files of any size."""
+        return await self._http.download(path_of("blobs", sha256), target, progress)
+
+    async def image_metadata(self, filename: str) -> bytes | None:
+        """A file of the image repository; None when there is none of that name."""
+        return await self._file(path_of("trust", "image", filename))
+
+    async def director_root(self, filename: str) -> bytes | None:
+        """A root of the director; None when there is none of that name."""
+        return await self._file(path_of("trust", "director", filename))
+
+    async def _file(self, path: str) -> bytes | None:
+        try:
+            return await self._http.raw("GET", path)
+        except Refused as error:
+            if error.status == 404:
+                return None
+            raise
+
+    # --- trust --------------------------------------------------------------------------------------------------
+    async def trust_status(self) -> TrustStatus:
+        return await self._http.ask(TrustStatus, "GET", "/trust/status")
+
+    async def trust_pending(self) -> list[Pending]:
+        """What waits for more signatures."""
+        return await self._http.ask(list[Pending], "GET", "/trust/pending")
+
+    async def put_publisher(self, publisher: str, metadata: str) -> Outcome:
+        """A publisher's signed list of modules, as text."""
+        path = path_of("trust", "publishers", publisher)
+        return await self._http.ask(Outcome, "PUT", path, SignedMetadata(metadata))
+
+    async def put_targets(self, metadata: str) -> Outcome:
+        return await self._http.ask(Outcome, "PUT", "/trust/targets", SignedMetadata(metadata))
+
+    async def put_root(self, repository: Repository, metadata: str) -> Outcome:
+        return await self._http.ask(Outcome, "PUT", path_of("trust", "roots", repository), SignedMetadata(metadata))
+
+    # --- devices ------------------------------------------------------------------------------------------------
+    async def create_token(self, new: NewToken) -> str:
+        """A claim token's text, which cannot be had again."""
+        return (await self.issue_token(new)).token
+
+    async def issue_token(self, new: NewToken) -> IssuedToken:
+        """As `create_token`, with the id by which the token is listed and revoked."""
+        return await self._http.ask(IssuedToken, "POST", "/tokens", new)
+
+    async def tokens(self, spent: bool = False) -> list[KnownToken]:
+        """Claim tokens, newest first; with `spent` also those that let nobody in any more."""
+        return await self._http.ask(list[KnownToken], "GET", "/tokens", query={"spent": spent})
+
+    async def revoke_token(self, token_id: str) -> None:
+        await self._http.raw("DELETE", path_of("tokens", token_id))
+
+    async def devices(self, query: str = "all", retired: bool = False) -> list[Device]:
+        return await self._http.ask(list[Device], "GET", "/devices", query={"query": query, "retired": retired})
+
+    async def device(self, device: str) -> DeviceDetail:
+        return await self._http.ask(DeviceDetail, "GET", path_of("devices", device))
+
+    async def set_tags(self, device: str, tags: dict[str, str]) -> Device:
+        """Puts `tags` in the place of all that there are."""
+        return await self._http.ask(Device, "PUT", path_of("devices", device, "tags"), NewTags(tags))
+
+    async def retire(self, device: str) -> None:
+        await self._http.raw("DELETE", path_of("devices", device))
+
+    async def readmit(self, device: str, for_s: float) -> Readmitted:
+        """Lets it renew an expired certificate, once, for so many seconds."""
+        return await self._http.ask(Readmitted, "POST", path_of("devices", device, "readmit"), Readmission(for_s))
+
+    async def revoke(self, device: str) -> Expelled:
+        """Throws it out; what was done and proven."""
+        return await self._http.ask(Expelled, "POST", path_of("devices", device, "revoke"))
+
+    # --- rollouts -----------------------------------------------------------------------------------------------
+    async def create_rollout(self, new: NewRollout) -> RolloutStatus:
+        return await self._http.ask(RolloutStatus, "POST", "/rollouts", new)
+
+    async def rollouts(self, state: str = "", limit: int = 100) -> list[Rollout]:
+        """Newest first."""
+        return await self._http.ask(list[Rollout], "GET", "/rollouts", query={"state": state, "limit": limit})
+
+    async def rollout(self, rollout: str) -> RolloutStatus:
+        return await self._http.ask(RolloutStatus, "GET", path_of("rollouts", rollout))
+
+    async def start_rollout(self, rollout: str) -> RolloutStatus:
+        return await self._http.ask(RolloutStatus, "POST", path_of("rollouts", rollout, "start"))
+
+    async def pause_rollout(self, rollout: str) -> RolloutStatus:
+        return await self._http.ask(RolloutStatus, "POST", path_of("rollouts", rollout, "pause"))
+
+    async def resume_rollout(self, rollout: str) -> RolloutStatus:
+        return await self._http.ask(RolloutStatus, "POST", path_of("rollouts", rollout, "resume"))
+
+    async def abort_rollout(self, rollout: str, reason: str = "") -> RolloutStatus:
+        return await self._http.ask(RolloutStatus, "POST", path_of("rollouts", rollout, "abort"), AbortRequest(reason))
+
+    # --- monitoring ---------------------------------------------------------------------------------------------
+    async def drift(self, module: str, version: int = 0, device: str = "") -> list[DriftReport]:
+        """One per build of the version; without a device of the fleet."""
+        return await self._http.ask(
+            list[DriftReport], "GET", "/drift", query={"module": module, "version": version, "device": device}
+        )
+
+    async def alerts(self, state: str = "", module: str = "", limit: int = 100) -> list[Alert]:
+        """Newest first."""
+        return await self._http.ask(
+            list[Alert], "GET", "/alerts", query={"state": state, "module": module, "limit": limit}
+        )
+
+    async def windows(
+        self, module: str = "", version: int = 0, device: str = "", limit: int = 100
+    ) -> list[LookSummary]:
+        """Newest first; without a device those of the fleet."""
+        return await self._http.ask(
+            list[LookSummary],
+            "GET",
+            "/windows",
+            query={"module": module, "version": version, "device": device, "limit": limit},
+        )
+
+    async def samples(self, query: SampleQuery) -> list[SampleRow]:
+        """One page."""
+        return await self._http.ask(list[SampleRow], "GET", "/samples", query=_fields(query))
+
+    async def export_samples(self, query: SampleQuery, target: Path, progress: Progress = no_progress) -> int:
+        """All that match, one JSON object per line; bytes written to `target`."""
+        return await self._http.download("/samples/export", target, progress, query=_fields(query))
+
+
+def _fields(query: SampleQuery) -> dict[str, str | float | int]:
+    return {name: getattr(query, name) for name in query.__struct_fields__}

@@ -1,0 +1,36 @@
+"""The errors of the operator's side: each message is one paragraph that a person can act on."""
+
+from __future__ import annotations
+
+
+class OperatorError(Exception):
+    """Base of this package. `key` is stable and may be matched."""
+
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(message)
+        self.key = key
+        self.message = message
+
+
+class ContextError(OperatorError):
+    """It is not known, or not readable, which hub to talk to."""
+
+
+class FileError(OperatorError):
+    """A local file cannot be read or written."""
+
+
+class HubUnreachable(OperatorError):
+    """No answer: wrong address, hub not running, wrong certificate, or too slow."""
+
+
+class Refused(OperatorError):
+    """The hub answered with an error; key and message are the hub's, `status` is HTTP's."""
+
+    def __init__(self, status: int, key: str, message: str) -> None:
+        super().__init__(key, message)
+        self.status = status
+
+
+class VerificationFailed(OperatorError):
+    """What was checked is not what was signed."""

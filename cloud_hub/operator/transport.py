@@ -1,0 +1,181 @@
+"""HTTP to one hub: TLS checked against the hub's own CA, bearer token, deadlines, answers parsed into types.
+
+Knows no operation of the API; those are `client`. Every failure is one of `errors`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Final, Self, TypeVar
+from urllib.parse import quote
+
+import aiohttp
+import msgspec
+from yarl import URL
+
+from cloud_hub.api.route import PREFIX, FailureBody
+from cloud_hub.operator.context import HubContext
+from cloud_hub.operator.errors import ContextError, FileError, HubUnreachable, Refused
+
+CONNECT_S: Final = 10.0
+ANSWER_S: Final = 120.0  # without a byte: building a module takes the hub a while
+PIECE_BYTES: Final = 256 * 1024
+MAX_ANSWER_BYTES: Final = 256 * 1024 * 1024
+Progress = Callable[[int], None]  # how many more bytes have gone over the wire
+Query = Mapping[str, str | int | float | Sequence[str]]
+NO_QUERY: Final[Query] = MappingProxyType({})
+_Answer = TypeVar("_Answer")
+
+
+def path_of(*parts: str | int) -> str:
+    """A path below the API's prefix, each part quoted; a slash in a part stays one part."""
+    return "".join(f"/{quote(str(part), safe='')}" for part in parts)
+
+
+class Transport:
+    """`async with Transport(context)`: one session with the hub."""
+
+    def __init__(self, context: HubContext, reason: str = "") -> None:
+        """`reason` is said with every request, for the audit trail."""
+        self._context = context
+        self._reason = reason
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        tls = _tls(self._context)
+        reason = {"X-Mooring-Reason": self._reason} if self._reason else {}
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=tls),
+            headers={"Authorization": f"Bearer {self._context.token}"} | reason,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=ANSWER_S),
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def ask(
+        self, answer: type[_Answer], method: str, path: str, body: msgspec.Struct | None = None, query: Query = NO_QUERY
+    ) -> _Answer:
+        """The JSON answer as `answer`. `query` values that are empty are left out."""
+        raw = await self.raw(method, path, body, query)
+        try:
+            return msgspec.json.decode(raw, type=answer)
+        except msgspec.DecodeError as error:
+            raise HubUnreachable(
+                "answer-invalid", f"{self._context.url}: the answer is not of this version's form ({error})"
+            ) from error
+
+    async def raw(self, method: str, path: str, body: msgspec.Struct | None = None, query: Query = NO_QUERY) -> bytes:
+        """The answer's bytes, at most MAX_ANSWER_BYTES."""
+        data = None if body is None else msgspec.json.encode(body)
+        parts: list[bytes] = []
+        async with self._request(method, path, data, query) as response:
+            async for part in response.content.iter_chunked(PIECE_BYTES):
+                parts.append(part)
+                if sum(map(len, parts)) > MAX_ANSWER_BYTES:
+                    raise HubUnreachable("answer-too-large", f"{path}: expected at most {MAX_ANSWER_BYTES} bytes")
+        return b"".join(parts)
+
+    async def upload(self, answer: type[_Answer], path: str, file: Path, progress: Progress) -> _Answer:
+        """Posts the file's bytes in a stream."""
+        size = _size(file)
+        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
+        async with self._request("POST", path, _pieces(file, progress), NO_QUERY, headers) as response:
+            return msgspec.json.decode(await response.read(), type=answer)
+
+    async def download(self, path: str, target: Path, progress: Progress, query: Query = NO_QUERY) -> int:
+        """Writes the answer to `target`, which appears whole or not at all; how many bytes it has."""
+        fresh = target.with_name(f".{target.name}.part")
+        written = 0
+        try:
+            with fresh.open("wb") as file:
+                async with self._request("GET", path, None, query) as response:
+                    async for piece in response.content.iter_chunked(PIECE_BYTES):
+                        await asyncio.to_thread(file.write, piece)
+                        written += len(piece)
+                        progress(len(piece))
+            fresh.replace(target)
+        except OSError as error:
+            raise FileError("not-written", f"{target}: {error.strerror or error}; nothing was kept") from error
+        finally:
+            fresh.unlink(missing_ok=True)
+        return written
+
+    @asynccontextmanager
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        data: bytes | AsyncIterator[bytes] | None,
+        query: Query,
+        headers: Mapping[str, str] | None = None,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        if self._session is None:
+            raise RuntimeError("the transport is not open")
+        url = f"{self._context.url.rstrip('/')}{PREFIX}{path}"
+        try:
+            async with self._session.request(
+                method, URL(url, encoded=True), data=data, params=_params(query), headers=headers
+            ) as response:
+                if response.status >= 400:
+                    raise _refusal(response.status, await response.read())
+                yield response
+        except aiohttp.ClientConnectorCertificateError as error:
+            raise HubUnreachable(
+                "hub-not-trusted",
+                f"{self._context.url}: its certificate was not issued by {self._context.ca}, or is for another name "
+                f"({error.certificate_error}); nothing was sent",
+            ) from error
+        except TimeoutError as error:
+            raise HubUnreachable("hub-silent", f"{self._context.url}: no answer to {method} {path} in time") from error
+        except aiohttp.ClientError as error:
+            raise HubUnreachable(
+                "hub-unreachable", f"{self._context.url}: {error}; is the hub running, and is this its address?"
+            ) from error
+
+
+def _tls(context: HubContext) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=context.ca)
+    except (OSError, ssl.SSLError) as error:
+        raise ContextError("ca-unreadable", f"CA {context.ca}: {error}; nothing was sent") from error
+
+
+def _params(query: Query) -> list[tuple[str, str]]:
+    pairs: list[tuple[str, str]] = []
+    for name, value in query.items():
+        for item in [value] if isinstance(value, str | int | float) else value:
+            if item:
+                pairs += [(name, "true" if item is True else str(item))]
+    return pairs
+
+
+def _refusal(status: int, raw: bytes) -> Refused:
+    try:
+        failure = msgspec.json.decode(raw, type=FailureBody).error
+    except msgspec.DecodeError:
+        return Refused(status, "http-error", f"the server answered with status {status}; is this a Mooring hub?")
+    return Refused(status, failure.key, failure.message)
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError as error:
+        raise FileError("not-readable", f"{file}: {error.strerror}; nothing was sent") from error
+
+
+async def _pieces(file: Path, progress: Progress) -> AsyncIterator[bytes]:
+    with await asyncio.to_thread(file.open, "rb") as source:
+        while piece := await asyncio.to_thread(source.read, PIECE_BYTES):
+            yield piece
+            progress(len(piece))

@@ -1,0 +1,209 @@
+"""The reference profile of a training sample: how inputs and answers were distributed when the model was made.
+
+Arrays in, a `ReferenceProfile` out; no files and no model here. The cells are those of `modules.windows`, which a
+device counts into. Called by the child of `model_probe`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from modules.errors import WindowError
+from modules.tensors import TensorSpec
+from modules.windows import Categorical, Feature, Numeric, ReferenceProfile
+
+Array = np.ndarray[Any, np.dtype[Any]]
+FloatArray = np.ndarray[Any, np.dtype[np.float64]]
+
+BINS = 10
+MAX_ELEMENTS = 4096  # features of one tensor; more say little one by one and make every window large
+MAX_CATEGORIES = 256  # the rarer ones count as unknown, in the reference as on the device
+MAX_CLASSES = 64  # an integer output with more distinct values is a number, not a class
+_SUM_TOLERANCE = 1e-2  # float16 and quantised models do not sum to 1 exactly
+
+
+def profile_training(
+    inputs: Mapping[str, Array],
+    outputs: Mapping[str, Array],
+    input_specs: Sequence[TensorSpec],
+    output_specs: Sequence[TensorSpec],
+    bins: int = BINS,
+) -> ReferenceProfile:
+    """Profile arrays by tensor name, rows first; the specs give the order and the labels.
+
+    Raises WindowError when rows differ, are none, or an input has more than MAX_ELEMENTS elements per row.
+    """
+    rows = {len(array) for array in (*inputs.values(), *outputs.values())}
+    if len(rows) != 1 or rows == {0}:
+        raise WindowError(f"training sample: expected the same number of rows in every array, got {sorted(rows)}")
+    profiled_inputs = [feature for spec in input_specs for feature in _input(spec, inputs[spec.name], bins)]
+    profiled_outputs = [feature for spec in output_specs for feature in _output(spec, outputs[spec.name], bins)]
+    return ReferenceProfile(rows.pop(), tuple(profiled_inputs), tuple(profiled_outputs))
+
+
+def choose_edges(values: Array, bins: int = BINS) -> FloatArray:
+    """Edges that part finite values into bins of about equal count; every edge fits the values' dtype.
+
+    An inner edge lies halfway between two neighbouring distinct values, so no value lies on it. A value that fills a
+    bin's share alone gets a bin of its own, and the rest is parted without it: at most twice `bins` in all. The outer
+    edges are the smallest and the largest value; a constant gives (v, v).
+    """
+    distinct, counts = np.unique(values, return_counts=True)
+    if distinct.size == 0:
+        return np.zeros(2)
+    cuts = np.arange(distinct.size - 1) if distinct.size <= bins else _cuts(counts, bins)
+    left, right = distinct[cuts], distinct[cuts + 1]
+    middle = (left / 2 + right / 2).astype(values.dtype if values.dtype.kind == "f" else np.float64)
+    inner = np.where(middle > left, middle, right)
+    return np.concatenate([distinct[:1], inner, distinct[-1:]]).astype(np.float64)
+
+
+def count_numeric(values: Array, edges: FloatArray) -> list[int]:
+    """Rows per cell: the bins, under, over, missing."""
+    bins = len(edges) - 1
+    missing = np.isnan(values)
+    known = values[~missing]
+    under, over = known < edges[0], known > edges[-1]
+    inside = known[~(under | over)]
+    index = np.minimum(np.searchsorted(edges, inside, side="right") - 1, bins - 1)
+    counted = np.bincount(index, minlength=bins)
+    return [*counted.tolist(), int(under.sum()), int(over.sum()), int(missing.sum())]
+
+
+def _cuts(counts: Array, bins: int) -> Array:
+    """After which of the distinct values to cut, given how often each occurs."""
+    heavy = counts * bins >= counts.sum()
+    own = np.flatnonzero(heavy)
+    below = np.cumsum(np.where(heavy, 0, counts))
+    share = max(bins - own.size, 1)
+    targets = below[-1] * np.arange(1, share) / share
+    after = np.searchsorted(below, targets)
+    before = np.maximum(after - 1, 0)
+    nearest = np.where(targets - below[before] <= below[after] - targets, before, after)
+    cuts = np.unique(np.concatenate([own - 1, own, nearest]))
+    return cuts[(cuts >= 0) & (cuts < counts.size - 1)]
+
+
+def _input(spec: TensorSpec, array: Array, bins: int) -> Iterator[Feature]:
+    flat = array.reshape(len(array), -1)
+    if flat.shape[1] > MAX_ELEMENTS:
+        raise WindowError(
+            f"input {spec.name}: expected at most {MAX_ELEMENTS} elements per row to profile, got {flat.shape[1]}; "
+            "build without a training sample, or give the model smaller inputs"
+        )
+    for index, name in enumerate(_names(spec, array)):
+        yield _column(spec, name, flat, index, bins)
+
+
+def _output(spec: TensorSpec, array: Array, bins: int) -> Iterator[Feature]:
+    flat = array.reshape(len(array), -1)
+    if _is_class_vector(spec, flat):
+        categories = spec.labels or tuple(str(index) for index in range(flat.shape[1]))
+        yield _argmax(spec, flat, categories)
+        yield _maximum(spec, flat, bins)
+    elif flat.shape[1] > MAX_ELEMENTS:
+        yield _maximum(spec, flat, bins)
+    else:
+        for index, name in enumerate(_names(spec, array)):
+            column = flat[:, index]
+            if column.dtype.kind in "biu" and np.unique(column).size <= MAX_CLASSES:
+                yield _categorical(spec, name, column, index)
+            else:
+                yield _column(spec, name, flat, index, bins)
+
+
+def _column(spec: TensorSpec, name: str, flat: Array, index: int, bins: int) -> Feature:
+    if spec.datatype == "BYTES" or flat.dtype.kind in "OSU":
+        return _categorical(spec, name, flat[:, index], index)
+    return _numeric(spec.name, name, flat[:, index], bins, "column", index)
+
+
+def _is_class_vector(spec: TensorSpec, flat: Array) -> bool:
+    """Scores of classes: labelled as such, or shares that add up to 1 in every row."""
+    if flat.dtype.kind != "f" or flat.shape[1] < 2:
+        return False
+    if len(spec.labels) == flat.shape[1]:
+        return True
+    wide = flat.astype(np.float64)
+    return bool(wide.min() >= -_SUM_TOLERANCE and np.abs(wide.sum(axis=1) - 1).max() <= _SUM_TOLERANCE)
+
+
+def _argmax(spec: TensorSpec, flat: Array, categories: tuple[str, ...]) -> Categorical:
+    """A row with a NaN has no largest element: it is missing."""
+    missing = np.isnan(flat).any(axis=1)
+    counted = np.bincount(flat[~missing].argmax(axis=1), minlength=len(categories)) if not missing.all() else None
+    counts = [0] * len(categories) if counted is None else counted.tolist()
+    return Categorical(f"{spec.name}.class", spec.name, categories, (*counts, 0, int(missing.sum())), take="argmax")
+
+
+def _maximum(spec: TensorSpec, flat: Array, bins: int) -> Numeric:
+    """The row's maximum; NaN, and so missing, where the row has one."""
+    return _numeric(spec.name, f"{spec.name}.confidence", flat.max(axis=1), bins, "max", 0)
+
+
+def _numeric(tensor: str, name: str, column: Array, bins: int, take: Literal["column", "max"], index: int) -> Numeric:
+    values = column if column.dtype.kind == "f" else column.astype(np.float64)
+    finite = values[np.isfinite(values)]
+    edges = choose_edges(finite, bins)
+    mean, scale = _mean_and_scale(finite.astype(np.float64))
+    counts = count_numeric(values.astype(np.float64), edges)
+    return Numeric(name, tensor, tuple(edges.tolist()), tuple(counts), mean, scale, take, index)
+
+
+def _mean_and_scale(values: FloatArray) -> tuple[float, float]:
+    """Mean and standard deviation; 1 where there is no spread, the middle value where sums overflow."""
+    if values.size == 0:
+        return 0.0, 1.0
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean, scale = float(values.mean()), float(values.std())
+    if not np.isfinite(mean) or not np.isfinite(scale):
+        return float(np.sort(values)[values.size // 2]), 1.0
+    return mean, scale if scale > 0 else 1.0
+
+
+def _categorical(spec: TensorSpec, name: str, column: Array, index: int) -> Categorical:
+    """Categories are the texts that the device will see; labels give them when they are such texts."""
+    texts = [as_text(value) for value in column.tolist()]
+    found: dict[str, int] = {}
+    missing = 0
+    for text in texts:
+        if text is None:
+            missing += 1
+        else:
+            found[text] = found.get(text, 0) + 1
+    categories = _categories(spec, found, whole=column.dtype.kind in "iu")
+    counts = [found.get(category, 0) for category in categories]
+    unknown = len(texts) - missing - sum(counts)
+    return Categorical(name, spec.name, categories, (*counts, unknown, missing), index=index)
+
+
+def as_text(value: object) -> str | None:
+    """A value as its category's text; None is missing."""
+    if value is None or (isinstance(value, float) and value != value):
+        return None
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
+def _categories(spec: TensorSpec, found: Mapping[str, int], whole: bool) -> tuple[str, ...]:
+    labels = tuple(dict.fromkeys(spec.labels))
+    if labels and spec.shape[-1:] != (len(labels),) and found.keys() <= set(labels):
+        return labels
+    if whole:
+        # Class numbers, also those that the sample happens not to hold below the number of labels.
+        numbers = {int(text) for text in found} | set(range(len(labels)))
+        return tuple(str(number) for number in sorted(numbers))
+    frequent = sorted(found, key=lambda text: (-found[text], text))[:MAX_CATEGORIES]
+    return tuple(sorted(frequent)) or ("",)
+
+
+def _names(spec: TensorSpec, array: Array) -> list[str]:
+    """`tensor` for one element per row, else `tensor[2,5]`; labels name the last dimension."""
+    shape = array.shape[1:]
+    if int(np.prod(shape)) == 1:
+        return [spec.name]
+    last = spec.labels if shape and len(spec.labels) == shape[-1] else tuple(str(i) for i in range(shape[-1]))
+    places = (",".join((*map(str, place[:-1]), last[place[-1]])) for place in np.ndindex(*shape))
+    return [f"{spec.name}[{place}]" for place in places]

@@ -1,0 +1,120 @@
+"""What a hub forgets by age: windows, samples, looks, and files that nothing refers to. Events are kept.
+
+Ages stand in `hub.toml`. Deleting goes in slices, so that devices' batches never wait long for the writer. Called by
+`service` from time to time and by `mooring-hub gc`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any, Final
+
+import msgspec
+from sqlalchemy import Column, Table, delete, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from cloud_hub.blobs import Blobs
+from cloud_hub.clock import Clock
+from cloud_hub.config import HubConfig
+from cloud_hub.events import Events
+from cloud_hub.store.engine import Store
+from cloud_hub.store.tables import looks, model_files, modules, samples, windows
+from modules.manifest import decode_manifest
+
+DAY_S: Final = 86_400.0
+SWEEP_EVERY_S: Final = 6 * 3600.0
+SLICE: Final = 1000
+_log = logging.getLogger(__name__)
+
+
+class Swept(msgspec.Struct, frozen=True):
+    """How much one sweep removed: rows, files and their bytes."""
+
+    windows: int = 0
+    samples: int = 0
+    looks: int = 0
+    files: int = 0
+    bytes: int = 0
+
+
+class Retention:
+    """`sweep` removes what is older than the settings say; safe to repeat and beside a hub that runs."""
+
+    def __init__(self, config: HubConfig, store: Store, blobs: Blobs, events: Events, clock: Clock) -> None:
+        self._config, self._store, self._blobs, self._events, self._clock = config, store, blobs, events, clock
+
+    async def keep_sweeping(self) -> None:
+        """Until cancelled."""
+        while True:
+            try:
+                await self.sweep()
+            except Exception:
+                # Old rows cost room, nothing else; whatever it was, the next round meets it again.
+                _log.exception("old data could not be removed; trying again in %s s", SWEEP_EVERY_S)
+            await asyncio.sleep(SWEEP_EVERY_S)
+
+    async def sweep(self) -> Swept:
+        """One round over everything."""
+        now, config = self._clock(), self._config
+        files, size = await self._files(now - config.uploads_days * DAY_S)
+        swept = Swept(
+            windows=await self._rows(windows, windows.c.received_at, now - config.windows_days * DAY_S),
+            samples=await self._rows(samples, samples.c.received_at, now - config.samples_days * DAY_S),
+            looks=await self._looks(now - config.looks_days * DAY_S),
+            files=files,
+            bytes=size,
+        )
+        if swept != Swept():
+            async with self._store.write() as connection:
+                counts = msgspec.structs.asdict(swept)
+                await self._events.record(connection, "retention.swept", "hub", "hub", **counts)
+        return swept
+
+    async def _rows(self, table: Table, age: Column[Any], before: float) -> int:
+        """The oldest rows, up to the first that is younger. Numbers ascend with the time of receipt."""
+        count = 0
+        while True:
+            async with self._store.write() as connection:
+                query = select(table.c.id, age).order_by(table.c.id).limit(SLICE)
+                oldest = (await connection.execute(query)).all()
+                old = [number for number, at in oldest if at < before]
+                if old:
+                    await connection.execute(delete(table).where(table.c.id.in_(old)))
+            count += len(old)
+            if len(old) < SLICE:
+                return count
+
+    async def _looks(self, before: float) -> int:
+        async with self._store.write() as connection:
+            return (await connection.execute(delete(looks).where(looks.c.start < before))).rowcount
+
+    async def _files(self, before: float) -> tuple[int, int]:
+        """Files that were last stored before then, and belong to no model and no module. How many, and their bytes."""
+        old = await asyncio.to_thread(self._blobs.stored_before, before)
+        if not old:
+            return 0, 0
+        async with self._store.read() as connection:
+            manifests = await _manifests(connection)
+            unknown = old - await _files_of_models(connection) - await self._with_files(manifests)
+        # Again under the writer's lock: somebody may have registered one of them meanwhile.
+        async with self._store.write() as connection:
+            new = await _manifests(connection) - manifests
+            unknown -= await _files_of_models(connection) | await self._with_files(new)
+            sizes = await asyncio.to_thread(lambda: [self._blobs.remove(sha256, before) for sha256 in sorted(unknown)])
+        gone = [size for size in sizes if size is not None]
+        return len(gone), sum(gone)
+
+    async def _with_files(self, manifests: set[str]) -> set[str]:
+        found = set(manifests)
+        for sha256 in manifests:
+            found |= {entry.sha256 for entry in decode_manifest(await self._blobs.read(sha256)).files}
+        return found
+
+
+async def _files_of_models(connection: AsyncConnection) -> set[str]:
+    return set((await connection.execute(select(model_files.c.sha256))).scalars())
+
+
+async def _manifests(connection: AsyncConnection) -> set[str]:
+    return set((await connection.execute(select(modules.c.manifest_sha256))).scalars())

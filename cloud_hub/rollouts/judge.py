@@ -1,0 +1,75 @@
+"""What a device's report says about its execution. Pure.
+
+Only the report counts: success is the module itself, named with its digest and deployment, after probation. Called by
+`controller` for each report.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from cloud_hub.rollouts.plan import IN_PROGRESS, Execution, ExecutionState
+from modules.messages import DeviceReport, ModuleReport, UpdateReport
+
+# The new module served in these steps, so failing after them means that the device went back.
+_SERVED = frozenset({"activating", "probation", "reverting"})
+MAX_REASON = 500
+
+
+class Wanted(msgspec.Struct, frozen=True):
+    """What an execution waits for. The digest is the manifest's of the device's profile."""
+
+    deployment: str
+    module: str
+    version: int
+    manifest_sha256: str
+
+
+def judge(execution: Execution, wanted: Wanted, report: DeviceReport, now: float) -> Execution:
+    """The execution after the report; itself when the report says nothing new. Reports in any order do no harm."""
+    if execution.state not in IN_PROGRESS:
+        return execution
+    if brought(wanted, report):
+        return execution.ended(ExecutionState.VERIFIED, now)
+    if _about(report.last, execution, wanted) and report.last.state in ("failed", "rejected", "reverting"):
+        state = _failure(report.last, execution)
+        return execution.ended(state, now, report.last.reason_key or str(state), report.last.reason[:MAX_REASON])
+    if _about(report.current, execution, wanted) and report.current.state != "idle":
+        return msgspec.structs.replace(
+            execution,
+            state=ExecutionState.UPDATING,
+            reason_key=report.current.state,
+            reason=report.current.reason[:MAX_REASON],
+        )
+    return execution
+
+
+def runs(wanted: Wanted, report: DeviceReport) -> bool:
+    """Whether the device already runs exactly this module, verified, whichever deployment brought it."""
+    return any(_holds(module, wanted) for module in report.modules)
+
+
+def brought(wanted: Wanted, report: DeviceReport) -> bool:
+    """Whether the device runs the module because of this very deployment."""
+    return any(_holds(module, wanted) and module.deployment == wanted.deployment for module in report.modules)
+
+
+def _holds(module: ModuleReport, wanted: Wanted) -> bool:
+    return (
+        module.name == wanted.module
+        and module.version == wanted.version
+        and module.manifest_sha256 == wanted.manifest_sha256
+        and module.verified
+    )
+
+
+def _about(update: UpdateReport, execution: Execution, wanted: Wanted) -> bool:
+    """Whether the update carries this execution. One refused before its content was known names no deployments."""
+    names_it = wanted.deployment in update.deployments or not update.deployments
+    return names_it and update.director_version >= execution.director_version
+
+
+def _failure(last: UpdateReport, execution: Execution) -> ExecutionState:
+    if last.state == "rejected":
+        return ExecutionState.REJECTED
+    return ExecutionState.REVERTED if {last.state, execution.reason_key} & _SERVED else ExecutionState.FAILED

@@ -1,0 +1,66 @@
+"""All rooms of a running hub in one frozen value: what `service` builds and API handlers get.
+
+Only types are imported here, so that a handler's file stays light.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cloud_hub.blobs import Blobs
+    from cloud_hub.broker import Broker
+    from cloud_hub.claims import Claims
+    from cloud_hub.clock import Clock
+    from cloud_hub.config import HubConfig, HubPaths
+    from cloud_hub.desired import Desired
+    from cloud_hub.devices import Devices
+    from cloud_hub.events import Events
+    from cloud_hub.expulsion import Expulsion
+    from cloud_hub.link import HubLink
+    from cloud_hub.monitoring.alerts import Alerts
+    from cloud_hub.monitoring.ingest import Ingest
+    from cloud_hub.monitoring.samples import Samples
+    from cloud_hub.packaging import Packaging
+    from cloud_hub.people import People
+    from cloud_hub.registry import Registry
+    from cloud_hub.renewals import Renewals
+    from cloud_hub.revocations import Revocations
+    from cloud_hub.rollouts.controller import Controller
+    from cloud_hub.store.engine import Store
+    from cloud_hub.trust.ca import CertificateAuthority
+    from cloud_hub.trust.ceremony import Ceremony
+    from cloud_hub.trust.director import Director
+    from cloud_hub.trust.image import ImageRepository
+
+
+@dataclass(frozen=True)
+class Rooms:
+    """Each field is the one object of its kind in this process."""
+
+    config: HubConfig
+    paths: HubPaths
+    clock: Clock
+    store: Store
+    blobs: Blobs
+    events: Events
+    people: People
+    registry: Registry
+    packaging: Packaging
+    image: ImageRepository
+    director: Director
+    ceremony: Ceremony
+    ca: CertificateAuthority
+    devices: Devices
+    claims: Claims
+    revocations: Revocations
+    renewals: Renewals
+    expulsion: Expulsion
+    desired: Desired
+    rollouts: Controller
+    ingest: Ingest
+    alerts: Alerts
+    samples: Samples
+    broker: Broker
+    link: HubLink

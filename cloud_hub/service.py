@@ -1,0 +1,313 @@
+"""The composition root: builds every room of a hub, runs them, and ends them in order.
+
+Nothing else constructs collaborators. `open_hub` builds without starting anything that talks; `serve` adds the broker,
+the link, the tickers and the API. Called by `cli`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from datetime import timedelta
+from typing import Final
+
+import msgspec
+from aiohttp import web
+
+from cloud_hub.api.app import application
+from cloud_hub.api.gate import Gate
+from cloud_hub.api.table import EVERY_ROUTE
+from cloud_hub.blobs import Blobs
+from cloud_hub.broker import Broker, device_address
+from cloud_hub.claims import Claims
+from cloud_hub.clock import Clock, system_clock
+from cloud_hub.clone_alerts import CloneAlerts
+from cloud_hub.config import HubConfig, HubPaths
+from cloud_hub.desired import Desired
+from cloud_hub.devices import Devices
+from cloud_hub.errors import BadRequest, Conflict, Unavailable
+from cloud_hub.events import Events
+from cloud_hub.expulsion import Expulsion
+from cloud_hub.hardening import check_private
+from cloud_hub.limits import Rate
+from cloud_hub.link import Handlers, HubLink
+from cloud_hub.monitoring.alerts import Alerts
+from cloud_hub.monitoring.ingest import Ingest
+from cloud_hub.monitoring.references import References
+from cloud_hub.monitoring.reports import Reports, WatchSettings
+from cloud_hub.monitoring.samples import Samples
+from cloud_hub.oidc import Provider
+from cloud_hub.packaging import Packaging
+from cloud_hub.people import People
+from cloud_hub.registry import Registry
+from cloud_hub.renewals import Renewals
+from cloud_hub.retention import Retention
+from cloud_hub.revocations import Revocations
+from cloud_hub.rollouts.controller import Controller
+from cloud_hub.rooms import Rooms
+from cloud_hub.serving import Serving
+from cloud_hub.store.engine import Store
+from cloud_hub.trust.ca import CertificateAuthority
+from cloud_hub.trust.ceremony import Ceremony
+from cloud_hub.trust.director import Director
+from cloud_hub.trust.expiry import ExpiryWatch
+from cloud_hub.trust.image import ImageRepository
+from cloud_hub.trust.issuer import Issuer
+from cloud_hub.trust.keys import Keys, key_folders
+from cloud_hub.trust.setup import load_authority
+from firmware_profiles.catalog import CatalogError, load
+from firmware_profiles.profile import DeviceProfile
+from modules.messages import SignedReport
+
+TICK_S: Final = 1.0
+RENEW_S: Final = 60.0
+START_DEADLINE_S: Final = 15.0
+API_STOP_S: Final = 5.0
+BURST_S: Final = 10.0
+log = logging.getLogger(__name__)
+
+
+class Ready(msgspec.Struct, frozen=True):
+    """Where a hub that is up can be reached."""
+
+    api: str
+    broker: str
+
+
+@asynccontextmanager
+async def open_hub(paths: HubPaths, clock: Clock = system_clock, broker: str = "") -> AsyncIterator[Rooms]:
+    """All rooms over one database. Nothing listens and nothing connects yet.
+
+    `broker` is the address of a broker to use in place of the configured one. Raises NotFound `hub-not-found`,
+    BadRequest `config-invalid` or `profiles-invalid`.
+    """
+    config = _with_broker(HubConfig.load(paths.root), broker)
+    catalog = _catalog(config)
+    store = await Store.open(paths.database_url)
+    try:
+        yield _build(config, paths, store, catalog, clock)
+    finally:
+        await store.close()
+
+
+async def serve(
+    paths: HubPaths,
+    until_stopped: Callable[[], Awaitable[object]],
+    on_ready: Callable[[Ready], None],
+    broker: str = "",
+    start_deadline_s: float = START_DEADLINE_S,
+) -> None:
+    """Runs the hub until `until_stopped` returns, then ends it in order, each part within its own deadline.
+
+    `broker` as for `open_hub`; the broker and the link to it have `start_deadline_s` each. Raises Conflict
+    `hub-running` when another process serves this directory, Unavailable when broker or API cannot be started.
+    """
+    check_private(paths)
+    with only_one(paths):
+        async with AsyncExitStack() as parts:
+            rooms = await parts.enter_async_context(open_hub(paths, broker=broker))
+            await asyncio.to_thread(rooms.blobs.clean)
+            await rooms.revocations.tick()  # the broker does not start without a revocation list
+            await parts.enter_async_context(rooms.broker)
+            await rooms.broker.ready(start_deadline_s)
+            await parts.enter_async_context(rooms.alerts)
+            await parts.enter_async_context(rooms.link)
+            await parts.enter_async_context(_beside(_tick(rooms), "ticks"))
+            await parts.enter_async_context(_beside(retention(rooms).keep_sweeping(), "retention"))
+            await parts.enter_async_context(_beside(_renew(rooms), "renewal"))
+            await parts.enter_async_context(_listening(rooms))
+            await _connected(rooms.link, start_deadline_s)
+            address = device_address(rooms.config)
+            on_ready(Ready(rooms.config.api_url, f"mqtts://{address.host}:{address.port}"))
+            await until_stopped()
+            log.info("stopping")
+
+
+def _build(config: HubConfig, paths: HubPaths, store: Store, catalog: dict[str, DeviceProfile], clock: Clock) -> Rooms:
+    blobs, events = Blobs(paths.blobs), Events(store, clock)
+    keys, ca, broker = Keys(*key_folders(paths)), _authority(config, paths), Broker(config, paths)
+    registry = Registry(store, blobs, events, clock)
+    image = ImageRepository(store, blobs, events, keys, clock)
+    director = Director(store, keys, clock)
+    desired = Desired(store, clock)
+    issuer = Issuer(ca, config.ca, timedelta(days=config.certificate_days))
+    claims = Claims(store, events, ca.server_ca_sha256, catalog, clock)
+    crl_life = timedelta(days=config.crl_days)
+    revocations = Revocations(store, events, ca, issuer, paths.crl, crl_life, clock, broker.reload)
+    renewals = Renewals(store, events, issuer, revocations, clock)
+    clones = CloneAlerts(events, clock)
+    devices = Devices(
+        config, store, events, ca, issuer, claims, revocations, renewals, image, director, catalog, clock, clones
+    )
+    alerts, ingest = _monitoring(config, store, blobs, events, clock)
+    serving = Serving(store, blobs, image, director)
+
+    async def on_report(device: str, signed: SignedReport) -> None:
+        report = await devices.accept_report(device, signed)
+        if report is not None:
+            await rollouts.on_report(device, report)
+
+    handlers = Handlers(serving.answer, renewals.answer, ingest.commit, on_report, devices.behind)
+    link = HubLink(config, paths, handlers)
+    rollouts = Controller(store, events, desired, link.ring, clock)
+    return Rooms(
+        config=config,
+        paths=paths,
+        clock=clock,
+        store=store,
+        blobs=blobs,
+        events=events,
+        people=People(store, events, clock),
+        registry=registry,
+        packaging=Packaging(store, blobs, events, registry, catalog, config.publisher, clock),
+        image=image,
+        director=director,
+        ceremony=Ceremony(store, blobs, events, keys, clock),
+        ca=ca,
+        devices=devices,
+        claims=claims,
+        revocations=revocations,
+        renewals=renewals,
+        expulsion=Expulsion(config, paths, ca, devices, director, revocations, link, clock),
+        desired=desired,
+        rollouts=rollouts,
+        ingest=ingest,
+        alerts=alerts,
+        samples=Samples(store),
+        broker=broker,
+        link=link,
+    )
+
+
+def _authority(config: HubConfig, paths: HubPaths) -> CertificateAuthority:
+    return load_authority(paths, timedelta(days=config.certificate_days))
+
+
+def _monitoring(config: HubConfig, store: Store, blobs: Blobs, events: Events, clock: Clock) -> tuple[Alerts, Ingest]:
+    settings = WatchSettings(config.look_s, config.false_alarm_months)
+    references = References(store, blobs)
+    reports = Reports(store, references, clock, settings)
+    alerts = Alerts(store, events, references, reports, clock, settings)
+    return alerts, Ingest(store, events, references, clock, config.look_s, alerts.touched)
+
+
+def _with_broker(config: HubConfig, broker: str) -> HubConfig:
+    try:
+        return msgspec.structs.replace(config, broker=broker) if broker else config
+    except ValueError as error:
+        raise BadRequest("config-invalid", str(error)) from error
+
+
+def _catalog(config: HubConfig) -> dict[str, DeviceProfile]:
+    try:
+        return load(config.profiles_folder)
+    except (CatalogError, OSError) as error:
+        raise BadRequest("profiles-invalid", f"device profiles in {config.profiles}: {error}") from error
+
+
+def retention(rooms: Rooms) -> Retention:
+    """What removes old data from these rooms."""
+    return Retention(rooms.config, rooms.store, rooms.blobs, rooms.events, rooms.clock)
+
+
+@asynccontextmanager
+async def _beside(work: Coroutine[None, None, None], name: str) -> AsyncIterator[None]:
+    """Work without an end goes on inside."""
+    task = asyncio.create_task(work, name=name)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task], timeout=API_STOP_S)
+
+
+async def _tick(rooms: Rooms) -> None:
+    """Deadlines of rollouts and the revocation list, looked at once a second."""
+    while True:
+        for what, work in (("rollouts", rooms.rollouts.tick), ("the revocation list", rooms.revocations.tick)):
+            try:
+                await work()
+            except Exception:
+                # The next tick finds the same work; one that cannot be done must not stop the others' deadlines.
+                log.exception("%s could not be seen to; trying again in %s s", what, TICK_S)
+        await asyncio.sleep(TICK_S)
+
+
+def gate(rooms: Rooms) -> Gate:
+    """What stands before the API, as the settings say."""
+    config = rooms.config
+    return Gate(
+        rooms.store,
+        rooms.events,
+        rooms.clock,
+        Provider(config.oidc, rooms.clock) if config.oidc.issuer else None,
+        Rate(config.requests_per_s, BURST_S * config.requests_per_s),
+        Rate(config.strangers_per_s, BURST_S * config.strangers_per_s),
+    )
+
+
+async def _renew(rooms: Rooms) -> None:
+    """Signatures that the hub gives by itself are renewed ahead of time, and the end of others is announced."""
+    watch = ExpiryWatch(rooms.store, rooms.events, rooms.clock)
+    while True:
+        try:
+            await rooms.image.renew()
+            while await rooms.director.renew():
+                pass
+            await watch.check()
+        except Exception:
+            # Devices that ask are signed for all the same; half of a signature's life is left to try again.
+            log.exception("signatures could not be renewed; trying again in %s s", RENEW_S)
+        await asyncio.sleep(RENEW_S)
+
+
+@asynccontextmanager
+async def _listening(rooms: Rooms) -> AsyncIterator[None]:
+    """The API over TLS. At the end new connections are refused first, then requests under way get a moment."""
+    runner = web.AppRunner(application(rooms, EVERY_ROUTE, gate(rooms)), access_log=None, shutdown_timeout=API_STOP_S)
+    await runner.setup()
+    host, port = rooms.config.api_host, rooms.config.api_port
+    try:
+        await web.TCPSite(runner, host, port, ssl_context=_server_context(rooms.paths)).start()
+    except OSError as error:
+        await runner.cleanup()
+        raise Unavailable(
+            "api-not-started", f"API at {host}:{port}: {error.strerror or error}; is another program listening there?"
+        ) from error
+    try:
+        yield
+    finally:
+        await runner.cleanup()
+
+
+def _server_context(paths: HubPaths) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(paths.server_crt, paths.server_key)
+    return context
+
+
+async def _connected(link: HubLink, deadline_s: float) -> None:
+    try:
+        await asyncio.wait_for(link.connected.wait(), deadline_s)
+    except TimeoutError as error:
+        raise Unavailable(
+            "link-not-connected", f"the hub was not connected to its broker after {deadline_s:.0f} s"
+        ) from error
+
+
+@contextmanager
+def only_one(paths: HubPaths) -> Iterator[None]:
+    """Two processes on one directory would each answer half of the devices. The lock ends with the process."""
+    if not paths.config.is_file():
+        HubConfig.load(paths.root)  # says what is missing
+    with (paths.root / "hub.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Conflict("hub-running", f"another process serves {paths.root}; stop that one first") from error
+        yield

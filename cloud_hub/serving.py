@@ -1,0 +1,107 @@
+"""What a device may fetch over MQTT, and the bytes of it: metadata of both repositories, and its modules' files.
+
+A device gets only the files of modules that are assigned to it. What it says it runs opens nothing, because that is
+its own claim. Called by `link` for each request; says no with a Refusal, never with an exception for what a device
+asked wrongly.
+"""
+
+from __future__ import annotations
+
+from hashlib import sha256
+
+from sqlalchemy import and_, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from cloud_hub.blobs import Blobs
+from cloud_hub.errors import HubError, NotFound
+from cloud_hub.store.engine import Store
+from cloud_hub.store.tables import assignments, devices, modules
+from cloud_hub.trust.director import Director
+from cloud_hub.trust.director_sign import TIMESTAMP_FILE
+from cloud_hub.trust.image import ImageRepository
+from modules.manifest import decode_manifest
+from modules.messages import MAX_BLOCK_BYTES, Answer, Get, Refusal
+
+MAX_REMEMBERED_MANIFESTS = 256
+
+
+class Serving:
+    """Answers one request at a time; keeps nothing about devices between them."""
+
+    def __init__(self, store: Store, blobs: Blobs, image: ImageRepository, director: Director) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._image = image
+        self._director = director
+        # A manifest's bytes never change under their digest, so what was read once holds.
+        self._files: dict[str, frozenset[str]] = {}
+
+    async def answer(self, device: str, get: Get) -> Answer | Refusal:
+        """The bytes asked for, at most MAX_BLOCK_BYTES; fewer than asked, also none, at the end of the file."""
+        if get.offset < 0 or get.length < 1:
+            return Refusal(
+                "bad-request", f"{get.name[:80]}: expected an offset of at least 0 and a length of at least 1"
+            )
+        try:
+            return await self._answer(device, get)
+        except NotFound as error:
+            return await self._not_found(device, get, error)
+        except HubError as error:
+            return Refusal("bad-request" if error.status < 500 else "busy", error.message)
+
+    async def _answer(self, device: str, get: Get) -> Answer | Refusal:
+        async with self._store.read() as connection:
+            if not await _is_welcome(connection, device):
+                return Refusal("not-allowed", f"device {device} is not enrolled or has been retired")
+            if get.repository == "blob" and not await self._may_have(connection, device, get.name):
+                return Refusal("not-allowed", f"{get.name[:80]} belongs to no module that is assigned to {device}")
+        length = min(get.length, MAX_BLOCK_BYTES)
+        if get.repository == "blob":
+            size = self._blobs.size(get.name)
+            return Answer(size, get.offset, await self._blobs.read(get.name, get.offset, length))
+        body = await self._metadata(device, get, get.name)
+        return Answer(len(body), get.offset, body[get.offset : get.offset + length])
+
+    async def _not_found(self, device: str, get: Get, error: NotFound) -> Refusal:
+        """With the timestamp, when a root was asked for that does not exist and the device says what it holds.
+
+        The root was looked up first and the timestamp now, in the order in which the device would have asked.
+        """
+        if get.held is None or error.key != "metadata-not-found" or not get.name.endswith(".root.json"):
+            return Refusal("not-found", error.message)
+        try:
+            body = await self._metadata(device, get, TIMESTAMP_FILE)
+        except HubError:
+            return Refusal("not-found", error.message)  # the device asks for it, and hears why
+        return Refusal("not-found", f"no {get.name[:20]}", b"" if sha256(body).digest() == get.held else body)
+
+    async def _metadata(self, device: str, get: Get, name: str) -> bytes:
+        if get.repository == "image":
+            return await self._image.metadata(name)
+        return await self._director.metadata(device, name)
+
+    async def _may_have(self, connection: AsyncConnection, device: str, digest: str) -> bool:
+        built = and_(
+            modules.c.name == assignments.c.module,
+            modules.c.version == assignments.c.version,
+            modules.c.profile == assignments.c.profile,
+        )
+        query = select(modules.c.manifest_sha256).select_from(assignments.join(modules, built))
+        manifests = await connection.execute(query.where(assignments.c.device == device))
+        for manifest in manifests.scalars().all():
+            if digest == manifest or digest in await self._files_of(manifest):
+                return True
+        return False
+
+    async def _files_of(self, manifest: str) -> frozenset[str]:
+        if manifest not in self._files:
+            if len(self._files) >= MAX_REMEMBERED_MANIFESTS:
+                self._files.pop(next(iter(self._files)))
+            files = decode_manifest(await self._blobs.read(manifest)).files
+            self._files[manifest] = frozenset(entry.sha256 for entry in files)
+        return self._files[manifest]
+
+
+async def _is_welcome(connection: AsyncConnection, device: str) -> bool:
+    query = select(devices.c.id).where(devices.c.id == device, devices.c.retired_at.is_(None))
+    return (await connection.execute(query)).scalar_one_or_none() is not None

@@ -1,0 +1,163 @@
+"""The manifest: what an edge module is. Frozen values, canonical JSON bytes, one digest.
+
+The manifest's bytes are a TUF target; its SHA-256 is the module's identity on the device and in monitoring.
+Built by the hub's `packaging`, read by the agent after verification. Decoding refuses what this version does not
+understand, because a field that is ignored cannot be promised.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+import msgspec
+
+from firmware_profiles.profile import NAME_PATTERN, Requirements
+from modules.bundle import FileEntry, sha256_hex
+from modules.errors import MALFORMED, ManifestError
+from modules.tensors import TensorSpec
+
+FORMAT = 1
+MAX_MANIFEST_BYTES = 4 * 1024 * 1024
+
+
+class Lineage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where a module comes from: the registry's model version, and how that was made."""
+
+    model: str
+    model_version: int
+    author: str = ""
+    training_run: str = ""
+    git_commit: str = ""
+    datasets: tuple[str, ...] = ()
+
+
+class Runtime(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the module runs. `model` is the path of the model file inside the module."""
+
+    kind: Literal["process"] = "process"
+    backend: Literal["onnx", "script"] = "onnx"
+    model: str = "model.onnx"
+    entry: str = ""
+
+
+class Resources(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Limits of the worker: threads (0 = cores minus one), memory in MiB (0 = no limit), request size in bytes.
+
+    A prediction that takes longer than `request_deadline_s`, waiting included, is ended and answered 504.
+    """
+
+    threads: int = 0
+    memory_mib: int = 0
+    max_request_bytes: int = 8 * 1024 * 1024
+    max_queue: int = 256
+    request_deadline_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        if not 0.01 <= self.request_deadline_s <= 86_400:
+            got = self.request_deadline_s
+            raise ManifestError(f"resources.request_deadline_s: expected 0.01 to 86400 seconds, got {got}")
+
+
+class Health(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What "verified healthy" means for this module.
+
+    Golden inputs must give the golden outputs within rtol and atol; then, serving, for `probation_s` seconds and
+    `probation_inferences` predictions the share of server errors stays at most `max_error_rate`, the 99th percentile
+    of latency at most `latency_bound_ms` (0 = unbounded), and the worker does not crash. All that within
+    `probation_deadline_s`.
+    """
+
+    golden: str = ""
+    rtol: float = 1e-3
+    atol: float = 1e-4
+    load_deadline_s: float = 60.0
+    latency_bound_ms: float = 0.0
+    probation_s: float = 60.0
+    probation_inferences: int = 0
+    probation_deadline_s: float = 3600.0
+    max_error_rate: float = 0.01
+
+
+class SamplingPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What comes back: the share of predictions sampled, the strata above it, and the length of a window in seconds."""
+
+    rate: float = 0.01
+    low_confidence: float = 0.0
+    low_confidence_rate: float = 0.0
+    first: int = 0
+    window_s: float = 300.0
+    salt: str = ""
+
+    def __post_init__(self) -> None:
+        for name, share in (("rate", self.rate), ("low_confidence_rate", self.low_confidence_rate)):
+            if not 0.0 <= share <= 1.0:
+                raise ManifestError(f"sampling.{name}: expected a share from 0 to 1, got {share}")
+        if not 0.05 <= self.window_s <= 86_400:
+            raise ManifestError(f"sampling.window_s: expected 0.05 to 86400 seconds, got {self.window_s}")
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One edge module, for one device profile. `reference` is the path of the reference profile, or empty."""
+
+    name: str
+    version: int
+    profile: str
+    lineage: Lineage
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    files: tuple[FileEntry, ...]
+    runtime: Runtime = Runtime()
+    requires: Requirements = Requirements()
+    resources: Resources = Resources()
+    health: Health = Health()
+    sampling: SamplingPolicy = SamplingPolicy()
+    reference: str = ""
+    format: int = FORMAT
+
+    def __post_init__(self) -> None:
+        for field, value in (("name", self.name), ("profile", self.profile)):
+            if not re.fullmatch(NAME_PATTERN, value):
+                raise ManifestError(f"manifest.{field}: expected {NAME_PATTERN}, got {value[:80]!r}")
+        if self.format != FORMAT:
+            raise ManifestError(f"manifest of {self.name}: expected format {FORMAT}, got {self.format}")
+        if self.version < 1:
+            raise ManifestError(f"manifest of {self.name}: expected a version of at least 1, got {self.version}")
+        paths = [entry.path for entry in self.files]
+        if len({path.lower() for path in paths}) != len(paths):
+            raise ManifestError(f"manifest of {self.name}: a path stands twice among the files")
+        for path in filter(None, (self.runtime.model, self.runtime.entry, self.reference, self.health.golden)):
+            if path not in paths:
+                raise ManifestError(f"manifest of {self.name}: {path} is named but is not among the files")
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(entry.size for entry in self.files)
+
+    def file(self, path: str) -> FileEntry:
+        """The entry of `path`. Raises ManifestError when there is none."""
+        for entry in self.files:
+            if entry.path == path:
+                return entry
+        raise ManifestError(f"manifest of {self.name}: no file {path}")
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """Canonical JSON: sorted keys, no white space, so that the same manifest has the same digest everywhere."""
+    return msgspec.json.encode(manifest, order="sorted")
+
+
+def decode_manifest(data: bytes) -> Manifest:
+    """Raises ManifestError, with the field that does not fit."""
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise ManifestError(f"manifest: expected at most {MAX_MANIFEST_BYTES} bytes, got {len(data)}")
+    try:
+        return msgspec.json.decode(data, type=Manifest)
+    except MALFORMED as error:
+        raise ManifestError(f"manifest: {error}") from error
+
+
+def manifest_digest(data: bytes) -> str:
+    """The module's identity: SHA-256 (hex) of the manifest's bytes as received."""
+    return sha256_hex(data)

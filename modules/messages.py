@@ -1,0 +1,273 @@
+"""What device and hub say to each other over MQTT: one tagged union in MessagePack, plus the signed device report.
+
+Unknown fields are ignored on the wire within protocol version 1, so that old and new can talk. Sizes are bounded
+before decoding. Which message goes on which topic stands beside each class.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeVar
+
+import msgspec
+
+from firmware_profiles.profile import DeviceProfile
+from modules.enrolment import RenewRequest
+from modules.errors import MALFORMED, MessageError
+from modules.tensors import Tensor
+
+MAX_MESSAGE_BYTES = 1_000_000  # the shipped broker configuration allows packets of 1 MiB
+MAX_BLOCK_BYTES = 512 * 1024
+MAX_BATCH_ITEMS = 512
+
+Repository = Literal["image", "director", "blob"]
+Stream = Literal["window", "sample", "event"]
+ModuleState = Literal["serving", "starting", "restarting", "failed", "off"]
+UpdateState = Literal[
+    "idle",
+    "resolving",
+    "fetching",
+    "verifying",
+    "staging",
+    "trying",
+    "activating",
+    "probation",
+    "committed",
+    "reverting",
+    "rejected",
+    "failed",
+]
+
+
+class Get(msgspec.Struct, frozen=True, tag="get", omit_defaults=True):
+    """up/get, with response topic and correlation data: bytes [offset, offset+length) of a metadata file or blob.
+
+    `name` is a TUF metadata file name (image, director) or a SHA-256 digest (blob). `held`, with the name of a root:
+    the SHA-256 of the timestamp that the device has, or empty when it has none; see `Refusal.timestamp`.
+    """
+
+    repository: Repository
+    name: str
+    offset: int = 0
+    length: int = MAX_BLOCK_BYTES
+    held: bytes | None = None
+
+
+class Answer(msgspec.Struct, frozen=True, tag="answer"):
+    """down/data: the bytes asked for, and the size of the whole file."""
+
+    total: int
+    offset: int
+    data: bytes
+
+
+class Refusal(msgspec.Struct, frozen=True, tag="refusal", omit_defaults=True):
+    """down/data: why there are no bytes. Keys: not-found, bad-request, busy, not-allowed.
+
+    `timestamp`, where a root that does not exist was asked for with `held`: the repository's timestamp, which a TUF
+    client asks for next; empty when it is the one held. None when the hub does not say.
+    """
+
+    key: str
+    text: str
+    timestamp: bytes | None = None
+
+
+class Renew(msgspec.Struct, frozen=True, tag="renew"):
+    """up/get, with response topic and correlation data: asks for a certificate of a new key. Safe to repeat."""
+
+    request: RenewRequest
+
+
+class Renewed(msgspec.Struct, frozen=True, tag="renewed"):
+    """down/data: the new certificate (PEM). A Refusal comes in its place when there is none."""
+
+    certificate: str
+
+
+class Doorbell(msgspec.Struct, frozen=True, tag="doorbell"):
+    """down/desired, retained: the director has signed, or will sign when asked, this version for the device."""
+
+    director_version: int
+
+
+class Batch(msgspec.Struct, frozen=True, tag="batch"):
+    """up/window, up/sample, up/event: entries of one outbox stream, as (sequence number, encoded item), ascending.
+
+    `epoch` names one life of the outbox (sequences restart with it). `previous` is the sequence number before the
+    first entry that the device still holds or has sent: the hub takes a batch only when it has committed up to
+    `previous` (or more), and drops entries that it already has. So nothing is counted twice or lost. `acked` is the
+    last number that the hub has acknowledged in this epoch: a hub that stands below it has lost what it stored.
+    """
+
+    stream: Stream
+    epoch: str
+    previous: int
+    entries: tuple[tuple[int, bytes], ...]
+    acked: int = 0
+
+
+class Ack(msgspec.Struct, frozen=True, tag="ack"):
+    """down/ack: everything up to and including `upto` is durably stored; the device may forget it.
+
+    `lost`: the hub no longer has what it had acknowledged in this epoch (its database was lost, or restored from a
+    backup) and takes nothing more of it. The device sends what it still holds under a new epoch.
+    """
+
+    stream: Stream
+    epoch: str
+    upto: int
+    lost: bool = False
+
+
+class SignedReport(msgspec.Struct, frozen=True, tag="report"):
+    """up/state, retained: a DeviceReport's JSON, signed by the device key (ECDSA P-256, SHA-256, DER)."""
+
+    body: bytes
+    signature: bytes
+
+
+Message = Get | Answer | Refusal | Renew | Renewed | Doorbell | Batch | Ack | SignedReport
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """Item of the sample stream: one prediction with what went in and came out, each of batch size 1.
+
+    `probability` is the chance with which a prediction of this `stratum` was kept, so that estimates can be
+    re-weighted. `at` is seconds since the epoch by the device's clock.
+    """
+
+    module: str
+    manifest_sha256: str
+    prediction_id: str
+    at: float
+    stratum: str
+    probability: float
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+
+class AgentEvent(msgspec.Struct, frozen=True):
+    """Item of the event stream: something an operator should see, with a stable key."""
+
+    at: float
+    level: Literal["info", "warning", "error"]
+    key: str
+    text: str
+    module: str = ""
+
+
+class ModuleReport(msgspec.Struct, frozen=True):
+    """One module that the device holds as its own: what runs, how it does, and the deployment that brought it.
+
+    `verified` is true once it has come through probation. Counts are since the worker started. `confinement` is what
+    its worker did to be confined, `level` the word of `Confinement` for that.
+    """
+
+    name: str
+    version: int
+    manifest_sha256: str
+    release_counter: int
+    deployment: str
+    state: ModuleState
+    verified: bool
+    requests: int = 0
+    errors: int = 0
+    restarts: int = 0
+    confinement: str = ""
+    execution: str = ""
+    endpoint: str = ""
+    level: str = ""
+
+
+class UpdateReport(msgspec.Struct, frozen=True):
+    """Where the update machine stands, or how its last run ended. `deployments` are those the update carries."""
+
+    state: UpdateState
+    director_version: int = 0
+    deployments: tuple[str, ...] = ()
+    attempt: int = 0
+    reason_key: str = ""
+    reason: str = ""
+    done_bytes: int = 0
+    total_bytes: int = 0
+
+
+class AttackReport(msgspec.Struct, frozen=True):
+    """A refusal by verification: its key (rollback, freeze, wrong-device, ...), what it said, when last, how often."""
+
+    key: str
+    text: str
+    at: float
+    count: int = 1
+
+
+class DeviceReport(msgspec.Struct, frozen=True):
+    """The device manifest (reported twin): the rollout's only source of truth. `counter` grows with every report.
+
+    `current` is the update under way (state idle when none), `last` the one that ended most recently. `boot` names one
+    life of the agent's process: two that take turns are two devices with one key.
+    """
+
+    device: str
+    counter: int
+    at: float
+    agent_version: str
+    profile: DeviceProfile
+    director_version: int
+    image_version: int
+    modules: tuple[ModuleReport, ...]
+    current: UpdateReport
+    last: UpdateReport
+    attacks: tuple[AttackReport, ...] = ()
+    dropped: dict[str, int] = {}
+    boot: str = ""
+
+
+_Said = TypeVar("_Said")
+
+_decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
+_report = msgspec.json.Decoder(DeviceReport)
+_sample = msgspec.msgpack.Decoder(Sample)
+_event = msgspec.msgpack.Decoder(AgentEvent)
+
+
+def encode(message: Message | Sample | AgentEvent) -> bytes:
+    """Raises MessageError when the result would not pass the broker."""
+    data = msgspec.msgpack.encode(message)
+    if len(data) > MAX_MESSAGE_BYTES:
+        raise MessageError(f"{type(message).__name__}: expected at most {MAX_MESSAGE_BYTES} bytes, got {len(data)}")
+    return data
+
+
+def decode(data: bytes) -> Message:
+    """Raises MessageError on anything that is not one of Message."""
+    return _read(data, _decoder, "message")
+
+
+def decode_sample(data: bytes) -> Sample:
+    """Raises MessageError."""
+    return _read(data, _sample, "sample")
+
+
+def decode_event(data: bytes) -> AgentEvent:
+    """Raises MessageError."""
+    return _read(data, _event, "event")
+
+
+def encode_report(report: DeviceReport) -> bytes:
+    """The bytes that the device signs."""
+    return msgspec.json.encode(report, order="sorted")
+
+
+def decode_report(body: bytes) -> DeviceReport:
+    """Raises MessageError. Check the signature over `body` first: these bytes are never re-encoded."""
+    return _read(body, _report, "report")
+
+
+def _read(data: bytes, decoder: msgspec.msgpack.Decoder[_Said] | msgspec.json.Decoder[_Said], what: str) -> _Said:
+    if len(data) > MAX_MESSAGE_BYTES:
+        raise MessageError(f"message: expected at most {MAX_MESSAGE_BYTES} bytes, got {len(data)}")
+    try:
+        return decoder.decode(data)
+    except (*MALFORMED, ValueError) as error:  # ValueError: a device profile refuses its name so
+        raise MessageError(f"{what}: {error}") from error

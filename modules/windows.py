@@ -1,0 +1,183 @@
+"""The reference profile, the cells that a device counts into, and the bytes of a window.
+
+The signed module carries a ReferenceProfile: bins from the training data's quantiles, with their counts. A device
+counts every row into those cells; merging is integer addition, so it is exact in any order. No NumPy here: the
+worker counts with arrays (`agent.sandbox.windows`), the hub merges with arrays (`cloud_hub.monitoring`).
+
+Cells of a numeric feature with edges e0 <= ... <= eK, in order: K bins ([ei, ei+1), the last one closed), under
+(< e0), over (> eK), missing (NaN). Cells of a categorical feature: one per category, unknown, missing.
+Moments of a numeric feature: sum of z and sum of z*z over rows that are not missing, z = (x - mean) / scale.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import msgspec
+
+from modules.errors import MALFORMED, WindowError
+
+MAX_REFERENCE_BYTES = 16 * 1024 * 1024
+MAX_CELLS = 1_000_000
+LATENCY_BINS = 32  # bin i counts predictions that took [2^i, 2^(i+1)) microseconds
+
+
+class Numeric(msgspec.Struct, frozen=True, tag="numeric"):
+    """A number per row: `take` says how it is read from `tensor` (its flat element `index`, or the row's maximum)."""
+
+    name: str
+    tensor: str
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+    mean: float
+    scale: float
+    take: Literal["column", "max"] = "column"
+    index: int = 0
+
+    def __post_init__(self) -> None:
+        if len(self.edges) < 2 or any(a > b for a, b in zip(self.edges, self.edges[1:], strict=False)):
+            raise WindowError(f"feature {self.name}: expected at least two ascending edges, got {len(self.edges)}")
+        if not self.scale > 0:
+            raise WindowError(f"feature {self.name}: expected a scale above 0, got {self.scale}")
+        _check_counts(self.name, self.counts, self.cells)
+
+    @property
+    def bins(self) -> int:
+        return len(self.edges) - 1
+
+    @property
+    def cells(self) -> int:
+        return self.bins + 3
+
+
+class Categorical(msgspec.Struct, frozen=True, tag="categorical"):
+    """A category per row: the element at `index` as text, or (`argmax`) the category at the row's largest element."""
+
+    name: str
+    tensor: str
+    categories: tuple[str, ...]
+    counts: tuple[int, ...]
+    take: Literal["column", "argmax"] = "column"
+    index: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.categories or len(set(self.categories)) != len(self.categories):
+            raise WindowError(f"feature {self.name}: expected categories that differ, got {len(self.categories)}")
+        _check_counts(self.name, self.counts, self.cells)
+
+    @property
+    def cells(self) -> int:
+        return len(self.categories) + 2
+
+
+Feature = Numeric | Categorical
+
+
+class ReferenceProfile(msgspec.Struct, frozen=True):
+    """What the model was trained on: `rows` rows profiled into features of inputs and outputs."""
+
+    rows: int
+    inputs: tuple[Feature, ...]
+    outputs: tuple[Feature, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.cells > MAX_CELLS:
+            raise WindowError(f"reference profile: expected at most {MAX_CELLS} cells, got {self.cells}")
+
+    @property
+    def features(self) -> tuple[Feature, ...]:
+        """Inputs, then outputs: the order of cells and moments in a window."""
+        return self.inputs + self.outputs
+
+    @property
+    def cells(self) -> int:
+        return sum(feature.cells for feature in self.inputs + self.outputs)
+
+
+class Window(msgspec.Struct, frozen=True):
+    """What one worker counted in one period. Times are seconds since the epoch by the device's clock.
+
+    `counts` packs all cells in the reference's order; `moments` is float32, little-endian, two per numeric feature;
+    `latency` packs LATENCY_BINS counts. `errors` are requests answered 5xx, `refused` those answered 4xx.
+    """
+
+    module: str
+    manifest_sha256: str
+    reference_sha256: str
+    start: float
+    end: float
+    rows: int
+    errors: int
+    refused: int
+    counts: bytes
+    moments: bytes
+    latency: bytes
+
+
+def encode_reference(profile: ReferenceProfile) -> bytes:
+    """Canonical JSON, so that the same profile has the same digest."""
+    return msgspec.json.encode(profile, order="sorted")
+
+
+def decode_reference(data: bytes) -> ReferenceProfile:
+    """Raises WindowError, with the field that does not fit."""
+    if len(data) > MAX_REFERENCE_BYTES:
+        raise WindowError(f"reference profile: expected at most {MAX_REFERENCE_BYTES} bytes, got {len(data)}")
+    try:
+        return msgspec.json.decode(data, type=ReferenceProfile)
+    except MALFORMED as error:
+        raise WindowError(f"reference profile: {error}") from error
+
+
+def encode_window(window: Window) -> bytes:
+    """Item of the window stream."""
+    return msgspec.msgpack.encode(window)
+
+
+def decode_window(data: bytes) -> Window:
+    """Raises WindowError."""
+    try:
+        return msgspec.msgpack.decode(data, type=Window)
+    except MALFORMED as error:
+        raise WindowError(f"window: {error}") from error
+
+
+def pack_counts(counts: Iterable[int]) -> bytes:
+    """Counts as LEB128 varints, deflated: mostly small numbers in few bytes."""
+    out = bytearray()
+    for count in counts:
+        value = int(count)
+        while value > 0x7F:
+            out.append(value & 0x7F | 0x80)
+            value >>= 7
+        out.append(value)
+    return zlib.compress(bytes(out), 6)
+
+
+def unpack_counts(data: bytes, cells: int) -> list[int]:
+    """The counts again. Raises WindowError unless there are exactly `cells`, each below 2^63; never inflates more."""
+    inflater = zlib.decompressobj()
+    try:
+        raw = inflater.decompress(data, cells * 9 + 1)
+    except zlib.error as error:
+        raise WindowError(f"window counts: {error}") from error
+    counts: list[int] = []
+    value = shift = 0
+    for byte in raw:
+        value |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            counts.append(value)
+            value = shift = 0
+        elif shift >= 63:
+            raise WindowError("window counts: a count is larger than 2^63")
+    if len(counts) != cells or shift or inflater.unconsumed_tail or inflater.unused_data:
+        raise WindowError(f"window counts: expected {cells} cells, got {len(counts)}")
+    return counts
+
+
+def _check_counts(name: str, counts: Sequence[int], cells: int) -> None:
+    if len(counts) != cells or any(count < 0 for count in counts):
+        raise WindowError(f"feature {name}: expected {cells} counts of at least 0, got {len(counts)}")

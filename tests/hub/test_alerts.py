@@ -1,0 +1,206 @@
+"""Alerts open on evidence, name the device and features behind it, and are resolved when it has gone."""
+
+import numpy as np
+import pytest
+
+from cloud_hub.blobs import Blobs
+from cloud_hub.errors import NotFound
+from cloud_hub.events import Events
+from cloud_hub.monitoring.alert_book import Alert
+from cloud_hub.monitoring.looks import Group
+from cloud_hub.store.engine import Store
+from support.clock import SetClock
+from support.monitoring import LOOK_S, Array, Built, Monitored, build_module, make_window
+from support.waiting import until_async
+
+RANDOM = np.random.default_rng(17)
+FEATURES = 6
+FLEET = ("edge-a", "edge-b", "edge-c", "edge-d", "edge-e")
+
+
+@pytest.fixture
+def hub(store: Store, blobs: Blobs, events: Events, clock: SetClock) -> Monitored:
+    return Monitored(store, blobs, events, clock)
+
+
+@pytest.fixture
+async def built(store: Store, blobs: Blobs) -> Built:
+    return await build_module(store, blobs, RANDOM.normal(size=(4000, FEATURES)))
+
+
+def rows(shift: float = 0.0, missing: float = 0.0, number: int = 100) -> Array:
+    """Rows of which feature 2 may be shifted or partly missing."""
+    drawn = RANDOM.normal(size=(number, FEATURES))
+    drawn[:, 2] += shift
+    drawn[RANDOM.random(number) < missing, 2] = np.nan
+    return drawn
+
+
+async def live(hub: Monitored, built: Built, looks: int, devices: dict[str, Array | None]) -> None:
+    """`looks` looks go by; each device sends one window of such rows in each (None: of ordinary rows)."""
+    for _ in range(looks):
+        for device, example in devices.items():
+            drawn = rows() if example is None else example[RANDOM.permutation(len(example))[:100]]
+            await hub.send(device, make_window(built, drawn, hub.clock()))
+        await hub.alerts.run_due()
+        assert isinstance(hub.clock, SetClock)
+        hub.clock.advance(LOOK_S)
+
+
+def calm(*devices: str) -> dict[str, Array | None]:
+    return dict.fromkeys(devices or FLEET)
+
+
+async def open_alerts(hub: Monitored, kind: str = "") -> list[Alert]:
+    return [alert for alert in await hub.alerts.list(state="open") if kind in ("", alert.kind)]
+
+
+async def test_a_calm_fleet_has_no_alerts(hub: Monitored, built: Built) -> None:
+    await live(hub, built, 25, calm())
+    assert await hub.alerts.list() == []
+    (report,) = await hub.reports.drift_of("digits")
+    assert (report.alarm, report.looks, report.rows) == (False, 25, 25 * 100 * len(FLEET))
+
+
+async def test_one_drifting_device_is_named_and_the_fleet_is_not_accused(hub: Monitored, built: Built) -> None:
+    await live(hub, built, 10, calm())
+    await live(hub, built, 6, calm() | {"edge-c": rows(shift=1.0, number=5000)})
+    (alert,) = await open_alerts(hub)
+    assert (alert.kind, alert.scope, alert.module) == ("drift", "device:edge-c", "digits")
+    assert [feature.name for feature in alert.evidence.features] == ["x[2]"]
+    assert alert.evidence.features[0].log_bf >= alert.evidence.threshold
+    assert 0.4 < (alert.evidence.features[0].mean_shift or 0.0) < 1.4  # of eight looks merged, six are shifted
+    # Since when: the looks of the change, give or take one.
+    assert alert.evidence.since == pytest.approx(1_700_000_000 + 10 * LOOK_S, abs=2 * LOOK_S)
+
+
+async def test_a_drifting_fleet_is_one_alert_with_each_devices_share(hub: Monitored, built: Built) -> None:
+    await live(hub, built, 6, {device: rows(shift=0.5, number=5000) for device in FLEET})
+    alerts = {alert.scope: alert for alert in await open_alerts(hub)}
+    assert "fleet" in alerts
+    shares = alerts["fleet"].evidence.devices
+    assert {share.device for share in shares} == set(FLEET)
+    assert sum(share.share for share in shares) == pytest.approx(1.0)
+
+
+async def test_the_only_device_of_a_fleet_is_accused_as_a_device(hub: Monitored, built: Built) -> None:
+    await live(hub, built, 6, {"edge-a": rows(shift=1.0, number=5000)})
+    assert [alert.scope for alert in await open_alerts(hub)] == ["device:edge-a"]
+
+
+async def test_an_alert_stays_one_alert_and_is_resolved_after_calm_looks(hub: Monitored, built: Built) -> None:
+    await live(hub, built, 6, calm() | {"edge-c": rows(shift=1.5, number=5000)})
+    (first,) = await open_alerts(hub, "drift")
+    await live(hub, built, 6, calm() | {"edge-c": rows(shift=1.5, number=5000)})
+    (still,) = await open_alerts(hub, "drift")
+    assert (still.id, still.opened_at) == (first.id, first.opened_at)
+    assert still.updated_at > first.updated_at
+    await live(hub, built, 2, calm())
+    assert [alert.id for alert in await open_alerts(hub, "drift")] == [first.id]
+    await live(hub, built, 8, calm())
+    assert await open_alerts(hub, "drift") == []
+    resolved = {alert.id: alert for alert in await hub.alerts.list()}[first.id]
+    assert (resolved.state, resolved.evidence.resolution) == ("resolved", "calm")
+
+
+async def test_after_an_alert_is_resolved_the_old_drift_opens_no_other_but_a_new_one_does(
+    hub: Monitored, built: Built
+) -> None:
+    await live(hub, built, 6, calm() | {"edge-c": rows(shift=1.5, number=5000)})
+    await live(hub, built, 20, calm())
+    assert await open_alerts(hub, "drift") == []
+    (report,) = await hub.reports.drift_of("digits", device="edge-c")
+    assert not report.alarm
+    await live(hub, built, 6, calm() | {"edge-c": rows(shift=1.5, number=5000)})
+    assert [alert.scope for alert in await open_alerts(hub, "drift")] == ["device:edge-c"]
+    assert len([alert for alert in await hub.alerts.list() if alert.kind == "drift"]) == 2
+
+
+async def test_an_open_look_is_weighed_early_but_not_more_often_than_is_paid_for(hub: Monitored, built: Built) -> None:
+    assert isinstance(hub.clock, SetClock)
+    await live(hub, built, 3, calm("edge-a"))
+    await hub.send("edge-a", make_window(built, rows(), hub.clock()))
+    await hub.alerts.run_due()
+    await hub.send("edge-a", make_window(built, rows(shift=6.0), hub.clock()))
+    pause = await hub.alerts.run_due()
+    assert await open_alerts(hub) == []
+    assert 0 < pause <= LOOK_S / 8
+    hub.clock.advance(pause)
+    await hub.alerts.run_due()
+    assert [alert.scope for alert in await open_alerts(hub, "drift")] == ["device:edge-a"]
+
+
+async def test_missing_values_are_a_quality_alert_and_no_drift(hub: Monitored, built: Built) -> None:
+    await live(hub, built, 4, calm() | {"edge-b": rows(missing=0.5, number=5000)})
+    (alert,) = await open_alerts(hub)
+    assert (alert.kind, alert.scope) == ("quality", "device:edge-b")
+    assert [(rate.name, rate.problem) for rate in alert.evidence.rates] == [("x[2]", "missing")]
+    assert alert.evidence.rates[0].rate == pytest.approx(0.5, abs=0.15)
+
+
+async def test_values_out_of_range_are_a_quality_alert(hub: Monitored, built: Built) -> None:
+    await live(hub, built, 4, calm() | {"edge-b": rows(shift=30.0, number=5000)})
+    kinds = {alert.kind: alert for alert in await open_alerts(hub)}
+    assert ("x[2]", "outside") in [(rate.name, rate.problem) for rate in kinds["quality"].evidence.rates]
+
+
+async def test_entries_that_cannot_be_used_are_a_quality_alert_until_they_stop(hub: Monitored, built: Built) -> None:
+    await hub.send("edge-d", b"\xc1", b"\xc1", make_window(built, rows(), hub.clock()), stream="window")
+    await hub.alerts.run_due()
+    (alert,) = await open_alerts(hub)
+    assert (alert.kind, alert.scope, alert.manifest_sha256) == ("quality", "device:edge-d", "")
+    assert [(problem.key, problem.count) for problem in alert.evidence.problems] == [("malformed", 2)]
+    await live(hub, built, 5, calm("edge-d"))
+    assert await open_alerts(hub) == []
+
+
+async def test_an_alert_about_a_replaced_version_is_resolved_as_superseded(
+    hub: Monitored, built: Built, store: Store, blobs: Blobs
+) -> None:
+    await live(hub, built, 5, {"edge-a": rows(shift=1.0, number=5000)})
+    assert [alert.scope for alert in await open_alerts(hub)] == ["device:edge-a"]
+    better = await build_module(store, blobs, rows(shift=1.0, number=4000), version=2)
+    await live(hub, better, 6, {"edge-a": rows(shift=1.0, number=5000)})
+    assert await open_alerts(hub) == []
+    (alert,) = await hub.alerts.list()
+    assert alert.evidence.resolution == "superseded"
+    (report,) = await hub.reports.drift_of("digits")
+    assert (report.version, report.alarm) == (2, False)
+
+
+async def test_a_device_that_falls_silent_keeps_its_alert(hub: Monitored, built: Built) -> None:
+    await live(hub, built, 5, {"edge-a": rows(shift=1.0, number=5000)})
+    await live(hub, built, 10, calm("edge-b"))
+    assert "device:edge-a" in [alert.scope for alert in await open_alerts(hub)]
+
+
+async def test_opening_and_resolving_stand_in_the_trail(hub: Monitored, built: Built) -> None:
+    await live(hub, built, 5, {"edge-a": rows(shift=1.5, number=5000)})
+    await live(hub, built, 8, calm("edge-a"))
+    events = [event for event in await hub.events.list(subject="digits") if event.details["alert_kind"] == "drift"]
+    assert [event.kind for event in events] == ["alert.resolved", "alert.opened"]
+
+
+async def test_inside_its_context_alerts_are_opened_without_being_asked(hub: Monitored, built: Built) -> None:
+    async def opened() -> bool:
+        return bool(await open_alerts(hub))
+
+    async with hub.alerts:
+        await hub.send("edge-a", make_window(built, rows(shift=6.0), hub.clock()))
+        await until_async(opened, "an alert about edge-a")
+
+
+async def test_drift_of_what_is_not_known_says_its_name(hub: Monitored, built: Built) -> None:
+    with pytest.raises(NotFound, match="no module faces on this hub"):
+        await hub.reports.drift_of("faces")
+    with pytest.raises(NotFound, match="no module digits version 7"):
+        await hub.reports.drift_of("digits", 7)
+
+
+async def test_drift_before_any_window_is_an_empty_report(hub: Monitored, built: Built) -> None:
+    (report,) = await hub.reports.drift_of("digits", 1, "edge-z")
+    assert (report.looks, report.rows, report.alarm, report.features) == (0, 0, False, ())
+
+
+def test_the_scope_of_a_group_names_the_device_or_the_fleet() -> None:
+    assert (Group("m", "*").scope, Group("m", "edge-a").scope) == ("fleet", "device:edge-a")
