@@ -31,6 +31,8 @@ from modules.messages import (
     Answer,
     Doorbell,
     Get,
+    Offered,
+    Offers,
     Refusal,
     Renew,
     Renewed,
@@ -45,6 +47,9 @@ log = logging.getLogger(__name__)
 # A connection that lasted this long was a good one: the next loss starts again with a short wait. One that the broker
 # ends at once (a clone of this device, a revoked certificate) does not.
 STABLE_S = 5.0
+
+Question = Get | Renew | Offers
+Reply = Answer | Renewed | Offered
 
 
 class LinkStatus(msgspec.Struct, frozen=True):
@@ -83,7 +88,7 @@ class Link:
         self._device, self._host, self._port, self._tls, self._limits = device, host, port, tls, limits
         self._clock, self._jitter = clock, jitter
         self._client: MqttClient | None = None
-        self._pending: dict[bytes, asyncio.Future[Answer | Renewed]] = {}
+        self._pending: dict[bytes, asyncio.Future[Reply]] = {}
         self._room = asyncio.Semaphore(limits.max_pending)
         # Answers to requests of an earlier life of this process must not be taken for ours.
         self._life, self._asked = secrets.token_bytes(4), 0
@@ -145,19 +150,16 @@ class Link:
         length: int = MAX_BLOCK_BYTES,
         timeout_s: float | None = None,
         held: bytes | None = None,
+        grant: str = "",
     ) -> Answer:
-        """Bytes [offset, offset+length) of a metadata file or blob. Safe to repeat. `held` as in `Get`.
+        """Bytes [offset, offset+length) of a metadata file or blob. Safe to repeat. `held`, `grant` as in `Get`.
 
         Raises Refused (the hub's key), LinkDown (at once when there is no connection), LinkTimeout; LinkError with key
         bad-answer when what came is not what was asked for.
         """
         limit = self._limits.answer_timeout_s if timeout_s is None else timeout_s
         what = f"{repository} {name}"
-        try:
-            async with asyncio.timeout(limit), self._room:
-                answer = await self._ask(Get(repository, name, offset, length, held), what, limit)
-        except TimeoutError as error:
-            raise LinkTimeout(f"{what}: no answer from the hub within {limit} s") from error
+        answer = await self._answer(Get(repository, name, offset, length, held, grant), what, limit)
         if not isinstance(answer, Answer):
             raise LinkError(f"{what}: expected bytes, got another answer", "bad-answer")
         if answer.offset != offset or len(answer.data) > length:
@@ -167,15 +169,18 @@ class Link:
 
     async def renew(self, request: RenewRequest) -> str:
         """A certificate (PEM) for a new key. Safe to repeat. Raises as `get`."""
-        limit = self._limits.answer_timeout_s
-        try:
-            async with asyncio.timeout(limit), self._room:
-                answer = await self._ask(Renew(request), "renewal", limit)
-        except TimeoutError as error:
-            raise LinkTimeout(f"renewal: no answer from the hub within {limit} s") from error
+        answer = await self._answer(Renew(request), "renewal", self._limits.answer_timeout_s)
         if not isinstance(answer, Renewed):
             raise LinkError("renewal: expected a certificate, got another answer", "bad-answer")
         return answer.certificate
+
+    async def offers(self, files: tuple[str, ...], held: tuple[str, ...], timeout_s: float | None = None) -> Offered:
+        """The ways to get these files, at most MAX_OFFERS. A hub of before 0.2 lets this time out. Raises as `get`."""
+        limit = self._limits.answer_timeout_s if timeout_s is None else timeout_s
+        answer = await self._answer(Offers(files, held), "offers", limit)
+        if not isinstance(answer, Offered):
+            raise LinkError("offers: expected ways to get files, got another answer", "bad-answer")
+        return answer
 
     async def publish(
         self, topic: str, payload: bytes, *, retain: bool = False, timeout_s: float | None = None
@@ -184,11 +189,18 @@ class Link:
         limit = self._limits.publish_timeout_s if timeout_s is None else timeout_s
         await self._online(topic).send(topic, payload, qos=1, retain=retain, properties=None, timeout_s=limit)
 
-    async def _ask(self, request: Get | Renew, what: str, limit: float) -> Answer | Renewed:
+    async def _answer(self, request: Question, what: str, limit: float) -> Reply:
+        try:
+            async with asyncio.timeout(limit), self._room:
+                return await self._ask(request, what, limit)
+        except TimeoutError as error:
+            raise LinkTimeout(f"{what}: no answer from the hub within {limit} s") from error
+
+    async def _ask(self, request: Question, what: str, limit: float) -> Reply:
         client = self._online(what)
         self._asked += 1
         correlation = self._life + self._asked.to_bytes(8, "big")
-        future: asyncio.Future[Answer | Renewed] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._pending[correlation] = future
         properties = request_properties(down(self._device, "data"), correlation, max(1, math.ceil(limit)))
         try:
@@ -234,7 +246,7 @@ class Link:
             except MessageError as error:
                 log.warning("message ignored: topic=%s error=%s", topic, error)
                 continue
-            if topic == data and isinstance(said, Answer | Renewed | Refusal):
+            if topic == data and isinstance(said, Reply | Refusal):
                 self._answered(getattr(message.properties, "CorrelationData", b""), said)
             elif topic == desired and isinstance(said, Doorbell):
                 for hear in self._doorbell:
@@ -243,7 +255,7 @@ class Link:
                 for note in self._ack:
                     note(said)
 
-    def _answered(self, correlation: bytes, said: Answer | Renewed | Refusal) -> None:
+    def _answered(self, correlation: bytes, said: Reply | Refusal) -> None:
         future = self._pending.get(correlation)
         if future is None or future.done():
             return  # late, repeated, or for an earlier life: nobody waits for it

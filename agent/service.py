@@ -24,7 +24,6 @@ from agent import __version__
 from agent.clones import CloneWatch
 from agent.config import AgentConfig, StatePaths
 from agent.errors import AgentError, ConfigError
-from agent.fetch import Fetcher
 from agent.identity import Credentials, settle
 from agent.link import Link, LinkStatus
 from agent.news import News
@@ -38,6 +37,7 @@ from agent.slots import Slots
 from agent.status import LOCK_FILE
 from agent.store import AgentStore
 from agent.supervise import Supervisor, Unit
+from agent.transfer.fetch import Fetcher
 from agent.trust import Verifier, build_trust
 from agent.update.attacks import Attacks
 from agent.update.bell import Bell

@@ -1,6 +1,6 @@
 """Manifests by digest: from a small cache, or from the hub, never more than the signed length, always checked.
 
-Called by `agent.trust`. A manifest is the TUF target; the files it lists are the business of `agent.fetch`.
+Called by `agent.trust`. A manifest is the TUF target; the files it lists are the business of `agent.transfer.fetch`.
 """
 
 from __future__ import annotations

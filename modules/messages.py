@@ -18,6 +18,7 @@ from modules.tensors import Tensor
 MAX_MESSAGE_BYTES = 1_000_000  # the shipped broker configuration allows packets of 1 MiB
 MAX_BLOCK_BYTES = 512 * 1024
 MAX_BATCH_ITEMS = 512
+MAX_OFFERS = 256
 
 Repository = Literal["image", "director", "blob"]
 Stream = Literal["window", "sample", "event"]
@@ -42,7 +43,8 @@ class Get(msgspec.Struct, frozen=True, tag="get", omit_defaults=True):
     """up/get, with response topic and correlation data: bytes [offset, offset+length) of a metadata file or blob.
 
     `name` is a TUF metadata file name (image, director) or a SHA-256 digest (blob). `held`, with the name of a root:
-    the SHA-256 of the timestamp that the device has, or empty when it has none; see `Refusal.timestamp`.
+    the SHA-256 of the timestamp that the device has, or empty when it has none; see `Refusal.timestamp`. `grant`: what
+    another device got in its `Way`, with which a gateway fetches a blob that is not its own.
     """
 
     repository: Repository
@@ -50,6 +52,7 @@ class Get(msgspec.Struct, frozen=True, tag="get", omit_defaults=True):
     offset: int = 0
     length: int = MAX_BLOCK_BYTES
     held: bytes | None = None
+    grant: str = ""
 
 
 class Answer(msgspec.Struct, frozen=True, tag="answer"):
@@ -82,6 +85,50 @@ class Renewed(msgspec.Struct, frozen=True, tag="renewed"):
     """down/data: the new certificate (PEM). A Refusal comes in its place when there is none."""
 
     certificate: str
+
+
+class Offers(msgspec.Struct, frozen=True, tag="offers"):
+    """up/get, with response topic and correlation data: asks for the ways to get `files`, by their SHA-256.
+
+    `held` are files that the device has and that a patch could start from, the likeliest first. At most MAX_OFFERS of
+    each. A hub of before version 0.2 does not answer: then a blob comes by `Get`, whole.
+    """
+
+    files: tuple[str, ...]
+    held: tuple[str, ...] = ()
+
+
+class PatchOffer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A patch from the file `base` to the file wanted: its own SHA-256 and size, and where else it may be had.
+
+    Nobody signed it: what it makes must be the signed file.
+    """
+
+    base: str
+    sha256: str
+    size: int
+    url: str = ""
+    grant: str = ""
+
+
+class Way(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How one file may be had beside `Get`: an HTTPS address that answers ranges, patches, the cheapest first.
+
+    `url` may be relative to the hub's address. `grant` lets a gateway fetch the file for this device. Both end
+    after `Offered.valid_s`.
+    """
+
+    file: str
+    url: str = ""
+    grant: str = ""
+    patches: tuple[PatchOffer, ...] = ()
+
+
+class Offered(msgspec.Struct, frozen=True, tag="offered"):
+    """down/data: a `Way` for each file that the device may have; addresses and grants hold for `valid_s` seconds."""
+
+    ways: tuple[Way, ...]
+    valid_s: float = 0.0
 
 
 class Doorbell(msgspec.Struct, frozen=True, tag="doorbell"):
@@ -126,7 +173,7 @@ class SignedReport(msgspec.Struct, frozen=True, tag="report"):
     signature: bytes
 
 
-Message = Get | Answer | Refusal | Renew | Renewed | Doorbell | Batch | Ack | SignedReport
+Message = Get | Answer | Refusal | Offers | Offered | Renew | Renewed | Doorbell | Batch | Ack | SignedReport
 
 
 class Sample(msgspec.Struct, frozen=True):

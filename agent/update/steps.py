@@ -17,13 +17,13 @@ import msgspec
 
 from agent.config import AgentConfig, StatePaths
 from agent.errors import UpdateError
-from agent.fetch import Fetcher
 from agent.files import write_durably
 from agent.formats import check_formats
 from agent.installed import Installed, ModuleSet, changes
 from agent.runtimes.keeper import Keeper
 from agent.sandbox.host import WorkerProcess
 from agent.slots import Slots, verify_file
+from agent.transfer.fetch import Fetcher
 from agent.trust import Desired, DesiredModule, Verifier
 from agent.update.probation import Seen, Verdict, judge
 from firmware_profiles.profile import Requirements, why_not

@@ -17,10 +17,10 @@ import pytest
 
 from agent.config import FetchLimits, StatePaths
 from agent.errors import FetchError
-from agent.fetch import Fetcher
 from agent.link import Link
-from agent.partial import Partial
-from agent.pull import Window
+from agent.transfer.fetch import Fetcher
+from agent.transfer.partial import Partial
+from agent.transfer.pull import Window
 from modules.bundle import FileEntry
 from modules.messages import Answer, Get, Refusal
 from support.hub import FakeHub, Reply
@@ -126,7 +126,7 @@ import asyncio, ssl, sys
 from pathlib import Path
 import msgspec
 from agent.config import FetchLimits, LinkLimits
-from agent.fetch import Fetcher
+from agent.transfer.fetch import Fetcher
 from agent.link import Link
 from modules.bundle import FileEntry
 

@@ -7,11 +7,11 @@ import ssl
 from typing import Any
 
 from agent.config import AgentConfig, FetchLimits, LinkLimits, StatePaths
-from agent.fetch import Fetcher
 from agent.files import write_durably
 from agent.installed import Installed, ModuleSet
 from agent.link import Link
 from agent.slots import Slots
+from agent.transfer.fetch import Fetcher
 from agent.update.steps import Steps
 from firmware_profiles.profile import DeviceProfile
 from modules.bundle import MAX_CHUNK_BYTES, Chunk, FileEntry, sha256_hex

@@ -12,13 +12,13 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from agent.config import AgentConfig, ServingSettings, StatePaths, UpdateLimits
-from agent.fetch import Fetcher
 from agent.link import Link
 from agent.news import Level
 from agent.runtimes.keeper import Keeper
 from agent.runtimes.process import ProcessRuntime
 from agent.slots import Slots
 from agent.store import AgentStore
+from agent.transfer.fetch import Fetcher
 from agent.trust import Verifier, build_trust
 from agent.update.attacks import Attacks
 from agent.update.bell import Bell

@@ -1,7 +1,7 @@
 """A file on its way: `<sha256>.part`, with `<sha256>.map` saying which of its chunks are on the disk.
 
 The data is synced before the map says so, and what the map says is read and hashed again on resuming: a map may lie
-after a power cut, a digest may not. Blocking; called by `agent.fetch` in its thread.
+after a power cut, a digest may not. Blocking; called by `agent.transfer.fetch` in its thread.
 """
 
 from __future__ import annotations

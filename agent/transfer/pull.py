@@ -1,6 +1,6 @@
 """One run over the missing chunks of some files: a window of requests, each answer verified, written, counted.
 
-Called by `agent.fetch`, which owns the files and the thread that writes them.
+Called by `agent.transfer.fetch`, which owns the files and the thread that writes them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from functools import partial as bind
 from agent.config import FetchLimits
 from agent.errors import FetchError, LinkDown, LinkError, LinkTimeout, Refused
 from agent.link import Link
-from agent.partial import Partial
+from agent.transfer.partial import Partial
 from modules.bundle import sha256_hex
 
 # A chunk that is wrong twice is no accident of the way.

@@ -1,6 +1,6 @@
 """Pulls files in chunks over the link into the staging folder, each chunk verified on arrival, resumable at any byte.
 
-Called by the update's `fetching` step. Staging holds `<sha256>` (complete, verified) and what `agent.partial` keeps of
+Called by the update's `fetching` step. Staging holds `<sha256>` (complete, verified) and what `agent.transfer.partial` keeps of
 a file on its way. Files end up in slots by `agent.slots`. The hub keeps nothing about a transfer.
 """
 
@@ -18,8 +18,8 @@ from typing import TypeVar
 from agent.config import FetchLimits
 from agent.errors import FetchError
 from agent.link import Link
-from agent.partial import Partial, file_sha256
-from agent.pull import Pull
+from agent.transfer.partial import Partial, file_sha256
+from agent.transfer.pull import Pull
 from modules.bundle import FileEntry, check_digest
 
 Progress = Callable[[int, int], None]
