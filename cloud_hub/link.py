@@ -84,7 +84,10 @@ class Handlers:
 
 
 class HubLink:
-    """One connection, kept up. `async with` starts and ends it; `connected` is set while it stands."""
+    """One connection, kept up. `async with` starts and ends it; `connected` is set while it stands.
+
+    `session` counts connections: one that came and went between two looks is seen by it.
+    """
 
     def __init__(self, config: HubConfig, paths: HubPaths, handlers: Handlers) -> None:
         self._address = hub_address(config)
@@ -98,6 +101,7 @@ class HubLink:
         self._rung: dict[str, int] = {}
         self._closing = False
         self.connected = asyncio.Event()
+        self.session = 0
 
     @property
     def dropped(self) -> Counter[str]:
@@ -174,6 +178,7 @@ class HubLink:
             client.pending_calls_threshold = 10_000
             self._client = client
             await client.subscribe([(all_up(channel), qos) for channel, qos in _QOS.items()])
+            self.session += 1
             self.connected.set()
             log.info("connected to the broker at %s:%s", self._address.host, self._address.port)
             doorbells = asyncio.create_task(self._ring_those_behind(), name="link-doorbells")
