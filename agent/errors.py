@@ -67,7 +67,7 @@ class TrustError(AgentError):
 
     Attacks and faults of the hub: rollback, freeze, wrong-device, wrong-hardware, mix-and-match, older-release,
     bad-signature, length-or-hash, oversized, duplicate-module, delegations-in-director, not-in-image-repository,
-    bad-metadata. Not attacks: clock, unreachable, io.
+    bad-metadata, agent-publisher. Not attacks: clock, unreachable, io.
     """
 
     @property

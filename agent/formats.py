@@ -29,8 +29,13 @@ class FormatError(AgentError):
 
 
 def check_formats(manifest: Manifest) -> None:
-    """Raises FormatError, with the file. Python files are allowed only to modules that run a script."""
+    """Raises FormatError, with the file. Python files are allowed only to modules that run a script.
+
+    A release of the agent is code by its nature: wheels and nothing else. Who may sign one is `agent.trust_checks`'s.
+    """
     runtime = manifest.runtime
+    if runtime.kind == "agent":
+        return _check_wheels(manifest)
     scripted = bool(runtime.entry) or runtime.backend == "script"
     model, entry = _suffix(runtime.model), _suffix(runtime.entry)
     if runtime.model and model not in MODELS[runtime.backend] and not (runtime.entry and model in _DATA):
@@ -44,6 +49,14 @@ def check_formats(manifest: Manifest) -> None:
                 f"{file.path}: expected a format that runs no code when it is opened, got {_suffix(file.path)}; "
                 "the module is refused"
             )
+
+
+def _check_wheels(manifest: Manifest) -> None:
+    for file in manifest.files:
+        if _suffix(file.path) != ".whl":
+            raise FormatError(f"{file.path}: expected only wheels in a release of the agent; it is refused")
+    if manifest.runtime.entry or manifest.runtime.model:
+        raise FormatError(f"{manifest.name}: expected no model and no script in a release of the agent; it is refused")
 
 
 def _suffix(path: str) -> str:

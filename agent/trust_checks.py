@@ -14,7 +14,15 @@ import msgspec
 from agent.errors import TrustError
 from modules.errors import ModuleError
 from modules.manifest import MAX_MANIFEST_BYTES, Manifest, decode_manifest
-from modules.targets import DEVICE_ID_FIELD, DirectorCustom, TargetPath, director_custom, image_custom
+from modules.targets import (
+    AGENT_MODULE,
+    AGENT_PUBLISHER,
+    DEVICE_ID_FIELD,
+    DirectorCustom,
+    TargetPath,
+    director_custom,
+    image_custom,
+)
 
 if TYPE_CHECKING:
     from tuf.api.metadata import TargetFile, Targets
@@ -90,13 +98,17 @@ def check_image(assigned: Assigned, target: TargetFile | None, hardware_id: str,
 def read_manifest(assigned: Assigned, data: bytes) -> Manifest:
     """The manifest, which must be what its path says. `data` has been checked against the signed digest.
 
-    Raises TrustError (bad-metadata, mix-and-match).
+    Raises TrustError (bad-metadata, mix-and-match, agent-publisher).
     """
     path = assigned.path
     manifest = _parsed(str(path), lambda: decode_manifest(data))
     expected, got = (path.name, path.version, path.profile), (manifest.name, manifest.version, manifest.profile)
     if got != expected:
         raise TrustError(f"{path}: expected the manifest of {expected}, got that of {got}", "mix-and-match")
+    who = (path.publisher, path.name)
+    if manifest.runtime.kind == "agent" and who != (AGENT_PUBLISHER, AGENT_MODULE):
+        wanted = f"{AGENT_MODULE} by the publisher {AGENT_PUBLISHER}"
+        raise TrustError(f"{path}: expected an agent only as {wanted}; it is refused", "agent-publisher")
     return manifest
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 from sqlalchemy import ColumnElement, Row, and_, delete, insert, select
 
+from cloud_hub.agent_wheels import check_release, is_release
 from cloud_hub.blobs import Blobs
 from cloud_hub.bounds import Version
 from cloud_hub.chunking import file_entry
@@ -27,6 +28,7 @@ from cloud_hub.registry import ModelVersion, Registry
 from cloud_hub.store.engine import Store
 from cloud_hub.store.tables import modules
 from firmware_profiles.profile import NAME_PATTERN, DeviceProfile, Requirements
+from modules.bundle import FileEntry
 from modules.errors import ModuleError
 from modules.manifest import (
     Health,
@@ -38,7 +40,7 @@ from modules.manifest import (
     encode_manifest,
     manifest_digest,
 )
-from modules.targets import TargetPath
+from modules.targets import AGENT_PUBLISHER, TargetPath
 from modules.tensors import TensorSpec
 
 # Formats that carry weights and tables, never code that runs on loading.
@@ -132,7 +134,10 @@ class Packaging:
         await self._refuse_signed(request)
         work = Path(tempfile.mkdtemp(prefix="mooring-build-"))
         try:
-            manifest = await self._manifest(request, model, profile, work)
+            if is_release(model):
+                manifest = await self._release_manifest(request, model, profile, work)
+            else:
+                manifest = await self._manifest(request, model, profile, work)
         except ModuleError as error:
             raise Unprocessable("module-refused", str(error)) from error
         finally:
@@ -191,8 +196,7 @@ class Packaging:
         sources = await self._gather(request, model, work)
         result = await probe(self._probe_request(request, sources, work))
         sources |= _written(result, work)
-        digests = {path: await self._blobs.put_file(source) for path, source in sources.items()}
-        files = [await asyncio.to_thread(file_entry, path, sources[path], digests[path]) for path in sorted(sources)]
+        files = await self._entries(sources)
         size = sum(entry.size for entry in files)
         return Manifest(
             name=request.model,
@@ -201,13 +205,48 @@ class Packaging:
             lineage=_lineage(model),
             inputs=result.inputs,
             outputs=result.outputs,
-            files=tuple(files),
+            files=files,
             runtime=_runtime(sources, request),
             requires=request.requires or _requires(profile, size),
             resources=request.resources or Resources(),
             health=msgspec.structs.replace(request.health or Health(), golden=GOLDEN_PATH if result.golden else ""),
             sampling=request.sampling or SamplingPolicy(),
             reference=REFERENCE_PATH if result.reference else "",
+        )
+
+    async def _release_manifest(
+        self, request: BuildRequest, model: ModelVersion, profile: DeviceProfile, work: Path
+    ) -> Manifest:
+        """A release of the agent. Its wheels are looked at, never run: devices try them out."""
+        if request.publisher != AGENT_PUBLISHER:
+            text = f"expected the publisher {AGENT_PUBLISHER}, got {request.publisher or self._publisher}"
+            raise Unprocessable("agent-publisher", f"a release of the agent: {text}; no device would run it")
+        sources = {file.path: work / "model" / file.path for file in model.files}
+        for file in model.files:
+            await self._copy(file.sha256, sources[file.path])
+        unpacked = await asyncio.to_thread(check_release, sources, profile)
+        files = await self._entries(sources)
+        return Manifest(
+            name=request.model,
+            version=request.version,
+            profile=profile.name,
+            lineage=_lineage(model),
+            inputs=(),
+            outputs=(),
+            files=files,
+            runtime=Runtime(kind="agent", backend="script", model=""),
+            requires=request.requires or Requirements(
+                arch=(profile.arch,), os=(profile.os,), hardware_ids=(profile.name,),
+                disk_mib=(sum(entry.size for entry in files) + 2 * unpacked) // 2**20 + 1,
+            ),
+            health=request.health or Health(),
+        )  # fmt: skip
+
+    async def _entries(self, sources: Mapping[str, Path]) -> tuple[FileEntry, ...]:
+        """Puts the files among the blobs and cuts them into chunks."""
+        digests = {path: await self._blobs.put_file(source) for path, source in sources.items()}
+        return tuple(
+            [await asyncio.to_thread(file_entry, path, sources[path], digests[path]) for path in sorted(sources)]
         )
 
     async def _gather(self, request: BuildRequest, model: ModelVersion, work: Path) -> dict[str, Path]:

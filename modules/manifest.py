@@ -33,9 +33,12 @@ class Lineage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Runtime(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How the module runs. `model` is the path of the model file inside the module."""
+    """How the module runs. `model` is the path of the model file inside the module.
 
-    kind: Literal["process"] = "process"
+    `process` is a worker of its own. `agent` is the agent itself: its files are wheels, see `agent.release`.
+    """
+
+    kind: Literal["process", "agent"] = "process"
     backend: Literal["onnx", "script"] = "onnx"
     model: str = "model.onnx"
     entry: str = ""

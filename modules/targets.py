@@ -20,6 +20,10 @@ from modules.manifest import SamplingPolicy
 DEVICE_ID_PATTERN = r"^[a-z0-9][a-z0-9-]{2,62}$"
 DEVICE_ID_FIELD = "device_id"  # top-level field of the director's targets, present also when nothing is targeted
 Mode = Literal["serve", "off"]
+# A release of the agent runs with all of the agent's rights. So it has a name and a publisher of its own, which only
+# the offline targets key can delegate: who may sign models may not sign agents.
+AGENT_MODULE = "mooring-agent"
+AGENT_PUBLISHER = "agents"
 _Custom = TypeVar("_Custom", "ImageCustom", "_DirectorWire")
 
 
