@@ -13,11 +13,14 @@ import msgspec
 from modules.manifest import SamplingPolicy
 from modules.targets import Mode
 
+PROCESS = "process"  # the kind that workers run, and of every module that was installed before there were others
+
 
 class Installed(msgspec.Struct, frozen=True):
     """One module of a set: which manifest, and what the director wants done with it.
 
-    `sampling` is the director's policy; None leaves the manifest's own. `verified` is true after probation.
+    `sampling` is the director's policy; None leaves the manifest's own. `verified` is true after probation. `kind` is
+    the manifest's `runtime.kind`, known here too, so that a damaged slot does not hide it.
     """
 
     name: str
@@ -29,6 +32,7 @@ class Installed(msgspec.Struct, frozen=True):
     sampling: SamplingPolicy | None = None
     config: Mapping[str, Any] = {}
     verified: bool = False
+    kind: str = PROCESS
 
     @property
     def proof(self) -> tuple[str, bytes]:
@@ -82,6 +86,11 @@ def changes(current: ModuleSet, target: ModuleSet) -> Changes:
         trial=tuple(m for m in target.modules if m.serves and m.proof not in proven),
         same={_wanted(module) for module in current.modules} == {_wanted(module) for module in target.modules},
     )
+
+
+def of_kind(modules: ModuleSet, kind: str) -> ModuleSet:
+    """The set without the modules of other kinds."""
+    return msgspec.structs.replace(modules, modules=tuple(m for m in modules.modules if m.kind == kind))
 
 
 def carry_verified(current: ModuleSet, target: ModuleSet) -> ModuleSet:

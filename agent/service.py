@@ -25,6 +25,7 @@ from agent.clones import CloneWatch
 from agent.config import AgentConfig, StatePaths
 from agent.errors import AgentError, ConfigError
 from agent.identity import Credentials, settle
+from agent.installed import PROCESS, of_kind
 from agent.link import Link, LinkStatus
 from agent.news import News
 from agent.outbox import Outbox
@@ -42,6 +43,8 @@ from agent.trust import Verifier, build_trust
 from agent.update.attacks import Attacks
 from agent.update.bell import Bell
 from agent.update.engine import Engine
+from agent.update.kinds import Kinds
+from agent.update.processes import Processes
 from agent.update.record import Ledger
 from agent.update.steps import Steps
 from modules.messages import DeviceReport, Doorbell
@@ -87,7 +90,7 @@ async def run(config: AgentConfig, paths: StatePaths) -> int:
             cages = await Cages.find(config.serving, first_uid(config.serving))
             config = with_today(config, cages.possible)
             rooms = await _build(config, paths, Credentials(identity), store, cages)
-            await rooms.keeper.start(await rooms.engine.open())
+            await rooms.keeper.start(of_kind(await rooms.engine.open(), PROCESS))
             await _serve(rooms, config, stop)
     return 0
 
@@ -123,7 +126,7 @@ async def _build(
     runtime = ProcessRuntime(paths, config.serving, store, slots, outbox.offer, cages)
     keeper = Keeper(runtime, config.serving, changed, news.tell)
     fetcher = Fetcher(link, paths.staging, config.fetch, slots.find)
-    steps = Steps(config, paths, verifier, fetcher, slots, keeper)
+    steps = Steps(config, paths, verifier, fetcher, slots, Kinds({PROCESS: Processes(keeper, slots)}))
     bell = Bell(config.update, link.connected)
     engine = Engine(ledger, steps, attacks, bell, config.update, changed, os.environ.get(CRASH_AT, ""), news.tell)
     status = _StatusFile(paths.status, link, outbox)

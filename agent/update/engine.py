@@ -71,8 +71,10 @@ class Engine:
             State.VERIFYING: lambda: steps.verify(self._target, self._held),
             State.STAGING: lambda: steps.stage(self._target, self._held),
             State.TRYING: lambda: steps.try_out(self._target, self._held),
-            State.ACTIVATING: lambda: steps.activate(self._target),
-            State.PROBATION: lambda: steps.watch(self._target, self._held, self._superseded),
+            State.ACTIVATING: self._activate,
+            State.PROBATION: lambda: steps.watch(
+                self._target, self._held, self._ledger.record.before, self._superseded
+            ),
             State.COMMITTED: self._commit,
             State.REVERTING: self._revert,
             State.REJECTED: self._clean,
@@ -185,18 +187,20 @@ class Engine:
             ringing.cancel()
             await asyncio.wait({fetching, ringing})
 
+    async def _activate(self) -> None:
+        self._ledger.believe(before=await self._steps.activate(self._target, self._held))
+
     async def _superseded(self) -> bool:
         self._look_again = self._look_again or self._bell.news(self._ledger.record.director_version)
         return await self._resolver.superseded()
 
     async def _commit(self) -> None:
         await self._ledger.commit(all_verified(self._target))
-        await self._steps.settle(self._ledger.current)
+        await self._steps.commit(self._ledger.current)
         await self._steps.clean(self._ledger.current, self._ledger.previous, all_staging=True)
 
     async def _revert(self) -> None:
-        await self._steps.discard()
-        await self._steps.settle(self._ledger.current)
+        await self._steps.revert(self._ledger.current)
 
     async def _clean(self) -> None:
         await self._steps.discard()

@@ -8,6 +8,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+import msgspec
+
 from agent.sandbox.protocol import Stats
 from modules.manifest import Health
 
@@ -28,6 +30,10 @@ class Seen:
     stats: Stats
     crashes: int = 0
     last_crash: str = ""
+
+
+class Before(msgspec.Struct, frozen=True):
+    """How the module did that served under the name before, up to the switch."""
 
 
 @dataclass(frozen=True)

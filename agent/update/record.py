@@ -10,6 +10,7 @@ import msgspec
 
 from agent.installed import ModuleSet
 from agent.store import AgentStore
+from agent.update.probation import Before
 from agent.update.states import State
 from modules.messages import UpdateReport
 
@@ -23,6 +24,7 @@ class Record(msgspec.Struct, frozen=True):
     `about_version` is the director version that the update is about, verified or only announced; `writes` counts state
     writes since idle, `attempt` tries of the same director version. `ended`: the update has had its final word.
     `refused`: by verification, so its content was never known. `reverted`: the update had served before it failed.
+    `before` is, by name, how the modules did that the target replaced; new ones are held against it in probation.
     """
 
     state: State = State.IDLE
@@ -38,6 +40,7 @@ class Record(msgspec.Struct, frozen=True):
     ended: bool = False
     refused: bool = False
     reverted: bool = False
+    before: dict[str, Before] = {}
 
     def blamed(self, key: str, text: str) -> Record:
         """With this reason, unless there is one already: the first is the cause."""

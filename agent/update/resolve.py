@@ -82,6 +82,7 @@ class Resolver:
             reverted=False,
             reason_key="",
             reason="",
+            before={},
         )
         self._steps.done_bytes = self._steps.total_bytes = 0
         if between.settled:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -20,17 +20,15 @@ from agent.errors import UpdateError
 from agent.files import write_durably
 from agent.formats import check_formats
 from agent.installed import Installed, ModuleSet, changes
-from agent.runtimes.keeper import Keeper
-from agent.sandbox.host import WorkerProcess
 from agent.slots import Slots, verify_file
 from agent.transfer.fetch import Fetcher
 from agent.trust import Desired, DesiredModule, Verifier
-from agent.update.probation import Seen, Verdict, judge
+from agent.update.kinds import Kinds
+from agent.update.probation import Before, Verdict
 from firmware_profiles.profile import Requirements, why_not
 from modules.bundle import FileEntry
 from modules.manifest import Manifest, decode_manifest, manifest_digest
 
-PROBATION_LOOK_S = 1.0
 PROGRESS_EVERY_S = 2.0  # each is a report to the hub
 TRIAL_MARGIN_S = 30.0  # beside a module's own deadlines: spawning, reading, comparing
 
@@ -38,7 +36,7 @@ Again = Callable[[], Awaitable[bool]]
 
 
 class Steps:
-    """Holds what lives between two steps and may be lost: the spare workers. `discard` ends them."""
+    """What all kinds of modules share; trying, serving and judging them is left to `kinds`."""
 
     def __init__(
         self,
@@ -47,15 +45,14 @@ class Steps:
         verifier: Verifier,
         fetcher: Fetcher,
         slots: Slots,
-        keeper: Keeper,
+        kinds: Kinds,
     ) -> None:
         self._config = config
         self._paths = paths
         self._verifier = verifier
         self._fetcher = fetcher
         self._slots = slots
-        self._keeper = keeper
-        self._spares: dict[str, WorkerProcess] = {}
+        self._kinds = kinds
         self.done_bytes = 0
         self.total_bytes = 0
 
@@ -74,6 +71,9 @@ class Steps:
         for module in desired.modules:
             if module.manifest_sha256 in held:
                 continue
+            if not self._kinds.knows(module.manifest.runtime.kind):
+                text = f"module {module.name}: this device runs no modules of kind {module.manifest.runtime.kind}"
+                raise UpdateError(text, "requirements")
             check_formats(module.manifest)
             reasons = why_not(_with_floor(module.manifest, self._config), self._config.profile)
             if reasons:
@@ -115,42 +115,35 @@ class Steps:
             await asyncio.to_thread(self._slots.make, data, decode_manifest(data), self._source)
 
     async def try_out(self, target: ModuleSet, current: ModuleSet) -> None:
-        """A spare worker for each new module that shall serve. Raises WorkerError, SlotError, EndpointError."""
-        await self.discard()
-        for module in changes(current, target).trial:
-            self._spares[module.name] = await self._keeper.spare(module)
+        """Whatever new modules can prove before they serve. Raises WorkerError, SlotError, EndpointError."""
+        await self._kinds.discard()
+        await self._kinds.try_out(changes(current, target).trial)
 
-    async def activate(self, target: ModuleSet) -> None:
-        """Raises WorkerError when a spare does not take over."""
-        try:
-            await self._keeper.switch(target, self._spares)
-        except BaseException:
-            await self.discard()
-            raise
-        self._spares.clear()  # they serve now
+    async def activate(self, target: ModuleSet, current: ModuleSet) -> dict[str, Before]:
+        """How the modules did that the new ones replace. Raises WorkerError when one does not take over."""
+        return await self._kinds.activate(target, changes(current, target).trial)
 
-    async def watch(self, target: ModuleSet, current: ModuleSet, superseded: Again) -> None:
+    async def watch(
+        self, target: ModuleSet, current: ModuleSet, before: Mapping[str, Before], superseded: Again
+    ) -> None:
         """Returns when every new module has come through probation. Raises UpdateError at the first that has not."""
-        waiting = [(module, self._slots.open(module.manifest_sha256).manifest.health)
-                   for module in changes(current, target).trial]  # fmt: skip
+        waiting = list(changes(current, target).trial)
         started = time.monotonic()
-        pause_s = min([PROBATION_LOOK_S, *(health.probation_s / 5 for _, health in waiting)])
+        pause_s = min((self._kinds.of(module).look_every_s(module) for module in waiting), default=0.0)
         while waiting:
-            await asyncio.sleep(max(pause_s, 0.02))
-            still = []
-            for module, health in waiting:
-                judgement = judge(module.name, health, await self._look(module), time.monotonic() - started)
-                if judgement.verdict is Verdict.UNHEALTHY:
-                    raise UpdateError(judgement.text, judgement.key)
-                if judgement.verdict is Verdict.WAITING:
-                    still.append((module, health))
-            waiting = still
+            await asyncio.sleep(pause_s)
+            waiting = [m for m in waiting if await self._waits(m, before.get(m.name), time.monotonic() - started)]
             if waiting and await superseded():
                 raise UpdateError("the hub wants another module before this one was through probation", "superseded")
 
-    async def settle(self, current: ModuleSet) -> None:
+    async def revert(self, current: ModuleSet) -> None:
+        """Serves what was committed, whatever stands."""
+        await self._kinds.discard()
+        await self._kinds.revert(current)
+
+    async def commit(self, current: ModuleSet) -> None:
         """Serves what was committed: new policies, modes and removals take effect here."""
-        await self._keeper.switch(current, {})
+        await self._kinds.commit(current)
 
     async def clean(self, keep: ModuleSet, previous: ModuleSet, all_staging: bool) -> None:
         """Slots other than those of the two sets go; staging too, unless an attempt is to follow."""
@@ -163,28 +156,22 @@ class Steps:
             await asyncio.to_thread(shutil.rmtree, self._incoming, True)
 
     async def discard(self) -> None:
-        """Ends the spare workers."""
-        while self._spares:
-            _, worker = self._spares.popitem()
-            await worker.kill()
+        """Ends what was only tried."""
+        await self._kinds.discard()
 
     def trial_deadline_s(self, target: ModuleSet, current: ModuleSet) -> float:
         trial = changes(current, target).trial
-        return sum(2 * self._slots.open(m.manifest_sha256).manifest.health.load_deadline_s for m in trial) + (
-            TRIAL_MARGIN_S * (len(trial) + 1)
-        )
+        return sum(self._kinds.of(m).trial_deadline_s(m) for m in trial) + TRIAL_MARGIN_S * (len(trial) + 1)
 
     def probation_deadline_s(self, target: ModuleSet, current: ModuleSet) -> float:
         trial = changes(current, target).trial
-        bounds = [self._slots.open(m.manifest_sha256).manifest.health for m in trial]
-        return max([max(h.probation_deadline_s, h.probation_s) for h in bounds], default=0.0) + TRIAL_MARGIN_S
+        return max((self._kinds.of(m).probation_deadline_s(m) for m in trial), default=0.0) + TRIAL_MARGIN_S
 
-    async def _look(self, module: Installed) -> Seen:
-        stats = await self._keeper.poll(module.name)
-        unit = self._keeper.unit(module.name)
-        if unit is None:
-            return Seen(stats, 1, "it is not kept any more")
-        return Seen(stats, unit.restarts, str(unit.failure or ""))
+    async def _waits(self, module: Installed, before: Before | None, elapsed_s: float) -> bool:
+        judgement = await self._kinds.of(module).judge(module, before, elapsed_s)
+        if judgement.verdict is Verdict.UNHEALTHY:
+            raise UpdateError(judgement.text, judgement.key)
+        return judgement.verdict is Verdict.WAITING
 
     @property
     def _incoming(self) -> Path:
@@ -249,6 +236,7 @@ def to_set(desired: Desired) -> ModuleSet:
                 mode=module.mode,
                 sampling=module.sampling,
                 config=module.config,
+                kind=module.manifest.runtime.kind,
             )
             for module in desired.modules
         ),

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from agent.config import AgentConfig, ServingSettings, StatePaths, UpdateLimits
+from agent.installed import PROCESS, of_kind
 from agent.link import Link
 from agent.news import Level
 from agent.runtimes.keeper import Keeper
@@ -23,6 +24,8 @@ from agent.trust import Verifier, build_trust
 from agent.update.attacks import Attacks
 from agent.update.bell import Bell
 from agent.update.engine import Engine
+from agent.update.kinds import Kinds
+from agent.update.processes import Processes
 from agent.update.record import Ledger
 from agent.update.states import State
 from agent.update.steps import Steps
@@ -74,7 +77,8 @@ class Edge:
         self.keeper = Keeper(self.runtime, SERVING, lambda: None, self._tell)
         self.verifier = Verifier(build_trust(paths, config.device, config.profile.name, time.time), link)
         self.fetcher = Fetcher(link, paths.staging, config.fetch, self.slots.find)
-        self.steps = Steps(config, paths, self.verifier, self.fetcher, self.slots, self.keeper)
+        kinds = Kinds({PROCESS: Processes(self.keeper, self.slots)})
+        self.steps = Steps(config, paths, self.verifier, self.fetcher, self.slots, kinds)
         self.bell = Bell(UPDATE, link.connected)
         self.engine = Engine(self.ledger, self.steps, self.attacks, self.bell, UPDATE, self._changed, tell=self._tell)
         link.on_doorbell(self._ring)
@@ -113,7 +117,7 @@ async def running_edge(
     """Started as the service would, and drained at the end."""
     async with running(make_link(broker), wait=online) as link:
         edge = Edge(config, paths, store, link)
-        await edge.keeper.start(await edge.engine.open())
+        await edge.keeper.start(of_kind(await edge.engine.open(), PROCESS))
         task = asyncio.create_task(edge.engine.run(), name="engine")
         try:
             yield edge
