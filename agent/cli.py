@@ -132,6 +132,9 @@ def _enroll(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from agent.release.launcher import launch, start_again
+
+    launch(options.state)  # before anything else: this may not be the agent that shall run
     from agent import logs, service
     from agent.config import AgentConfig, StatePaths
     from agent.hardening import check_private, keep_memory_private
@@ -140,7 +143,10 @@ def _run(options: argparse.Namespace) -> int:
     keep_memory_private()
     paths = StatePaths(options.state)
     check_private(paths)
-    return asyncio.run(service.run(AgentConfig.load(paths), paths))
+    status = asyncio.run(service.run(AgentConfig.load(paths), paths))
+    if status == service.RESTART:
+        start_again()
+    return status
 
 
 def _status(options: argparse.Namespace) -> int:

@@ -14,6 +14,7 @@ from modules.manifest import SamplingPolicy
 from modules.targets import Mode
 
 PROCESS = "process"  # the kind that workers run, and of every module that was installed before there were others
+AGENT = "agent"  # the agent itself
 
 
 class Installed(msgspec.Struct, frozen=True):

@@ -14,7 +14,7 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,10 +25,12 @@ from agent.clones import CloneWatch
 from agent.config import AgentConfig, StatePaths
 from agent.errors import AgentError, ConfigError
 from agent.identity import Credentials, settle
-from agent.installed import PROCESS, of_kind
+from agent.installed import AGENT, PROCESS, of_kind
 from agent.link import Link, LinkStatus
 from agent.news import News
 from agent.outbox import Outbox
+from agent.release.environment import Environments
+from agent.release.kind import AgentReleases
 from agent.renew import Renewal
 from agent.report import Reporter, Status, write_status
 from agent.runtimes.keeper import Keeper
@@ -36,7 +38,7 @@ from agent.runtimes.process import ProcessRuntime, first_uid
 from agent.sandbox.cage import Cages, Possible
 from agent.slots import Slots
 from agent.status import LOCK_FILE
-from agent.store import AgentStore
+from agent.store import SCHEMA_VERSION, AgentStore
 from agent.supervise import Supervisor, Unit
 from agent.transfer.fetch import Fetcher
 from agent.trust import Verifier, build_trust
@@ -50,6 +52,7 @@ from agent.update.steps import Steps
 from modules.messages import DeviceReport, Doorbell
 
 LEAVE_S = 5.0  # for each stage of the stop after the workers' own drain
+RESTART = 75  # exit status (EX_TEMPFAIL): another release of the agent shall take over
 CRASH_AT = "MOORING_CRASH_AT"  # tests of power cuts only, see agent.update.engine
 
 _logger = logging.getLogger(__name__)
@@ -74,25 +77,34 @@ class Rooms:
     fetcher: Fetcher
     renewal: Renewal
     clones: CloneWatch
+    releases: AgentReleases
 
 
 async def run(config: AgentConfig, paths: StatePaths) -> int:
-    """Until SIGTERM or SIGINT. Returns the exit status. Raises AgentError when it cannot start."""
+    """Until SIGTERM or SIGINT, or until another release shall take over. Returns the exit status.
+
+    Raises AgentError when it cannot start.
+    """
     identity = settle(paths)
     if identity.device != config.device:
         raise ConfigError(
             f"{paths.config}: expected device {identity.device} as in the certificate, got {config.device}"
         )
     _make_folders(paths)
-    stop = asyncio.Event()
+    stop, restart = asyncio.Event(), asyncio.Event()
+
+    def make_way() -> None:
+        restart.set()
+        stop.set()
+
     with _only_agent(paths), _signals(stop):
         async with AgentStore(paths.database) as store:
             cages = await Cages.find(config.serving, first_uid(config.serving))
             config = with_today(config, cages.possible)
-            rooms = await _build(config, paths, Credentials(identity), store, cages)
+            rooms = await _build(config, paths, Credentials(identity), store, cages, make_way)
             await rooms.keeper.start(of_kind(await rooms.engine.open(), PROCESS))
             await _serve(rooms, config, stop)
-    return 0
+    return RESTART if restart.is_set() else 0
 
 
 def with_today(config: AgentConfig, possible: Possible) -> AgentConfig:
@@ -106,7 +118,12 @@ def with_today(config: AgentConfig, possible: Possible) -> AgentConfig:
 
 
 async def _build(
-    config: AgentConfig, paths: StatePaths, credentials: Credentials, store: AgentStore, cages: Cages
+    config: AgentConfig,
+    paths: StatePaths,
+    credentials: Credentials,
+    store: AgentStore,
+    cages: Cages,
+    make_way: Callable[[], None],
 ) -> Rooms:
     link = Link(config.device, config.mqtt_host, config.mqtt_port, credentials.tls, config.link)
     outbox = Outbox(store, link, config.device, config.outbox)
@@ -120,13 +137,18 @@ async def _build(
         reporter.changed()
 
     def compose() -> DeviceReport:
-        return msgspec.structs.replace(_report(config, ledger, keeper, engine, attacks, outbox), boot=boot)
+        report = _report(config, ledger, keeper, engine, attacks, outbox)
+        modules = (*report.modules, *releases.reports(of_kind(engine.serving, AGENT)))
+        return msgspec.structs.replace(report, boot=boot, modules=modules)
 
     news = News(outbox.offer)
     runtime = ProcessRuntime(paths, config.serving, store, slots, outbox.offer, cages)
     keeper = Keeper(runtime, config.serving, changed, news.tell)
     fetcher = Fetcher(link, paths.staging, config.fetch, slots.find)
-    steps = Steps(config, paths, verifier, fetcher, slots, Kinds({PROCESS: Processes(keeper, slots)}))
+    environments = Environments(paths.root, SCHEMA_VERSION)
+    releases = AgentReleases(paths.root, environments, slots, link.connected, make_way)
+    kinds = Kinds({PROCESS: Processes(keeper, slots), AGENT: releases})
+    steps = Steps(config, paths, verifier, fetcher, slots, kinds)
     bell = Bell(config.update, link.connected)
     engine = Engine(ledger, steps, attacks, bell, config.update, changed, os.environ.get(CRASH_AT, ""), news.tell)
     status = _StatusFile(paths.status, link, outbox)
@@ -147,7 +169,7 @@ async def _build(
     link.on_takeover(clones.taken_over)
     link.on_doorbell(on_doorbell)
     link.on_change(on_change)
-    return Rooms(link, outbox, keeper, engine, reporter, verifier, fetcher, renewal, clones)
+    return Rooms(link, outbox, keeper, engine, reporter, verifier, fetcher, renewal, clones, releases)
 
 
 async def _serve(rooms: Rooms, config: AgentConfig, stop: asyncio.Event) -> None:
@@ -160,6 +182,7 @@ async def _serve(rooms: Rooms, config: AgentConfig, stop: asyncio.Event) -> None
             Unit("report", rooms.reporter.run),
             Unit("renewal", rooms.renewal.run),
             Unit("clones", rooms.clones.run),
+            Unit("release", rooms.releases.run),
         ],
         drain_s=LEAVE_S,
     )

@@ -28,7 +28,7 @@ def launch(state: Path) -> None:
     if os.environ.get(RELEASE):
         return
     pointer = load(state)
-    after, release = next_start(pointer, is_complete(state, pointer.wanted))
+    after, release = next_start(pointer, lambda release: is_complete(state, release))
     if after != pointer:
         save(state, after)
     os.environ[_PYTHON] = sys.executable

@@ -1,29 +1,30 @@
 """`release.json`: which release of the agent runs, which one is on trial, and how often each was started.
 
-Pure values and one small file. Read by the launcher before anything else of the agent is imported, so nothing beyond
-the standard library is needed here. Written by the launcher and by `agent.release.kind`.
+Pure values and one small file. Read and written by the launcher, and by `agent.release.kind`.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec.structs import replace
 
 from agent.files import write_durably
+from modules.errors import MALFORMED
 
 FILE = "release.json"
 FOLDER = "releases"
 COMPLETE = "complete"  # in a release's folder: everything is there and on the disk
 TRIAL_BOOTS = 2  # one start, and one more for a power cut that was nobody's fault
 CURRENT_BOOTS = 5  # starts in a row of which none was steady: then the agent that was installed runs instead
-MAX_TEXT = 500
-_ID = re.compile(r"[0-9a-f]{32}")
+_Release = Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{32})?$")]
+_Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
-@dataclass(frozen=True)
-class Pointer:
+class Pointer(msgspec.Struct, frozen=True):
     """A release is named by the first 32 hexadecimal digits of its manifest's digest; empty is the installed agent.
 
     `boots` counts the starts of what is to run (`trial`, else `current`) since it was last steady. `trial_s` bounds
@@ -31,12 +32,12 @@ class Pointer:
     release that was given up last, and `why`.
     """
 
-    current: str = ""
-    trial: str = ""
-    boots: int = 0
-    trial_s: int = 0
+    current: _Release = ""
+    trial: _Release = ""
+    boots: _Count = 0
+    trial_s: _Count = 0
     online: bool = False
-    failed: str = ""
+    failed: _Release = ""
     why: str = ""
 
     @property
@@ -47,29 +48,27 @@ class Pointer:
 def load(state: Path) -> Pointer:
     """The installed agent where there is no such file, or one that nobody can read: better an old agent than none."""
     try:
-        fields = json.loads((state / FILE).read_bytes())
-        pointer = Pointer(**fields)
-    except (OSError, ValueError, TypeError):
+        return msgspec.json.decode((state / FILE).read_bytes(), type=Pointer)
+    except (OSError, *MALFORMED):
         return Pointer()
-    return pointer if _is_sound(pointer) else Pointer()
 
 
 def save(state: Path, pointer: Pointer) -> None:
     """Durable when it returns. Raises OSError; then the old one stands."""
-    write_durably(state / FILE, json.dumps(asdict(pointer)).encode())
+    write_durably(state / FILE, msgspec.json.encode(pointer))
 
 
-def next_start(pointer: Pointer, is_complete: bool) -> tuple[Pointer, str]:
+def next_start(pointer: Pointer, is_complete: Callable[[str], bool]) -> tuple[Pointer, str]:
     """What to write down before the next start, and the release to start. Pure.
 
-    `is_complete` says whether the folder of `pointer.wanted` is whole. A trial that ended too often is given up and
-    what ran before it starts; a current release that cannot stay up makes way for the installed agent.
+    `is_complete` says whether the folder of a release is whole. A trial that ended too often is given up and what ran
+    before it starts; a current release that cannot stay up makes way for the installed agent.
     """
-    if pointer.trial and (pointer.boots >= TRIAL_BOOTS or not is_complete):
-        return next_start(given_up(pointer, is_complete), True)
+    if pointer.trial and (pointer.boots >= TRIAL_BOOTS or not is_complete(pointer.trial)):
+        pointer = given_up(pointer, is_complete(pointer.trial))
     if not pointer.wanted:
         return pointer, ""
-    if not pointer.trial and (pointer.boots >= CURRENT_BOOTS or not is_complete):
+    if not pointer.trial and (pointer.boots >= CURRENT_BOOTS or not is_complete(pointer.current)):
         return pointer, ""
     return replace(pointer, boots=pointer.boots + 1), pointer.wanted
 
@@ -89,9 +88,3 @@ def tried(pointer: Pointer, release: str, trial_s: int, online: bool) -> Pointer
 def settled(pointer: Pointer, release: str) -> Pointer:
     """With `release` as what runs from now on, and nothing on trial."""
     return replace(pointer, current=release, trial="", boots=0, trial_s=0)
-
-
-def _is_sound(pointer: Pointer) -> bool:
-    names = all(isinstance(n, str) and (not n or _ID.fullmatch(n)) for n in (pointer.current, pointer.trial))
-    numbers = all(isinstance(n, int) and n >= 0 for n in (pointer.boots, pointer.trial_s))
-    return names and numbers and isinstance(pointer.failed, str) and isinstance(pointer.why, str)

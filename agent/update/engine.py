@@ -86,6 +86,11 @@ class Engine:
         """The set to serve now, by the row of the state that the last run died in: the old one unless it says so."""
         await self._ledger.open()
         await self._attacks.open()
+        return self.serving
+
+    @property
+    def serving(self) -> ModuleSet:
+        """The set that an agent which starts now serves."""
         record = self._ledger.record
         return record.target if row(record.state).serves_new else self._ledger.current
 
