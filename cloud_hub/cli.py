@@ -147,7 +147,7 @@ def serve(
 
 @app.command(epilog="Example:  mooring-hub seal /var/lib/mooring-hub")
 def seal(folder: Folder) -> None:
-    """Seal the online signing keys and the device CA's key to this machine, and print what its systemd unit needs.
+    """Seal the hub's keys (signing, device CA, capabilities) to this machine, and print what its systemd unit needs.
 
     Run as root with the hub stopped. The plain files are removed: copy them to a safe place first, because nothing but
     this machine opens the sealed ones.
@@ -161,7 +161,8 @@ def seal(folder: Folder) -> None:
     alone = only_one(paths) if (paths.root / "hub.lock").exists() else nullcontext()
     with _told(), alone:
         HubConfig.load(paths.root)
-        private = [path for path in (*(paths.keys / f"{n}.pem" for n in ONLINE), paths.device_ca_key) if path.is_file()]
+        secret = (*(paths.keys / f"{n}.pem" for n in ONLINE), paths.device_ca_key, paths.capability_key)
+        private = [path for path in secret if path.is_file()]
         made = seal_files(paths, private)
     out.print("# systemctl edit mooring-hub\n[Service]", highlight=False, markup=False)
     for place in made:

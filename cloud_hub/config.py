@@ -19,11 +19,12 @@ import msgspec
 from cloud_hub.ca_settings import CaSettings
 from cloud_hub.errors import BadRequest, NotFound
 from cloud_hub.oidc_settings import OidcSettings
+from cloud_hub.transfer_settings import TransferSettings
 from firmware_profiles.profile import NAME_PATTERN
 
 ENVIRONMENT_PREFIX = "MOORING_HUB_"
 CONFIG_NAME = "hub.toml"
-_TABLES = ("ca", "oidc")
+_TABLES = ("ca", "oidc", "transfer")
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,11 @@ class HubPaths:
     def keys(self) -> Path:
         """TUF signing keys, one PEM file per role."""
         return self.root / "keys"
+
+    @property
+    def capability_key(self) -> Path:
+        """What signs the addresses and grants that devices get for files."""
+        return self.keys / "capability.key"
 
     @property
     def ca(self) -> Path:
@@ -152,6 +158,7 @@ class HubConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     crl_days: float = 30.0
     ca: CaSettings = CaSettings()
     oidc: OidcSettings = OidcSettings()
+    transfer: TransferSettings = TransferSettings()
 
     def __post_init__(self) -> None:
         for name, port in (("api_port", self.api_port), ("mqtt_port", self.mqtt_port)):
@@ -202,7 +209,7 @@ class HubConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def write(self, folder: Path) -> None:
         """A new file, or in the place of the old one. Comments are not kept."""
         plain: dict[str, Any] = msgspec.to_builtins(self)
-        oidc, ca = plain.pop("oidc"), plain.pop("ca")
+        oidc, ca, transfer = plain.pop("oidc"), plain.pop("ca"), plain.pop("transfer")
         lines = [f"{name} = {json.dumps(value)}" for name, value in plain.items()]
         if self.oidc.issuer:
             grants = oidc.pop("grants")
@@ -212,6 +219,10 @@ class HubConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 lines += [f"{name} = {json.dumps(setting)}" for name, setting in grant.items()]
         if self.ca.command:
             lines += ["", "[ca]", *(f"{name} = {json.dumps(value)}" for name, value in ca.items())]
+        if self.transfer != TransferSettings():
+            s3 = transfer.pop("s3")
+            lines += ["", "[transfer]", *(f"{name} = {json.dumps(value)}" for name, value in transfer.items())]
+            lines += ["", "[transfer.s3]", *(f"{name} = {json.dumps(value)}" for name, value in s3.items())]
         path = HubPaths(folder).config
         path.touch(mode=0o600)
         path.write_text("\n".join(lines) + "\n")

@@ -35,6 +35,8 @@ from modules.messages import (
     Doorbell,
     Get,
     Message,
+    Offered,
+    Offers,
     Refusal,
     Renew,
     Renewed,
@@ -66,14 +68,18 @@ MAX_CORRELATION_BYTES = 64
 _QOS: dict[Up, int] = {"get": 0, "state": 1, "window": 1, "sample": 1, "event": 1}
 
 
+async def _offer_nothing(_device: str, _offers: Offers) -> Offered:
+    return Offered(())
+
+
 @dataclass(frozen=True)
 class Handlers:
     """What `service` wires in. Each may raise HubError for a message that is refused.
 
-    `on_get(device, get)` and `on_renew(device, renew)` give the answer; `on_batch(device, batch)` gives the
-    acknowledgement once the batch is committed, or None when there is nothing to acknowledge; `on_report(device,
-    report)` takes a signed report; `behind()` gives the devices that do not know their newest director version yet,
-    with that version.
+    `on_get(device, get)`, `on_renew(device, renew)` and `on_offers(device, offers)` give the answer;
+    `on_batch(device, batch)` gives the acknowledgement once the batch is committed, or None when there is nothing to
+    acknowledge; `on_report(device, report)` takes a signed report; `behind()` gives the devices that do not know their
+    newest director version yet, with that version.
     """
 
     on_get: Callable[[str, Get], Awaitable[Answer | Refusal]]
@@ -81,6 +87,7 @@ class Handlers:
     on_batch: Callable[[str, Batch], Awaitable[Ack | None]]
     on_report: Callable[[str, SignedReport], Awaitable[object]]
     behind: Callable[[], Awaitable[Sequence[tuple[str, int]]]]
+    on_offers: Callable[[str, Offers], Awaitable[Offered | Refusal]] = _offer_nothing
 
 
 class HubLink:
@@ -215,7 +222,7 @@ class HubLink:
 
     def _accept(self, topic: Topic, message: Message, properties: Properties | None, size: int) -> None:
         device, channel = topic.device, topic.channel
-        if isinstance(message, Get | Renew) and channel == "get":
+        if isinstance(message, Get | Renew | Offers) and channel == "get":
             correlation = _correlation(device, properties)
             fits = self._gets.put(
                 device, size, self._guard(device, partial(self._on_question, device, message, correlation))
@@ -247,9 +254,12 @@ class HubLink:
 
         return guarded
 
-    async def _on_question(self, device: str, asked: Get | Renew, correlation: bytes) -> None:
+    async def _on_question(self, device: str, asked: Get | Renew | Offers, correlation: bytes) -> None:
+        answer: Answer | Renewed | Offered | Refusal
         if isinstance(asked, Renew):
-            answer: Answer | Renewed | Refusal = await self._handlers.on_renew(device, asked)
+            answer = await self._handlers.on_renew(device, asked)
+        elif isinstance(asked, Offers):
+            answer = await self._handlers.on_offers(device, asked)
         else:
             answer = await self._handlers.on_get(device, asked)
         properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cloud_hub.blobs import Blobs
     from cloud_hub.broker import Broker
+    from cloud_hub.capabilities import Capabilities
     from cloud_hub.claims import Claims
     from cloud_hub.clock import Clock
     from cloud_hub.config import HubConfig, HubPaths
@@ -54,6 +55,7 @@ class Rooms:
     ca: CertificateAuthority
     devices: Devices
     claims: Claims
+    capabilities: Capabilities
     revocations: Revocations
     renewals: Renewals
     expulsion: Expulsion

@@ -13,6 +13,7 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -23,6 +24,7 @@ from cloud_hub.api.gate import Gate
 from cloud_hub.api.table import EVERY_ROUTE
 from cloud_hub.blobs import Blobs
 from cloud_hub.broker import Broker, device_address
+from cloud_hub.capabilities import Capabilities
 from cloud_hub.claims import Claims
 from cloud_hub.clock import Clock, system_clock
 from cloud_hub.clone_alerts import CloneAlerts
@@ -59,6 +61,7 @@ from cloud_hub.trust.image import ImageRepository
 from cloud_hub.trust.issuer import Issuer
 from cloud_hub.trust.keys import Keys, key_folders
 from cloud_hub.trust.setup import load_authority
+from cloud_hub.ways import Ways
 from firmware_profiles.catalog import CatalogError, load
 from firmware_profiles.profile import DeviceProfile
 from modules.messages import SignedReport
@@ -144,14 +147,16 @@ def _build(config: HubConfig, paths: HubPaths, store: Store, catalog: dict[str, 
         config, store, events, ca, issuer, claims, revocations, renewals, image, director, catalog, clock, clones
     )
     alerts, ingest = _monitoring(config, store, blobs, events, clock)
-    serving = Serving(store, blobs, image, director)
+    capabilities = Capabilities(paths, clock)
+    serving = Serving(store, blobs, image, director, partial(capabilities.allows, "grant"))
+    ways = Ways(config.transfer, serving, capabilities, clock)
 
     async def on_report(device: str, signed: SignedReport) -> None:
         report = await devices.accept_report(device, signed)
         if report is not None:
             await rollouts.on_report(device, report)
 
-    handlers = Handlers(serving.answer, renewals.answer, ingest.commit, on_report, devices.behind)
+    handlers = Handlers(serving.answer, renewals.answer, ingest.commit, on_report, devices.behind, ways.answer)
     link = HubLink(config, paths, handlers)
     rollouts = Controller(store, events, desired, link.ring, clock)
     return Rooms(
@@ -170,6 +175,7 @@ def _build(config: HubConfig, paths: HubPaths, store: Store, catalog: dict[str, 
         ca=ca,
         devices=devices,
         claims=claims,
+        capabilities=capabilities,
         revocations=revocations,
         renewals=renewals,
         expulsion=Expulsion(config, paths, ca, devices, director, revocations, link, clock),
@@ -247,6 +253,7 @@ def gate(rooms: Rooms) -> Gate:
         Provider(config.oidc, rooms.clock) if config.oidc.issuer else None,
         Rate(config.requests_per_s, BURST_S * config.requests_per_s),
         Rate(config.strangers_per_s, BURST_S * config.strangers_per_s),
+        rooms.capabilities.allows,
     )
 
 

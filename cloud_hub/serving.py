@@ -7,6 +7,7 @@ asked wrongly.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from hashlib import sha256
 
 from sqlalchemy import and_, select
@@ -26,9 +27,20 @@ MAX_REMEMBERED_MANIFESTS = 256
 
 
 class Serving:
-    """Answers one request at a time; keeps nothing about devices between them."""
+    """Answers one request at a time; keeps nothing about devices between them.
 
-    def __init__(self, store: Store, blobs: Blobs, image: ImageRepository, director: Director) -> None:
+    `granted(digest, grant)` says whether a grant that came with a request opens that file.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        blobs: Blobs,
+        image: ImageRepository,
+        director: Director,
+        granted: Callable[[str, str], bool] = lambda _digest, _grant: False,
+    ) -> None:
+        self._granted = granted
         self._store = store
         self._blobs = blobs
         self._image = image
@@ -49,11 +61,18 @@ class Serving:
         except HubError as error:
             return Refusal("bad-request" if error.status < 500 else "busy", error.message)
 
+    async def permitted(self, device: str, digests: Collection[str]) -> frozenset[str]:
+        """Those of these files that the device may have; none where it is not enrolled, or retired."""
+        async with self._store.read() as connection:
+            if not await _is_welcome(connection, device):
+                return frozenset()
+            return await self._permitted(connection, device, digests)
+
     async def _answer(self, device: str, get: Get) -> Answer | Refusal:
         async with self._store.read() as connection:
             if not await _is_welcome(connection, device):
                 return Refusal("not-allowed", f"device {device} is not enrolled or has been retired")
-            if get.repository == "blob" and not await self._may_have(connection, device, get.name):
+            if get.repository == "blob" and not await self._may_have(connection, device, get):
                 return Refusal("not-allowed", f"{get.name[:80]} belongs to no module that is assigned to {device}")
         length = min(get.length, MAX_BLOCK_BYTES)
         if get.repository == "blob":
@@ -80,7 +99,12 @@ class Serving:
             return await self._image.metadata(name)
         return await self._director.metadata(device, name)
 
-    async def _may_have(self, connection: AsyncConnection, device: str, digest: str) -> bool:
+    async def _may_have(self, connection: AsyncConnection, device: str, get: Get) -> bool:
+        if get.grant and self._granted(get.name, get.grant):
+            return True
+        return bool(await self._permitted(connection, device, (get.name,)))
+
+    async def _permitted(self, connection: AsyncConnection, device: str, digests: Collection[str]) -> frozenset[str]:
         built = and_(
             modules.c.name == assignments.c.module,
             modules.c.version == assignments.c.version,
@@ -88,10 +112,12 @@ class Serving:
         )
         query = select(modules.c.manifest_sha256).select_from(assignments.join(modules, built))
         manifests = await connection.execute(query.where(assignments.c.device == device))
+        wanted, found = frozenset(digests), frozenset[str]()
         for manifest in manifests.scalars().all():
-            if digest == manifest or digest in await self._files_of(manifest):
-                return True
-        return False
+            if wanted == found:
+                break
+            found |= wanted & {manifest, *await self._files_of(manifest)}
+        return found
 
     async def _files_of(self, manifest: str) -> frozenset[str]:
         if manifest not in self._files:

@@ -16,6 +16,7 @@ from typing import Final
 import msgspec
 from aiohttp import web
 
+from cloud_hub.api.blobs import TRANSFERS, Transfers
 from cloud_hub.api.gate import Gate
 from cloud_hub.api.openapi import document
 from cloud_hub.api.parse import parse_body, parse_query
@@ -37,9 +38,10 @@ log = logging.getLogger(__name__)
 
 def application(rooms: Rooms, routes: Sequence[Route], gate: Gate | None = None) -> web.Application:
     """Serves `routes` below /api/v1. Without a `gate` one that knows tokens and users of this hub only."""
-    gate = gate or Gate(rooms.store, Events(rooms.store, rooms.clock), rooms.clock)
+    gate = gate or Gate(rooms.store, Events(rooms.store, rooms.clock), rooms.clock, allows=rooms.capabilities.allows)
     app = web.Application(client_max_size=MAX_JSON_BYTES, middlewares=[_errors])
     app[DOCUMENT] = msgspec.json.encode(document(routes))
+    app[TRANSFERS] = Transfers(rooms.config.transfer)
     app.on_response_prepare.append(_add_headers)
     for route in routes:
         app.router.add_route(route.method, PREFIX + route.path, _endpoint(rooms, route, gate))

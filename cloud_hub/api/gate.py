@@ -5,7 +5,7 @@ Refusals of somebody who is known go into the audit trail, those of strangers to
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Final
 
@@ -14,6 +14,7 @@ from aiohttp import web
 from cloud_hub.access import Access
 from cloud_hub.api.auth import authenticate
 from cloud_hub.api.route import Route
+from cloud_hub.capabilities import Purpose
 from cloud_hub.clock import Clock
 from cloud_hub.errors import Forbidden, HubError, NotFound, Unauthorized
 from cloud_hub.events import Events
@@ -26,13 +27,14 @@ PRINCIPAL: Final = Rate(100, 1000)
 # Devices behind one address enrol all at once when a site is set up.
 STRANGER: Final = Rate(20, 200)
 LOGIN: Final = Rate(0.5, 20)  # each costs the hub 64 MiB for a moment
+FILES: Final = Rate(500, 5000)  # ranges of files, by those who have a right to them; a site may be one address
 REFUSALS: Final = Rate(1 / 60, 10)
 NOBODY: Final = Principal("token", "", Role.VIEWER)
 _LOGIN_PATH: Final = "/login"
 
 
 class Gate:
-    """One per API; holds the buckets."""
+    """One per API; holds the buckets. `allows` says whether a right opens a file; without it none does."""
 
     def __init__(
         self,
@@ -42,21 +44,29 @@ class Gate:
         provider: Provider | None = None,
         principal: Rate = PRINCIPAL,
         stranger: Rate = STRANGER,
+        allows: Callable[[Purpose, str, str], bool] = lambda _purpose, _digest, _right: False,
     ) -> None:
+        self._allows = allows
         self._store = store
         self._events = events
         self._clock = clock
         self._provider = provider
         self._principals = Limiter("your requests", principal, clock)
         self._strangers = Limiter("requests without a token from your address", stranger, clock)
+        self._files = Limiter("files asked for from your address", FILES, clock)
         self._logins = Limiter("logins from your address", LOGIN, clock)
         self._refusals = Limiter("refusals", REFUSALS, clock)
 
     async def enter(self, route: Route, request: web.Request) -> Access:
-        """Raises TooMany `rate-limited`, Unauthorized, Forbidden `role-missing` and `scope-exceeded`, NotFound."""
+        """Raises TooMany `rate-limited`, Unauthorized, Forbidden `role-missing`, `scope-exceeded` and `right-invalid`,
+        NotFound.
+        """
         sender = network_of(request.remote)
         if route.public:
             (self._logins if route.path == _LOGIN_PATH else self._strangers).take(sender)
+            return Access(NOBODY, self._store)
+        if route.by_right and "right" in request.query:
+            self._check_right(request, sender)
             return Access(NOBODY, self._store)
         principal = await self._principal(request, sender)
         self._principals.take(principal.token_id or principal.actor)
@@ -68,6 +78,14 @@ class Gate:
             await self._record(principal.actor, route, error)
             raise
         return access
+
+    def _check_right(self, request: web.Request, sender: str) -> None:
+        """Not in the audit trail: devices come with rights that have ended, and ask for new ones."""
+        digest, right = request.match_info["sha256"], request.query.get("right", "")
+        if not self._allows("url", digest, right):
+            self._strangers.take(sender)
+            raise Forbidden("right-invalid", f"{digest[:80]}: this right is not one to this file, or it has ended")
+        self._files.take(sender)
 
     async def _principal(self, request: web.Request, sender: str) -> Principal:
         try:

@@ -45,12 +45,6 @@ async def sign_module(rooms: Rooms, call: Call) -> ModuleRelease:
     return await rooms.packaging.get(*_key(call))
 
 
-async def download_blob(rooms: Rooms, call: Call) -> web.FileResponse:
-    digest = call.path["sha256"]
-    rooms.blobs.size(digest)
-    return web.FileResponse(rooms.blobs.path(digest), headers={"Content-Type": "application/octet-stream"})
-
-
 async def image_metadata(rooms: Rooms, call: Call) -> web.Response:
     body = await rooms.image.metadata(call.path["filename"])
     return web.Response(body=body, content_type="application/json")
@@ -97,14 +91,6 @@ ROUTES: tuple[Route, ...] = (
         "Sign a module into the image repository, or give it a new release counter",
         returns=ModuleRelease,
         role=Role.PUBLISHER,
-    ),
-    Route(
-        "GET",
-        "/blobs/{sha256}",
-        download_blob,
-        "Download a file by its digest",
-        media="application/octet-stream",
-        role=Role.VIEWER,
     ),
     Route(
         "GET",

@@ -43,7 +43,10 @@ def document(routes: Sequence[Route]) -> Json:
         "paths": paths,
         "components": {
             "schemas": components,
-            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+            "securitySchemes": {
+                "token": {"type": "http", "scheme": "bearer"},
+                "right": {"type": "apiKey", "in": "query", "name": "right"},
+            },
         },
     }
 
@@ -76,6 +79,8 @@ def _operation(route: Route, schema_of: Json) -> Json:
         operation["security"] = []
     else:
         operation["x-mooring-role"] = str(route.role or Role.ADMIN)
+    if route.by_right:
+        operation["security"] = [{"token": []}, {"right": []}]
     if route.body is not None:
         operation["requestBody"] = {"required": True, "content": _json(schema_of[_name(route.body)])}
     if route.upload:

@@ -77,7 +77,8 @@ class Route:
     `returns` is a Struct or a list of them, sent as JSON; with None the handler returns a response itself, of the media
     type `media`, or nothing (204). `body` is parsed from JSON, `query` from the query string (text becomes numbers and
     truth values). With `upload` the handler reads the raw body in a stream. `role` is who may; `public` routes ask for
-    no token, and a route with neither is for admins.
+    no token, and a route with neither is for admins. With `by_right` whoever shows a right to the file (`right` in the
+    query) needs no token either.
     """
 
     method: str
@@ -91,6 +92,7 @@ class Route:
     role: Role | None = None
     public: bool = False
     upload: bool = False
+    by_right: bool = False
     media: str = ""
 
     @property

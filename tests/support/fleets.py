@@ -98,7 +98,7 @@ async def open_world(
     config = HubConfig(dev=True, api_port=api, mqtt_port=mqtt, look_s=LOOK_S)
     paths = await initialise(folder / "hub", config, clock=clock)
     async with open_hub(paths, clock) as rooms:
-        gate = Gate(rooms.store, rooms.events, clock, provider, principal, stranger)
+        gate = Gate(rooms.store, rooms.events, clock, provider, principal, stranger, rooms.capabilities.allows)
         async with TestClient(TestServer(application(rooms, EVERY_ROUTE, gate))) as client:
             yield World(rooms, client, clock, paths.operator_token.read_text().strip())
 
