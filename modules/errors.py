@@ -53,6 +53,12 @@ class ChunkError(ModuleError):
     key = "chunks-invalid"
 
 
+class PatchError(ModuleError):
+    """A patch that is damaged, hostile, or for another base or target."""
+
+    key = "patch-invalid"
+
+
 # What reading bytes of strangers raises: msgspec's own error, its two that are not (text that is no UTF-8, nesting
 # without end), and ours for values that do not fit. Whoever decodes catches these and raises its own error.
 MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ModuleError)

@@ -1,0 +1,120 @@
+"""Which stretch of the base each stretch of the target is like: tensors by name, shape and place, then bytes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterator
+
+import numpy as np
+
+from cloud_hub.patches.encode_types import Buffer, Piece, Tensor
+from modules.patch.planes import UNSIGNED
+
+# Equal stretches of a changed tensor shorter than this stay in the difference: a reference costs a few bytes.
+_WORTH_A_REFERENCE = 256
+
+
+def match_tensors(old: Buffer, new: Buffer, before: list[Tensor], after: list[Tensor]) -> list[Tensor | None]:
+    """For each tensor of the target the one of the base to compare it with, of the same element and length."""
+    free = {id(tensor): tensor for tensor in before}
+    chosen: list[Tensor | None] = [None] * len(after)
+
+    def take(place: int, candidates: list[Tensor]) -> None:
+        found = next((one for one in candidates if id(one) in free and _alike(one, after[place])), None)
+        if found is not None and chosen[place] is None:
+            chosen[place] = free.pop(id(found))
+
+    names = defaultdict(list)
+    for tensor in before:
+        names[tensor.name].append(tensor)
+    for place, tensor in enumerate(after):
+        take(place, names[tensor.name])
+    open_places = [place for place, found in enumerate(chosen) if found is None]
+    if open_places and free:
+        contents = defaultdict(list)
+        for tensor in free.values():
+            contents[_digest(old, tensor)].append(tensor)
+        for place in open_places:
+            take(place, contents.get(_digest(new, after[place]), []))
+        for place in open_places:
+            take(place, list(free.values()))
+    return chosen
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return one.element == other.element and one.end - one.start == other.end - other.start
+
+
+def _digest(data: Buffer, tensor: Tensor) -> bytes:
+    return hashlib.blake2b(memoryview(data)[tensor.start : tensor.end], digest_size=16).digest()
+
+
+def pieces(old: Buffer, new: Buffer, before: list[Tensor], after: list[Tensor]) -> Iterator[Piece]:
+    """The whole target in order."""
+    at = cursor = 0
+    for tensor, match in zip(after, match_tensors(old, new, before, after), strict=True):
+        yield from _between(old, new, at, tensor.start, cursor, match.start if match else cursor)
+        if match is None:
+            yield Piece(tensor.start, tensor.end - tensor.start, None, tensor.element)
+        else:
+            yield from _difference(old, new, tensor, match)
+            cursor = match.end
+        at = tensor.end
+    yield from _between(old, new, at, len(new), cursor, len(old))
+
+
+def _between(old: Buffer, new: Buffer, start: int, end: int, left: int, right: int) -> Iterator[Piece]:
+    """Bytes of no tensor: in the base, what they begin with follows `left`, what they end with comes before `right`."""
+    length = end - start
+    if not length:
+        return
+    head = _common(memoryview(new)[start:end], memoryview(old)[left : left + length])
+    tail = min(
+        length - head,
+        _common(memoryview(new)[start:end][::-1], memoryview(old)[max(0, right - length) : right][::-1]),
+    )
+    if head:
+        yield Piece(start, head, left, None)
+    if length - head - tail:
+        yield Piece(start + head, length - head - tail, None, None)
+    if tail:
+        yield Piece(end - tail, tail, right - tail, None)
+
+
+def _common(one: memoryview, other: memoryview) -> int:
+    """How many bytes both begin with."""
+    length = min(len(one), len(other))
+    different = np.frombuffer(bytes(one[:length]), np.uint8) != np.frombuffer(bytes(other[:length]), np.uint8)
+    first = int(different.argmax()) if length else 0
+    return first if length and different[first] else length
+
+
+def _difference(old: Buffer, new: Buffer, tensor: Tensor, match: Tensor) -> Iterator[Piece]:
+    """A changed tensor; its long equal stretches by reference."""
+    kind = UNSIGNED[tensor.element.width]
+    count = (tensor.end - tensor.start) // kind.itemsize
+    changed = np.frombuffer(new, kind, count, tensor.start) != np.frombuffer(old, kind, count, match.start)
+    places = np.flatnonzero(changed)
+    at = 0
+    for start, end in _stretches(places, _WORTH_A_REFERENCE // kind.itemsize):
+        yield from _part(tensor, match, at, start, kind.itemsize, equal=True)
+        yield from _part(tensor, match, start, end, kind.itemsize, equal=False)
+        at = end
+    yield from _part(tensor, match, at, count, kind.itemsize, equal=True)
+
+
+def _stretches(places: np.ndarray[tuple[int], np.dtype[np.intp]], apart: int) -> Iterator[tuple[int, int]]:
+    """From the first to behind the last of the places that lie near each other."""
+    if not len(places):
+        return
+    breaks = np.flatnonzero(np.diff(places) > apart)
+    starts = places[np.concatenate(([0], breaks + 1))]
+    ends = places[np.concatenate((breaks, [len(places) - 1]))] + 1
+    yield from zip(starts.tolist(), ends.tolist(), strict=True)
+
+
+def _part(tensor: Tensor, match: Tensor, start: int, end: int, width: int, *, equal: bool) -> Iterator[Piece]:
+    if end > start:
+        place = tensor.start + start * width
+        yield Piece(place, (end - start) * width, match.start + start * width, None if equal else tensor.element)
