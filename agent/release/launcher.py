@@ -21,6 +21,7 @@ RELEASE = "MOORING_RELEASE"  # the release that this process is; "installed" for
 INSTALLED = "installed"
 _PYTHON = "MOORING_INSTALLED_PYTHON"
 _PACKAGES = "MOORING_INSTALLED_PACKAGES"
+_PATH = "MOORING_INSTALLED_PYTHONPATH"  # put aside, because it would stand before a release's own packages
 
 
 def launch(state: Path) -> None:
@@ -32,10 +33,12 @@ def launch(state: Path) -> None:
     if after != pointer:
         save(state, after)
     os.environ[_PYTHON] = sys.executable
-    os.environ[_PACKAGES] = os.pathsep.join(dict.fromkeys((_path("purelib"), _path("platlib"))))
+    os.environ[_PACKAGES] = os.pathsep.join(installed_packages())
     os.environ[RELEASE] = release or INSTALLED
     if not release:
         return
+    if "PYTHONPATH" in os.environ:
+        os.environ[_PATH] = os.environ.pop("PYTHONPATH")
     if after.trial:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(max(1, after.trial_s))
@@ -47,6 +50,8 @@ def start_again() -> NoReturn:
     python = os.environ.get(_PYTHON, sys.executable)
     for name in (RELEASE, _PYTHON, _PACKAGES):
         os.environ.pop(name, None)
+    if _PATH in os.environ:
+        os.environ["PYTHONPATH"] = os.environ.pop(_PATH)
     signal.alarm(0)
     _become(python)
 
@@ -60,7 +65,10 @@ def running() -> str:
 def installed_packages() -> list[str]:
     """Where the installed agent's packages lie, from within any release."""
     known = os.environ.get(_PACKAGES)
-    return known.split(os.pathsep) if known else list(dict.fromkeys((_path("purelib"), _path("platlib"))))
+    if known:
+        return known.split(os.pathsep)
+    extra = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    return list(dict.fromkeys([*extra, sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]))
 
 
 def is_complete(state: Path, release: str) -> bool:
@@ -75,6 +83,3 @@ def python_of(state: Path, release: str) -> Path:
 def _become(python: Path | str) -> NoReturn:
     os.execv(python, [str(python), "-P", "-m", "agent.cli", *sys.argv[1:]])  # noqa: S606 - no shell, our own interpreter
 
-
-def _path(name: str) -> str:
-    return sysconfig.get_path(name)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from cloud_hub import __version__
 from cloud_hub.cli import app
 from cloud_hub.config import HubConfig, HubPaths
 from cloud_hub.errors import BadRequest, NotFound
@@ -198,7 +199,7 @@ def test_every_command_has_help_with_an_example() -> None:
 
 def test_a_restarted_hub_has_everything_at_the_same_addresses(hub: HubPaths) -> None:
     with serving(hub) as (_, first):
-        assert ask(hub, "/health", token=False) == {"status": "ok", "version": "0.1.0", "broker": True}
+        assert ask(hub, "/health", token=False) == {"status": "ok", "version": __version__, "broker": True}
         sha256 = ask(hub, "/uploads", b"model bytes")["sha256"]
         made = ask(hub, "/models", {"name": "digits", "files": [{"path": "model.onnx", "sha256": sha256}]})
     with serving(hub) as (_, second):

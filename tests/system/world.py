@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
@@ -147,10 +147,10 @@ class World:
     # --- devices ------------------------------------------------------------------------------------------------
     @asynccontextmanager
     async def device(
-        self, name: str, *, start: bool = True, tags: Mapping[str, str] | None = None
+        self, name: str, *, start: bool = True, tags: Mapping[str, str] | None = None, program: Sequence[str] = ()
     ) -> AsyncIterator[Device]:
-        """Enrolled, with short waits, and running."""
-        device = Device(name, self.folder)
+        """Enrolled, with short waits, and running; `program` is another release's agent."""
+        device = Device(name, self.folder, program)
         token = await self.client.create_token(NewToken(device=name, tags=dict(tags or {})))
         await device.enrol(self.client.context.url, token, PROFILE)
         device.configure(link=LINK, fetch=FETCH, outbox=OUTBOX, update=UPDATE, serving=SERVING, report=REPORT)

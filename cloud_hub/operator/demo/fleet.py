@@ -7,6 +7,7 @@ tests and benchmarks.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from cloud_hub.operator.demo.processes import ProcessFailed, Service, command, once, until
@@ -16,12 +17,16 @@ START_DEADLINE_S = 30.0
 
 
 class HubProcess:
-    """A development hub in `folder`, with its broker; ports are chosen at `init` and stay."""
+    """A development hub in `folder`, with its broker; ports are chosen at `init` and stay.
 
-    def __init__(self, folder: Path) -> None:
+    `program` is what to call instead of this environment's `mooring-hub`, such as that of another release.
+    """
+
+    def __init__(self, folder: Path, program: Sequence[str] = ()) -> None:
         self.folder = folder
+        self._program = list(program) or [command("mooring-hub")]
         self._ready = folder.with_name(f"{folder.name}.ready.json")
-        arguments = [command("mooring-hub"), "serve", str(folder), "--ready-file", str(self._ready)]
+        arguments = [*self._program, "serve", str(folder), "--ready-file", str(self._ready)]
         self.service = Service("mooring-hub", arguments, folder.with_name(f"{folder.name}.log"))
 
     @property
@@ -32,7 +37,7 @@ class HubProcess:
     async def init(self, *options: str) -> None:
         """`mooring-hub init --dev` on free ports."""
         ports = ("--api-port", "0", "--mqtt-port", "0")
-        await once([command("mooring-hub"), "init", str(self.folder), "--dev", "--host", "localhost", *ports, *options])
+        await once([*self._program, "init", str(self.folder), "--dev", "--host", "localhost", *ports, *options])
 
     async def start(self) -> None:
         """Up, with API and broker answering."""
@@ -42,18 +47,19 @@ class HubProcess:
 
 
 class AgentProcess:
-    """One device: a state folder of its own, and `mooring-agent` on it."""
+    """One device: a state folder of its own, and `mooring-agent`, or another `program`, on it."""
 
-    def __init__(self, name: str, folder: Path) -> None:
+    def __init__(self, name: str, folder: Path, program: Sequence[str] = ()) -> None:
         self.name = name
+        self._program = list(program) or [command("mooring-agent")]
         self.state = folder / name
-        arguments = [command("mooring-agent"), "run", "--state", str(self.state)]
+        arguments = [*self._program, "run", "--state", str(self.state)]
         self.service = Service(f"mooring-agent {name}", arguments, folder / f"{name}.log")
 
     async def enrol(self, hub: str, token: str, profile: str) -> None:
         """Makes the device's key, gets its certificate. `hub` is the API's address."""
         arguments = ["--hub", hub, "--token", token, "--device-id", self.name, "--profile", profile]
-        await once([command("mooring-agent"), "enroll", *arguments, "--state", str(self.state)])
+        await once([*self._program, "enroll", *arguments, "--state", str(self.state)])
 
     async def start(self) -> None:
         """Returns once the process runs; whether it is connected is to be read from the hub."""

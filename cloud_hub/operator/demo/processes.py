@@ -73,6 +73,12 @@ class Service:
             status = None if self._process is None else self._process.returncode
             raise ProcessFailed(f"{self.name} ended with status {status}:\n{self.tail()}")
 
+    async def ended(self) -> None:
+        """Returns when the process has ended by itself. Raises ProcessFailed when it was never started."""
+        if self._process is None:
+            raise ProcessFailed(f"{self.name} was not started")
+        await self._process.wait()
+
     async def stop(self) -> None:
         """Ask, wait, then insist; the whole session goes."""
         if self._process is None:
