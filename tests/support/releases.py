@@ -18,17 +18,17 @@ class OtherRelease:
     """Another release in an environment of its own, over the packages that are installed here."""
 
     def __init__(self, folder: Path) -> None:
-        self._python = str(folder / "bin" / "python")
+        self._python = ("env", "-u", "PYTHONPATH", str(folder / "bin" / "python"), "-P")
 
     @property
     def agent(self) -> tuple[str, ...]:
         """What to call for `mooring-agent`."""
-        return (self._python, "-P", "-m", "agent.cli")
+        return (*self._python, "-m", "agent.cli")
 
     @property
     def hub(self) -> tuple[str, ...]:
         """What to call for `mooring-hub`."""
-        return (self._python, "-P", "-c", "from cloud_hub.cli import main; main()")
+        return (*self._python, "-c", "from cloud_hub.cli import main; main()")
 
 
 def previous_release(folder: Path) -> OtherRelease:
