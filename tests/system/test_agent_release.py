@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from agent import __version__
+from agent.service import CRASH_AT
 from cloud_hub.operator.demo.processes import command, once
 from cloud_hub.operator.errors import Refused
 from cloud_hub.packaging import BuildRequest
@@ -68,6 +69,30 @@ async def test_an_agent_that_cannot_be_loaded_is_never_started(world: World) -> 
         assert "no_such_package" in execution.reason
         assert (device.service.pid, await device.serves(1)) == (pid, address)
         assert list((device.state / "releases").iterdir()) == []
+
+
+@pytest.mark.parametrize("cut", ["activating:after", "probation:before", "committed:before"])
+async def test_a_power_cut_while_the_agent_changes_leaves_one_that_serves(
+    world: World, cut: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = await released(world, f"7.6.{len(cut)}")
+    async with world.device(f"self-{len(cut)}", start=False) as device:
+        await device.start()
+        await world.roll_out(device, 1)
+        await device.service.stop()
+        monkeypatch.setenv(CRASH_AT, cut)
+        await device.start()
+        monkeypatch.delenv(CRASH_AT)
+        order = await world.order(device, version, AGENT_MODULE)
+        await device.service.ended()
+        await device.start()
+        state, execution = await world.ended(order)
+        # Cut before probation was written down nobody knows who served: back to what is known to be good.
+        expected = {"activating:after": (RolloutState.FAILED, "interrupted")}.get(cut, (RolloutState.FINISHED, ""))
+        assert (state, execution.reason_key) == expected, execution
+        running = __version__ if state is RolloutState.FAILED else f"7.6.{len(cut)}"
+        await device.until("the agent", lambda status: status.report.agent_version == running)
+        assert await served_version(await device.serves(1)) == 1
 
 
 async def test_a_release_by_another_publisher_is_refused_by_the_hub(world: World) -> None:
