@@ -13,7 +13,8 @@ connection every 100 ms during the downloads over that wire, until the agent's l
 the most that the device's process was resident during any download (VmHWM) above what it was before its first.
 
 A whole run takes about four minutes, so the wire with loss moves a smaller file than the others. Words on the command
-line choose cases: `benchmarks/transfer.py 50ms loopback`. Without root, gcc and TUN only `loopback` is measured.
+line choose cases, and TCP's congestion control in place of the machine's: `benchmarks/transfer.py 50ms 20mbit reno`.
+Without root, gcc and TUN only `loopback` is measured.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,16 +33,17 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.common import median, report
-from benchmarks.wire import ADDRESS, Shape, Side, Wire, missing
+from benchmarks.wire import ADDRESS, Shape, Wire, missing
 from benchmarks.wire.check import measure
 from benchmarks.wire.lines import End
 from benchmarks.wire.release import DEVICE, Prepared, prepare
 from cloud_hub.operator.demo.processes import once
 
-SIZES = {"large.bin": 50_000_000, "small.bin": 4_000_000}
+SIZES = {"large.bin": 50_000_000, "small.bin": 2_000_000}
 SETTLE_S = 2.0
 COMMAND_EVERY_S = 0.1
 CURL_DEADLINE_S = 240.0
+CONGESTION = ("cubic", "bbr", "reno")
 HERE = Path(__file__).resolve().parent / "wire"
 
 
@@ -199,7 +201,7 @@ def _print(case: Case, found: Found) -> None:
     print(f"          {found.extra_mib:.1f} MiB above rest, {found.reconnects} reconnects, {found.wire}", flush=True)
 
 
-def _chosen(names: Sequence[str]) -> list[Case]:
+def _chosen(names: Collection[str]) -> list[Case]:
     lacking = missing()
     if lacking:
         print(f"only loopback is measured: {lacking}", flush=True)
@@ -210,12 +212,13 @@ def _chosen(names: Sequence[str]) -> list[Case]:
 
 
 def _start(names: Sequence[str]) -> None:
-    cases = _chosen(names)
+    congestion = next((name for name in names if name in CONGESTION), "")
+    cases = _chosen(set(names) - set(CONGESTION))
     if missing():
         asyncio.run(main(cases, None))
         return
-    near: Side = "near"
-    with Wire(Shape()) as wire, wire.inside(near):
+    with Wire(Shape(), congestion=congestion) as wire, wire.inside("near"):
+        print(f"congestion control: {wire.congestion}", flush=True)
         asyncio.run(main(cases, wire))
 
 

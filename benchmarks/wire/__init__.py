@@ -33,6 +33,8 @@ QUEUE_BYTES = 256 * 1024
 COMPILE_DEADLINE_S = 60.0
 REPLY_DEADLINE_S = 10.0
 CLONE_NEWNET = 0x40000000
+_CONGESTION = Path("/proc/sys/net/ipv4/tcp_congestion_control")
+_ALLOWED = Path("/proc/sys/net/ipv4/tcp_allowed_congestion_control")
 _SOURCE = Path(__file__).with_name("wire.c")
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -87,11 +89,15 @@ def missing() -> str:
 
 
 class Wire:
-    """`with Wire(Shape(rate_bits=20_000_000, delay_ms=25)) as wire:`. Raises WireError when it cannot be made."""
+    """`with Wire(Shape(rate_bits=20_000_000, delay_ms=25)) as wire:`. Raises WireError when it cannot be made.
 
-    def __init__(self, shape: Shape, seed: int = 1) -> None:
+    `congestion` is the congestion control of TCP at both ends, empty for what the machine is set to: what a wire with
+    loss or a full queue carries depends on it. The kernel must allow it (net.ipv4.tcp_allowed_congestion_control).
+    """
+
+    def __init__(self, shape: Shape, seed: int = 1, congestion: str = "") -> None:
         self.shape = shape
-        self._seed = seed
+        self._seed, self._congestion = seed, congestion
         self._process: subprocess.Popen[bytes] | None = None
         self._spaces: dict[Side, str] = {}
         self._lock = threading.Lock()
@@ -116,6 +122,8 @@ class Wire:
             raise WireError(f"the wire began with {word!r}")
         for side, descriptor in zip(ADDRESS, descriptors, strict=True):
             self._spaces[side] = f"/proc/{self._process.pid}/fd/{descriptor}"
+        if self._congestion:
+            self._control()
         return self
 
     def __exit__(
@@ -177,6 +185,20 @@ class Wire:
         """What each side has sent."""
         numbers = [int(word) for word in self._ask("count").split()]
         return {"near": Count(*numbers[:4]), "far": Count(*numbers[4:])}
+
+    @property
+    def congestion(self) -> str:
+        """The congestion control in use."""
+        return self.call("near", _CONGESTION.read_text).strip()
+
+    def _control(self) -> None:
+        for side in ADDRESS:
+            try:
+                self.call(side, lambda: _CONGESTION.write_text(self._congestion))
+            except OSError as error:
+                self.close()
+                allowed = _ALLOWED.read_text().strip()
+                raise WireError(f"congestion control: expected one of {allowed}, got {self._congestion}") from error
 
     def _ask(self, line: str) -> str:
         with self._lock:
