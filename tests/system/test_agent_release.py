@@ -71,12 +71,12 @@ async def test_an_agent_that_cannot_be_loaded_is_never_started(world: World) -> 
         assert list((device.state / "releases").iterdir()) == []
 
 
-@pytest.mark.parametrize("cut", ["activating:after", "probation:before", "committed:before"])
+@pytest.mark.parametrize(("number", "cut"), [(1, "activating:after"), (2, "probation:before"), (3, "committed:before")])
 async def test_a_power_cut_while_the_agent_changes_leaves_one_that_serves(
-    world: World, cut: str, monkeypatch: pytest.MonkeyPatch
+    world: World, number: int, cut: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    version = await released(world, f"7.6.{len(cut)}")
-    async with world.device(f"self-{len(cut)}", start=False) as device:
+    version = await released(world, f"7.6.{number}")
+    async with world.device(f"self-cut-{number}", start=False) as device:
         await device.start()
         await world.roll_out(device, 1)
         await device.service.stop()
@@ -90,7 +90,7 @@ async def test_a_power_cut_while_the_agent_changes_leaves_one_that_serves(
         # Cut before probation was written down nobody knows who served: back to what is known to be good.
         expected = {"activating:after": (RolloutState.FAILED, "interrupted")}.get(cut, (RolloutState.FINISHED, ""))
         assert (state, execution.reason_key) == expected, execution
-        running = __version__ if state is RolloutState.FAILED else f"7.6.{len(cut)}"
+        running = __version__ if state is RolloutState.FAILED else f"7.6.{number}"
         await device.until("the agent", lambda status: status.report.agent_version == running)
         assert await served_version(await device.serves(1)) == 1
 
