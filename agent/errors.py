@@ -83,6 +83,12 @@ class FetchError(AgentError):
     """
 
 
+class PatchFailed(AgentError):
+    """A file could not be made from a patch; it comes whole instead."""
+
+    key = "patch"
+
+
 class OutboxError(AgentError):
     """An item cannot be kept for sending. Keys: item-too-large, outbox-full."""
 

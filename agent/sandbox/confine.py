@@ -2,7 +2,8 @@
 
 In order: own user (where we are root and were told one), rlimits, no_new_privs, no capabilities, Landlock, seccomp.
 What the kernel does not offer is left out, and `confine` says which level was reached; only a user that cannot be
-changed is an error. Called once by the worker, with everything imported and before any thread is started.
+changed is an error. Called once by the worker and by the decoder of patches (`agent.patching.child`), with everything
+imported and before any thread is started.
 Source: docs of prctl(2), seccomp(2), capabilities(7); measured order of imports in the design.
 """
 
@@ -70,20 +71,22 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def confine(slot: Path, uid: int, memory_mib: int) -> str:
+def confine(slot: Path | None, uid: int, memory_mib: int, file_bytes: int | None = None) -> str:
     """Gives everything up, and returns the level reached, such as "uid+rlimits+landlock:7+seccomp".
 
     `memory_mib` is what the process may map beyond what it has mapped now; 0 is no limit. Afterwards the current
-    folder is `slot`, which the new user may read even where a folder above is closed to it. Raises ConfineError.
+    folder is `slot`, which the new user may read even where a folder above is closed to it; with None no folder is
+    left but the interpreter's own. `file_bytes` is how long a file that is open for writing may grow; without it none
+    may but the one that takes what we print. Raises ConfineError.
     """
-    os.chdir(slot)
+    os.chdir(slot or "/")
     level = []
     ruleset = _ruleset(slot)
     seccomp = _prepared_filter()
     if os.geteuid() == 0 and uid:
         _become(uid, keep_reading=ruleset is not None and not _open_to_all(Path(sysconfig.get_path("stdlib"))))
         level.append("uid")
-    _limit(memory_mib)
+    _limit(memory_mib, file_bytes)
     level.append("rlimits")
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     if os.geteuid() == 0 and _keep_capabilities(0):
@@ -117,9 +120,10 @@ def _open_to_all(path: Path) -> bool:
     return all(folder.stat().st_mode & stat.S_IXOTH for folder in (path, *path.parents))
 
 
-def _limit(memory_mib: int) -> None:
+def _limit(memory_mib: int, file_bytes: int | None) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    written = MAX_LOG_BYTES if any(stat.S_ISREG(os.fstat(fd).st_mode) for fd in (1, 2)) else 0
+    printed = MAX_LOG_BYTES if any(stat.S_ISREG(os.fstat(fd).st_mode) for fd in (1, 2)) else 0
+    written = printed if file_bytes is None else file_bytes
     resource.setrlimit(resource.RLIMIT_FSIZE, (written, written))
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     files = MAX_FILES if hard == resource.RLIM_INFINITY else min(MAX_FILES, hard)
@@ -131,11 +135,11 @@ def _limit(memory_mib: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-def _ruleset(slot: Path) -> int | None:
+def _ruleset(slot: Path | None) -> int | None:
     if not landlock.abi():
         return None
     try:
-        return landlock.open_rules([slot, *readable()])
+        return landlock.open_rules([*([slot] if slot else ()), *readable()])
     except OSError as error:
         log.warning("landlock is not available: %s", error)
         return None
