@@ -15,7 +15,19 @@ import aiomqtt
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from modules.messages import Ack, Answer, Batch, Doorbell, Get, Refusal, SignedReport, decode, encode
+from modules.messages import (
+    Ack,
+    Answer,
+    Batch,
+    Doorbell,
+    Get,
+    Offered,
+    Offers,
+    Refusal,
+    SignedReport,
+    decode,
+    encode,
+)
 from modules.topics import Topic, all_up, down
 from support.mosquitto import HUB, Mosquitto
 
@@ -23,12 +35,17 @@ Reply = Answer | Refusal | None
 
 
 class FakeHub:
-    """`async with FakeHub(broker, files)`; `answer` may be replaced by a test: None keeps silent."""
+    """`async with FakeHub(broker, files)`; `answer` and `offer` may be replaced by a test: None keeps silent.
+
+    As it is made it offers nothing, as a hub of before 0.2.
+    """
 
     def __init__(self, broker: Mosquitto, files: Mapping[tuple[str, str], bytes] | None = None) -> None:
         self.files = dict(files or {})
         self.answer: Callable[[Get], Reply] = self.from_files
+        self.offer: Callable[[Offers], Offered | Refusal | None] = lambda _: None
         self.asked: list[Get] = []
+        self.asked_offers: list[Offers] = []
         self.batches: list[Batch] = []
         self.reports: list[SignedReport] = []
         self.taken: dict[tuple[str, str], list[tuple[int, bytes]]] = {}
@@ -109,6 +126,12 @@ class FakeHub:
             if reply is not None:
                 correlation = getattr(message.properties, "CorrelationData", b"")
                 await self.say(down(topic.device, "data"), encode(reply), correlation=correlation)
+        elif isinstance(said, Offers):
+            self.asked_offers.append(said)
+            offered = self.offer(said)
+            if offered is not None:
+                correlation = getattr(message.properties, "CorrelationData", b"")
+                await self.say(down(topic.device, "data"), encode(offered), correlation=correlation)
         elif isinstance(said, Batch):
             await self._take(topic.device, said)
         elif isinstance(said, SignedReport):
