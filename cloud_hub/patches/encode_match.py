@@ -11,8 +11,10 @@ import numpy as np
 from cloud_hub.patches.encode_types import Buffer, Piece, Tensor
 from modules.patch.planes import UNSIGNED
 
-# Equal stretches of a changed tensor shorter than this stay in the difference: a reference costs a few bytes.
-_WORTH_A_REFERENCE = 256
+# Equal stretches of a changed tensor of fewer elements stay in the difference: a reference costs a few bytes, and so
+# does a zero's share of the plain bits; where most elements are equal, zeros cost next to nothing.
+_WORTH_A_REFERENCE = 64
+_WORTH_A_REFERENCE_IF_SPARSE = 8192
 
 
 def match_tensors(old: Buffer, new: Buffer, before: list[Tensor], after: list[Tensor]) -> list[Tensor | None]:
@@ -96,8 +98,9 @@ def _difference(old: Buffer, new: Buffer, tensor: Tensor, match: Tensor) -> Iter
     count = (tensor.end - tensor.start) // kind.itemsize
     changed = np.frombuffer(new, kind, count, tensor.start) != np.frombuffer(old, kind, count, match.start)
     places = np.flatnonzero(changed)
+    apart = _WORTH_A_REFERENCE_IF_SPARSE if 2 * len(places) < count else _WORTH_A_REFERENCE
     at = 0
-    for start, end in _stretches(places, _WORTH_A_REFERENCE // kind.itemsize):
+    for start, end in _stretches(places, apart):
         yield from _part(tensor, match, at, start, kind.itemsize, equal=True)
         yield from _part(tensor, match, start, end, kind.itemsize, equal=False)
         at = end
