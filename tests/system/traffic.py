@@ -6,6 +6,8 @@ import asyncio
 import http.client
 import json
 import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -21,10 +23,20 @@ class Traffic:
     about the others.
 
     With `kept` the connection is kept open between predictions; one that the other side has closed meanwhile is opened
-    again without counting as a failure, as HTTP/1.1 asks of clients.
+    again without counting as a failure, as HTTP/1.1 asks of clients. The thread works inside `place`: the device's
+    network, where that is not the test's.
     """
 
-    def __init__(self, address: str, prefix: str, *, kept: bool, name: str = "iris") -> None:
+    def __init__(
+        self,
+        address: str,
+        prefix: str,
+        *,
+        kept: bool,
+        name: str = "iris",
+        pause_s: float = PAUSE_S,
+        place: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         self.asked: list[str] = []
         self.answered: list[str] = []
         self.failed: list[str] = []
@@ -32,6 +44,7 @@ class Traffic:
         url = urlsplit(address)
         self._host, self._port = url.hostname or "", url.port or 0
         self._prefix, self._kept, self._name = prefix, kept, name
+        self._pause_s, self._place = pause_s, place
         self._stop = threading.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -47,8 +60,12 @@ class Traffic:
         await self._task
 
     def _run(self) -> None:
+        with self._place():
+            self._keep_asking()
+
+    def _keep_asking(self) -> None:
         connection: http.client.HTTPConnection | None = None
-        while not self._stop.wait(PAUSE_S):
+        while not self._stop.wait(self._pause_s):
             id_ = f"{self._prefix}-{len(self.asked)}"
             self.asked.append(id_)
             try:

@@ -60,7 +60,11 @@ REPORT = ReportLimits(debounce_s=0.05)
 
 
 class Device(AgentProcess):
-    """A device of a test, and what it says about itself in its status file."""
+    """A device of a test, and what it says about itself in its status file. `deadline_s` bounds each wait for it."""
+
+    def __init__(self, name: str, folder: Path, program: Sequence[str] = (), deadline_s: float = DEADLINE_S) -> None:
+        super().__init__(name, folder, program)
+        self.deadline_s = deadline_s
 
     @property
     def paths(self) -> StatePaths:
@@ -90,7 +94,7 @@ class Device(AgentProcess):
                 found.append(status)
             return bool(found)
 
-        await until(f"{self.name}: {what}", so, DEADLINE_S, self.service)
+        await until(f"{self.name}: {what}", so, self.deadline_s, self.service)
         return found[-1]
 
     async def serves(self, version: int, name: str = MODEL) -> str:
@@ -119,10 +123,10 @@ class Device(AgentProcess):
 
 
 class World:
-    """The hub, what it is asked to do, and what befalls it."""
+    """The hub, what it is asked to do, and what befalls it. `deadline_s` bounds each wait and each update."""
 
-    def __init__(self, folder: Path, hub: HubProcess, client: HubClient) -> None:
-        self.folder, self.hub, self.client = folder, hub, client
+    def __init__(self, folder: Path, hub: HubProcess, client: HubClient, deadline_s: float = DEADLINE_S) -> None:
+        self.folder, self.hub, self.client, self.deadline_s = folder, hub, client, deadline_s
 
     # --- releases -----------------------------------------------------------------------------------------------
     async def release(
@@ -150,7 +154,7 @@ class World:
         self, name: str, *, start: bool = True, tags: Mapping[str, str] | None = None, program: Sequence[str] = ()
     ) -> AsyncIterator[Device]:
         """Enrolled, with short waits, and running; `program` is another release's agent."""
-        device = Device(name, self.folder, program)
+        device = Device(name, self.folder, program, self.deadline_s)
         token = await self.client.create_token(NewToken(device=name, tags=dict(tags or {})))
         await device.enrol(self.client.context.url, token, PROFILE)
         device.configure(link=LINK, fetch=FETCH, outbox=OUTBOX, update=UPDATE, serving=SERVING, report=REPORT)
@@ -165,7 +169,7 @@ class World:
     # --- rollouts -----------------------------------------------------------------------------------------------
     async def order(self, device: Device, version: int, name: str = MODEL) -> str:
         """Begins a rollout to this device alone; its id."""
-        new = NewRollout(name, version, f"id={device.name}", ("rest",), device_deadline_s=DEADLINE_S, start=True)
+        new = NewRollout(name, version, f"id={device.name}", ("rest",), device_deadline_s=self.deadline_s, start=True)
         return (await self.client.create_rollout(new)).rollout.id
 
     async def ended(self, rollout: str) -> tuple[RolloutState, Execution]:
@@ -184,7 +188,7 @@ class World:
                 return False
             return found[-1].rollout.state in ENDED
 
-        await until_async(so, f"rollout {rollout} to end", DEADLINE_S)
+        await until_async(so, f"rollout {rollout} to end", self.deadline_s)
         return found[-1]
 
     async def roll_out(self, device: Device, version: int, name: str = MODEL) -> str:
@@ -217,7 +221,7 @@ class World:
             except HubUnreachable:
                 return False
 
-        await until_async(so, what, DEADLINE_S)
+        await until_async(so, what, self.deadline_s)
 
     async def arrived(self, device: Device, versions: tuple[int, ...], ids: list[str]) -> None:
         """Waits until as many rows and samples have come as there are ids, then checks that they are those, once."""
@@ -228,7 +232,7 @@ class World:
 
         await self.until(f"{len(ids)} rows and samples of {device.name} to arrive", all_there)
         # What is doubled would come with or after the rest: nothing may be left on the device.
-        await until("nothing waits on the device", lambda: not device.waiting(), DEADLINE_S, device.service)
+        await until("nothing waits on the device", lambda: not device.waiting(), self.deadline_s, device.service)
         assert sorted(await self.sampled(device)) == sorted(ids)
         assert sum([await self.counted(device, version) for version in versions]) == len(ids)
 
@@ -255,7 +259,7 @@ class World:
             except (LookupError, FileNotFoundError):
                 return False
 
-        await until("the hub restarts its broker", another, DEADLINE_S, self.hub.service)
+        await until("the hub restarts its broker", another, self.deadline_s, self.hub.service)
 
     async def kill_hub(self) -> None:
         """As a power cut would, the broker with it; started again with `hub.start`."""
