@@ -223,18 +223,18 @@ class World:
 
         await until_async(so, what, self.deadline_s)
 
-    async def arrived(self, device: Device, versions: tuple[int, ...], ids: list[str]) -> None:
+    async def arrived(self, device: Device, versions: tuple[int, ...], ids: list[str], name: str = MODEL) -> None:
         """Waits until as many rows and samples have come as there are ids, then checks that they are those, once."""
 
         async def all_there() -> bool:
-            counted = [await self.counted(device, version) for version in versions]
-            return sum(counted) >= len(ids) and len(await self.sampled(device)) >= len(ids)
+            counted = [await self.counted(device, version, name) for version in versions]
+            return sum(counted) >= len(ids) and len(await self.sampled(device, name)) >= len(ids)
 
         await self.until(f"{len(ids)} rows and samples of {device.name} to arrive", all_there)
         # What is doubled would come with or after the rest: nothing may be left on the device.
         await until("nothing waits on the device", lambda: not device.waiting(), self.deadline_s, device.service)
-        assert sorted(await self.sampled(device)) == sorted(ids)
-        assert sum([await self.counted(device, version) for version in versions]) == len(ids)
+        assert sorted(await self.sampled(device, name)) == sorted(ids)
+        assert sum([await self.counted(device, version, name) for version in versions]) == len(ids)
 
     @property
     def mqtt_port(self) -> int:
