@@ -83,6 +83,30 @@ modules = Table(
     Column("signed_at", Float),
 )
 
+# Patches between files of modules, and those that are still to be built: the queue is the table.
+patches = Table(
+    "patches",
+    metadata,
+    Column("target", String(64), primary_key=True),  # SHA-256 of the file that it makes
+    Column("base", String(64), primary_key=True),  # and of the file that it starts from
+    Column("module", String(63), nullable=False, index=True),
+    Column("path", String(200), nullable=False),
+    Column("base_version", Integer, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("target_size", BigInteger, nullable=False),
+    Column("devices", Integer, nullable=False),  # that hold the base and are to have the target
+    Column("holders", Integer, nullable=False),  # that hold the base
+    Column("state", String(16), nullable=False, index=True),  # queued, building, built, dropped, failed
+    Column("attempts", Integer, nullable=False),
+    Column("not_before", Float, nullable=False),  # when it may be tried again
+    Column("reason", Text, nullable=False),
+    Column("sha256", String(64), index=True),  # of the patch, a blob; null until it is built
+    Column("size", BigInteger),
+    Column("queued_at", Float, nullable=False),
+    Column("built_at", Float),
+    Column("build_s", Float),
+)
+
 # --- trust ----------------------------------------------------------------------------------------------------
 # The image repository as it is served: file name (2.snapshot.json, timestamp.json, ...) -> bytes as signed.
 image_files = Table(
@@ -340,6 +364,7 @@ __all__ = [
     "model_files",
     "model_versions",
     "modules",
+    "patches",
     "pending_metadata",
     "revocations",
     "rollouts",

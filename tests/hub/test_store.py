@@ -1,4 +1,8 @@
 import asyncio
+import sqlite3
+import zipfile
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -8,8 +12,8 @@ from sqlalchemy.exc import IntegrityError
 
 from cloud_hub.config import HubPaths
 from cloud_hub.events import Events
-from cloud_hub.store.engine import Store
-from cloud_hub.store.tables import metadata, model_counters, model_files
+from cloud_hub.store.engine import Store, upgrade
+from cloud_hub.store.tables import metadata, model_counters, model_files, modules, patches
 
 
 async def counter(store: Store, name: str) -> int | None:
@@ -34,6 +38,30 @@ async def test_opening_an_old_database_again_keeps_what_is_in_it(hub_paths: HubP
     await store.close()
     store = await Store.open(hub_paths.database_url)
     assert await counter(store, "digits") == 7
+    await store.close()
+
+
+def test_a_released_migration_is_as_it_was_released(repository: Path) -> None:
+    path = "cloud_hub/store/migrations/versions/0001_initial.py"
+    with zipfile.ZipFile(repository / "tests/releases/mooring-0.1.0-py3-none-any.whl") as wheel:
+        assert (repository / path).read_bytes() == wheel.read(path)
+
+
+async def test_a_database_of_the_last_release_comes_up_to_date_with_all_that_is_in_it(hub_paths: HubPaths) -> None:
+    upgrade(hub_paths.database_url, "0001")
+    with closing(sqlite3.connect(hub_paths.database)) as old:
+        old.execute("insert into model_counters values ('digits', 7)")
+        old.execute("insert into model_versions values ('digits', 7, '', '', '', '', '[]', '{}', 1.0)")
+        old.execute("insert into model_files values ('digits', 7, 'model.onnx', 3, 'abc')")
+        old.execute("insert into modules values ('digits', 7, 'p', 'acme', 'def', 9, 3, 4, 1.0, 2.0)")
+        old.commit()
+        assert old.execute("select name from sqlite_master where name = 'patches'").fetchall() == []
+    store = await Store.open(hub_paths.database_url)
+    assert await counter(store, "digits") == 7
+    async with store.read() as connection:
+        assert (await connection.execute(select(model_files.c.sha256))).scalars().all() == ["abc"]
+        assert (await connection.execute(select(modules.c.release_counter))).scalars().all() == [4]
+        assert (await connection.execute(select(patches))).all() == []
     await store.close()
 
 

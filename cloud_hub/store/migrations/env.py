@@ -1,4 +1,4 @@
-"""What Alembic runs to migrate, on the connection that `store.engine` (or `scripts/regenerate-migration`) gave."""
+"""What Alembic runs to migrate, on the connection that `store.engine` (or `scripts/new-migration`) gave."""
 
 from alembic import context
 
