@@ -6,46 +6,87 @@ It blocks and takes seconds for large models: the hub calls it in a child proces
 from __future__ import annotations
 
 import hashlib
-import io
 import mmap
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 import msgspec
 
 from cloud_hub.patches.encode_blocks import blocks
+from cloud_hub.patches.encode_frames import frame, worth_a_frame
 from cloud_hub.patches.encode_layout import find_tensors
 from cloud_hub.patches.encode_match import pieces
 from cloud_hub.patches.encode_sections import EVERY_CODEC, uint
-from cloud_hub.patches.encode_types import Buffer
+from cloud_hub.patches.encode_types import Buffer, Piece, Tensor
 from modules.errors import PatchError
 from modules.patch import apply
 from modules.patch.form import MAGIC, Codec
 
 
 class EncodeResult(msgspec.Struct, frozen=True):
-    """What was made. Sizes in bytes."""
+    """What was made. Sizes in bytes; the last three say how the target's bytes are told and add up to its size."""
 
     base_size: int
     target_size: int
     patch_size: int
     tensors: int
+    # One compressed frame was smaller than blocks, as it is for files that hold no tensors.
+    framed: bool
+    referred: int
+    different: int
+    new: int
 
 
-def encode(base: Path, target: Path, out: Path, *, codecs: Collection[Codec] = EVERY_CODEC) -> EncodeResult:
-    """Writes the patch from `base` to `target` to `out`. `codecs`: those that the device can decode.
+def encode(
+    base: Path,
+    target: Path,
+    out: Path,
+    *,
+    codecs: Collection[Codec] = EVERY_CODEC,
+    layouts: tuple[list[Tensor], list[Tensor]] | None = None,
+) -> EncodeResult:
+    """Writes the patch from `base` to `target` to `out`.
 
-    Raises OSError of the files, and PatchError if the patch, decoded once more, does not make the target: `out` is then
-    of no use.
+    `codecs`: those that the device can decode. `layouts`: the tensors of base and target, if the files do not say it
+    themselves (ONNX external data: see encode_external). Raises OSError of the files, and PatchError if the
+    patch, decoded once more, does not make the target: `out` is then of no use.
     """
     old, new = _mapped(base), _mapped(target)
-    before, after = find_tensors(old), find_tensors(new)
+    before, after = layouts or (find_tensors(old), find_tensors(new))
+    told: Counter[str] = Counter()
+    head = MAGIC + uint(len(old)) + uint(len(new))
     with out.open("wb") as file:
-        file.write(MAGIC + uint(len(old)) + uint(len(new)))
-        for record in blocks(old, new, pieces(old, new, before, after), codecs):
+        file.write(head)
+        for record in blocks(old, new, _counted(pieces(old, new, before, after), told), codecs):
             file.write(record)
+        size = file.tell()
+    framed = False
+    if worth_a_frame(len(old), len(new), size, told["plain"]):
+        whole = frame(old, new, codecs)
+        if framed := len(head) + len(whole) < size:
+            out.write_bytes(head + whole)
     _check(base, target, out)
-    return EncodeResult(len(old), len(new), out.stat().st_size, len(after))
+    fresh = told["plain"] + told["new"]
+    return EncodeResult(
+        base_size=len(old),
+        target_size=len(new),
+        patch_size=out.stat().st_size,
+        tensors=len(after),
+        framed=framed,
+        referred=0 if framed else told["referred"],
+        different=0 if framed else told["different"],
+        new=len(new) if framed else fresh,
+    )
+
+
+def _counted(made: Iterable[Piece], told: Counter[str]) -> Iterator[Piece]:
+    for piece in made:
+        if piece.element is None:
+            told["plain" if piece.base is None else "referred"] += piece.length
+        else:
+            told["new" if piece.base is None else "different"] += piece.length
+        yield piece
 
 
 def _mapped(path: Path) -> Buffer:
@@ -59,7 +100,7 @@ def _check(base: Path, target: Path, patch: Path) -> None:
     made = hashlib.sha256()
     with target.open("rb") as file:
         wanted = hashlib.file_digest(file, "sha256")
-    with base.open("rb") as old, io.BufferedReader(patch.open("rb", buffering=0)) as coded:
+    with base.open("rb") as old, patch.open("rb") as coded:
         apply(old, coded, made.update, target.stat().st_size)
     if made.digest() != wanted.digest():
         raise PatchError(f"the patch from {base.name} to {target.name} does not make it")

@@ -12,6 +12,8 @@ from modules.patch.form import MAX_BLOCK, MAX_CONTROL, STREAM_BITS, Codec, Mode,
 # Elements of a difference, or new ones, or plain bytes: each kind in a stream of its own.
 Kind = tuple[bool, Element | None]
 _MAX_PIECES = MAX_CONTROL // 20
+# Zstandard takes no shorter ones.
+_LEAST_PREFIX = 64
 
 
 def blocks(old: Buffer, new: Buffer, pieces: Iterable[Piece], codecs: Collection[Codec]) -> Iterator[bytes]:
@@ -133,4 +135,4 @@ class _Block:
         """The base around the place where the stream begins."""
         start = max(0, self._near[stream] - MAX_BLOCK)
         old = self._old[start : self._near[stream] + MAX_BLOCK]
-        return (start, old) if old else None
+        return (start, old) if len(old) >= _LEAST_PREFIX else None

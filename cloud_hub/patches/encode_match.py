@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from cloud_hub.patches.encode_generic import Generic
+from cloud_hub.patches.encode_streams import estimate
 from cloud_hub.patches.encode_types import Buffer, Piece, Tensor
 from modules.patch.planes import UNSIGNED
 
@@ -54,50 +56,28 @@ def _digest(data: Buffer, tensor: Tensor) -> bytes:
 
 def pieces(old: Buffer, new: Buffer, before: list[Tensor], after: list[Tensor]) -> Iterator[Piece]:
     """The whole target in order."""
+    generic = Generic(old, new)
     at = cursor = 0
     for tensor, match in zip(after, match_tensors(old, new, before, after), strict=True):
-        yield from _between(old, new, at, tensor.start, cursor, match.start if match else cursor)
+        yield from generic.explain(at, tensor.start, cursor, cursor if match is None else match.start)
         if match is None:
-            yield Piece(tensor.start, tensor.end - tensor.start, None, tensor.element)
+            yield from generic.rows(tensor)
         else:
             yield from _difference(old, new, tensor, match)
             cursor = match.end
         at = tensor.end
-    yield from _between(old, new, at, len(new), cursor, len(old))
-
-
-def _between(old: Buffer, new: Buffer, start: int, end: int, left: int, right: int) -> Iterator[Piece]:
-    """Bytes of no tensor: in the base, what they begin with follows `left`, what they end with comes before `right`."""
-    length = end - start
-    if not length:
-        return
-    head = _common(memoryview(new)[start:end], memoryview(old)[left : left + length])
-    tail = min(
-        length - head,
-        _common(memoryview(new)[start:end][::-1], memoryview(old)[max(0, right - length) : right][::-1]),
-    )
-    if head:
-        yield Piece(start, head, left, None)
-    if length - head - tail:
-        yield Piece(start + head, length - head - tail, None, None)
-    if tail:
-        yield Piece(end - tail, tail, right - tail, None)
-
-
-def _common(one: memoryview, other: memoryview) -> int:
-    """How many bytes both begin with."""
-    length = min(len(one), len(other))
-    different = np.frombuffer(bytes(one[:length]), np.uint8) != np.frombuffer(bytes(other[:length]), np.uint8)
-    first = int(different.argmax()) if length else 0
-    return first if length and different[first] else length
+    yield from generic.explain(at, len(new), cursor, len(old))
 
 
 def _difference(old: Buffer, new: Buffer, tensor: Tensor, match: Tensor) -> Iterator[Piece]:
     """A changed tensor; its long equal stretches by reference."""
     kind = UNSIGNED[tensor.element.width]
     count = (tensor.end - tensor.start) // kind.itemsize
-    changed = np.frombuffer(new, kind, count, tensor.start) != np.frombuffer(old, kind, count, match.start)
-    places = np.flatnonzero(changed)
+    after, before = np.frombuffer(new, kind, count, tensor.start), np.frombuffer(old, kind, count, match.start)
+    places = np.flatnonzero(after != before)
+    if 2 * len(places) > count and estimate(after, None, tensor.element) < estimate(after, before, tensor.element):
+        yield Piece(tensor.start, tensor.end - tensor.start, None, tensor.element)
+        return
     apart = _WORTH_A_REFERENCE_IF_SPARSE if 2 * len(places) < count else _WORTH_A_REFERENCE
     at = 0
     for start, end in _stretches(places, apart):

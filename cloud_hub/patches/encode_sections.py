@@ -18,6 +18,9 @@ Bytes = npt.NDArray[np.uint8]
 EVERY_CODEC: Final = frozenset(Codec)
 WITHOUT_ZSTANDARD: Final = EVERY_CODEC - {Codec.ZSTD, Codec.ZSTD_PREFIX}
 
+_WORTH_A_LOOK = 1 << 16
+_NOTHING_FOUND = 0.995
+
 
 def uint(value: int) -> bytes:
     """LEB128."""
@@ -79,16 +82,32 @@ def bytes_section(data: bytes, codecs: Collection[Codec], prefix: tuple[int, byt
         bytes([Codec.RAW]) + data,
         _coded(Codec.DEFLATE, _deflate(data, zlib.Z_DEFAULT_STRATEGY)),
     ]
+    if Codec.ZSTD_PREFIX not in codecs:
+        prefix = None
+    if _hopeless(data, candidates[1], prefix):
+        return candidates[0]
     if Codec.ZSTD in codecs:
         candidates.append(_coded(Codec.ZSTD, zstandard().compress(data, 19)))
     else:
         candidates.append(_coded(Codec.LZMA, lzma.compress(data, lzma.FORMAT_RAW, filters=LZMA_FILTERS)))
-    if prefix is not None and Codec.ZSTD_PREFIX in codecs:
+    if prefix is not None:
         offset, old = prefix
         head = bytes([Codec.ZSTD_PREFIX]) + uint(offset) + uint(len(old))
-        coded = zstandard().compress(data, 19, zstd_dict=zstandard().ZstdDict(old, is_raw=True).as_prefix)
+        coded = _with_prefix(data, old, 19)
         candidates.append(head + uint(len(coded)) + coded)
     return min(candidates, key=len)
+
+
+def _hopeless(data: bytes, deflated: bytes, prefix: tuple[int, bytes] | None) -> bool:
+    """A cheap look says that high levels would find nothing either."""
+    if len(data) < _WORTH_A_LOOK or len(deflated) < _NOTHING_FOUND * len(data):
+        return False
+    return prefix is None or len(_with_prefix(data, prefix[1], 3)) > _NOTHING_FOUND * len(data)
+
+
+def _with_prefix(data: bytes, old: bytes, level: int) -> bytes:
+    coded: bytes = zstandard().compress(data, level, zstd_dict=zstandard().ZstdDict(old, is_raw=True).as_prefix)
+    return coded
 
 
 def _coded(codec: Codec, data: bytes) -> bytes:
