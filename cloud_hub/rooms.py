@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cloud_hub.monitoring.alerts import Alerts
     from cloud_hub.monitoring.ingest import Ingest
     from cloud_hub.monitoring.samples import Samples
+    from cloud_hub.offline import Offline
     from cloud_hub.packaging import Packaging
     from cloud_hub.people import People
     from cloud_hub.registry import Registry
@@ -60,6 +61,7 @@ class Rooms:
     renewals: Renewals
     expulsion: Expulsion
     desired: Desired
+    offline: Offline
     rollouts: Controller
     ingest: Ingest
     alerts: Alerts

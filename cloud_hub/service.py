@@ -42,6 +42,7 @@ from cloud_hub.monitoring.ingest import Ingest
 from cloud_hub.monitoring.references import References
 from cloud_hub.monitoring.reports import Reports, WatchSettings
 from cloud_hub.monitoring.samples import Samples
+from cloud_hub.offline import Offline
 from cloud_hub.oidc import Provider
 from cloud_hub.packaging import Packaging
 from cloud_hub.people import People
@@ -180,6 +181,7 @@ def _build(config: HubConfig, paths: HubPaths, store: Store, catalog: dict[str, 
         renewals=renewals,
         expulsion=Expulsion(config, paths, ca, devices, director, revocations, link, clock),
         desired=desired,
+        offline=Offline(store, blobs, events, keys, clock),
         rollouts=rollouts,
         ingest=ingest,
         alerts=alerts,

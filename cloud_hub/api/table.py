@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cloud_hub.api import blobs, devices, models, modules, monitoring, people, rollouts, system, trust
+from cloud_hub.api import blobs, devices, models, modules, monitoring, offline, people, rollouts, system, trust
 from cloud_hub.api.route import Route
 
 EVERY_ROUTE: tuple[Route, ...] = (
@@ -12,6 +12,7 @@ EVERY_ROUTE: tuple[Route, ...] = (
     *blobs.ROUTES,
     *trust.ROUTES,
     *devices.ROUTES,
+    *offline.ROUTES,
     *rollouts.ROUTES,
     *monitoring.ROUTES,
     *people.ROUTES,

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import BinaryIO, Self
 
 from cloud_hub.api.devices import DeviceDetail, NewTags, Readmitted
 from cloud_hub.api.models import FileReference, RegisterModel
@@ -27,6 +27,7 @@ from cloud_hub.monitoring.alert_book import Alert
 from cloud_hub.monitoring.looks import LookSummary
 from cloud_hub.monitoring.reports import DriftReport
 from cloud_hub.monitoring.samples import SampleQuery, SampleRow
+from cloud_hub.offline import OfflineRequest, OfflineSet
 from cloud_hub.operator.context import HubContext
 from cloud_hub.operator.errors import Refused
 from cloud_hub.operator.transport import Progress, Transport, path_of
@@ -252,6 +253,14 @@ class HubClient:
     async def revoke(self, device: str) -> Expelled:
         """Throws it out; what was done and proven."""
         return await self._http.ask(Expelled, "POST", path_of("devices", device, "revoke"))
+
+    async def sign_offline(self, request: OfflineRequest) -> OfflineSet:
+        """Metadata for devices that cannot ask, and which files belong to it."""
+        return await self._http.ask(OfflineSet, "POST", "/offline", request)
+
+    async def append_blob(self, sha256: str, file: BinaryIO, span: tuple[int, int], progress: Progress) -> None:
+        """Writes bytes [from, to) of a file by its digest to the end of `file`; whoever asks checks them."""
+        await self._http.append(path_of("blobs", sha256), file, span, progress)
 
     # --- rollouts -----------------------------------------------------------------------------------------------
     async def create_rollout(self, new: NewRollout) -> RolloutStatus:

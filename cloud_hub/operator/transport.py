@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Final, Self, TypeVar
+from typing import BinaryIO, Final, Self, TypeVar
 from urllib.parse import quote
 
 import aiohttp
@@ -109,6 +109,29 @@ class Transport:
         finally:
             fresh.unlink(missing_ok=True)
         return written
+
+    async def append(self, path: str, file: BinaryIO, span: tuple[int, int], progress: Progress) -> None:
+        """Writes bytes [from, to) of what is at `path` to the end of `file`. Raises FileError when it cannot."""
+        start, end = span
+        left = end - start
+        headers = {"Range": f"bytes={start}-{end - 1}"}
+        async with self._request("GET", path, None, NO_QUERY, headers) as response:
+            if response.status != 206 and start:
+                raise HubUnreachable(
+                    "answer-invalid", f"{path}: expected a part of the file, got status {response.status}"
+                )
+            async for piece in response.content.iter_chunked(PIECE_BYTES):
+                piece = piece[:left]
+                try:
+                    await asyncio.to_thread(file.write, piece)
+                except OSError as error:
+                    raise FileError("not-written", f"{file.name}: {error.strerror or error}") from error
+                left -= len(piece)
+                progress(len(piece))
+                if not left:
+                    return
+        if left:
+            raise HubUnreachable("answer-short", f"{path}: expected {end - start} bytes, got {end - start - left}")
 
     @asynccontextmanager
     async def _request(

@@ -4,7 +4,8 @@ All devices share one root and the online keys; each has its own targets, snapsh
 device asks and what stands is older than `devices.director_version`, or ahead of time by `renew`. The device's id
 stands in the targets even when nothing is assigned, so that metadata of one device means nothing to another. Versions
 only grow. Database here, signing in `director_sign`.
-Called by `link` (devices fetch metadata), `devices` (root at enrolment), `service` (renewal) and `trust.setup`.
+Called by `link` (devices fetch metadata), `devices` (root at enrolment), `service` (renewal), `trust.setup` and
+`trust.offline`.
 """
 
 from __future__ import annotations
@@ -135,25 +136,25 @@ class Director:
             sets = await self._sets(connection, [one for one in due if one.needs_set(now)])
             fresh = [one for one in due if not one.needs_set(now)]
             files = await asyncio.to_thread(self._signed, sets, fresh, now)
-            await _put_all(connection, files)
-            await _set_versions(connection, [wanted for wanted, _ in sets])
+            await put_files(connection, files)
+            await set_versions(connection, [wanted for wanted, _ in sets])
         return len(files)
 
     async def _bring_up_to_date(self, device: str) -> None:
         async with self._store.read() as connection:
-            standing = await _standing(connection, device)
+            standing = await standing_of(connection, device)
         now = self._clock()
         if not standing.needs_set(now) and not standing.needs_freshness(now):
             return
         async with self._store.write() as connection:
-            standing = await _standing(connection, device)  # another request may have signed meanwhile
+            standing = await standing_of(connection, device)  # another request may have signed meanwhile
             if standing.needs_set(now):
-                targets = await _assigned(connection, device)
+                targets = await targets_of(connection, device)
                 wanted = DeviceSet(device, standing.next_set, targets)
-                await _put_all(connection, self._signed([(wanted, standing)], [], now))
-                await _set_versions(connection, [wanted])
+                await put_files(connection, self._signed([(wanted, standing)], [], now))
+                await set_versions(connection, [wanted])
             elif standing.needs_freshness(now):
-                await _put_all(connection, self._signed([], [standing], now))
+                await put_files(connection, self._signed([], [standing], now))
 
     async def _sets(self, connection: AsyncConnection, due: Sequence[_Standing]) -> list[tuple[DeviceSet, _Standing]]:
         rows = await _assigned_rows(connection, [one.device for one in due])
@@ -187,7 +188,7 @@ _TIMESTAMPS = director_files.alias("timestamps")
 _TARGETS = director_files.alias("targets")
 
 
-async def _standing(connection: AsyncConnection, device: str) -> _Standing:
+async def standing_of(connection: AsyncConnection, device: str) -> _Standing:
     """Raises NotFound `device-not-found`, Conflict `device-retired`."""
     query = select(devices.c.retired_at).where(devices.c.id == device)
     row = (await connection.execute(query)).one_or_none()
@@ -229,7 +230,7 @@ def _is_due(now: float) -> ColumnElement[bool]:
     )
 
 
-async def _assigned(connection: AsyncConnection, device: str) -> dict[str, TargetFile]:
+async def targets_of(connection: AsyncConnection, device: str) -> dict[str, TargetFile]:
     """The device's assignments as targets, with length, hash and counter as the image repository has them."""
     return _targets((await _assigned_rows(connection, [device])).get(device, ()))
 
@@ -282,10 +283,10 @@ def _target(row: Row[Any]) -> TargetFile:
 
 async def put_root(connection: AsyncConnection, root: SignedFile) -> None:
     """The next root of all devices; those before stay, because devices walk from one to the next."""
-    await _put_all(connection, [(ALL_DEVICES, root)])
+    await put_files(connection, [(ALL_DEVICES, root)])
 
 
-async def _put_all(connection: AsyncConnection, files: Sequence[tuple[str, SignedFile]]) -> None:
+async def put_files(connection: AsyncConnection, files: Sequence[tuple[str, SignedFile]]) -> None:
     """Each file in the place of the one before."""
     if not files:
         return
@@ -305,7 +306,7 @@ async def _put_all(connection: AsyncConnection, files: Sequence[tuple[str, Signe
     await connection.execute(insert(director_files), rows)
 
 
-async def _set_versions(connection: AsyncConnection, signed: Sequence[DeviceSet]) -> None:
+async def set_versions(connection: AsyncConnection, signed: Sequence[DeviceSet]) -> None:
     if not signed:
         return
     change = update(devices).where(devices.c.id == bindparam("of")).values(director_version=bindparam("at"))

@@ -49,8 +49,10 @@ def sign_set(keys: Keys, wanted: DeviceSet, timestamp_version: int, now: float) 
     )
 
 
-def sign_freshness(keys: Keys, snapshot_version: int, timestamp_version: int, now: float) -> SignedFile:
+def sign_freshness(
+    keys: Keys, snapshot_version: int, timestamp_version: int, now: float, life_s: float = FRESH_LIFE_S
+) -> SignedFile:
     """A timestamp that says: the snapshot of this version is still the newest."""
-    expires = expiry(now, FRESH_LIFE_S)
+    expires = expiry(now, life_s)
     stamp = Timestamp(timestamp_version, expires=expires, snapshot_meta=MetaFile(snapshot_version))
     return sign(keys, stamp, TIMESTAMP_FILE, DIRECTOR_TIMESTAMP)

@@ -33,9 +33,10 @@ async def publish_online(
     meta: dict[str, MetaFile],
     versions: tuple[int, int],
     now: float,
+    life_s: float = SHORT_LIFE_S,
 ) -> None:
     """A snapshot that lists `meta` and a timestamp that names it, in these `versions`."""
-    expires = expiry(now, SHORT_LIFE_S)
+    expires = expiry(now, life_s)
     snapshot = Snapshot(version=versions[0], expires=expires, meta=meta)
     await put(connection, sign(keys, snapshot, f"{versions[0]}.snapshot.json", IMAGE_SNAPSHOT))
     await prune(connection, "snapshot.json", versions[0])

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cloud_hub.operator.cli.session import Format, Output, act, note, parse_pairs, show, stdout
+from cloud_hub.operator.cli.session import Format, Output, act, note, parse_pairs, show, stdout, transferring
 
 if TYPE_CHECKING:
     from cloud_hub.claims import IssuedToken, NewToken
     from cloud_hub.devices import Device
     from cloud_hub.operator.client import HubClient
+    from cloud_hub.operator.offline import Exported
 
 app = typer.Typer(no_args_is_help=True, help="Devices: how they come in, what they are, what they run.")
 DeviceId = Annotated[str, typer.Argument(metavar="DEVICE", help="The device's id.")]
@@ -93,6 +96,47 @@ def revoke_token(
     """Make a claim token useless, whatever is left of it. Devices that came in with it stay."""
     act(context, lambda hub: hub.revoke_token(token_id))
     note(f"revoked token {token_id}")
+
+
+@app.command(epilog="Example:  mooring device export cam-17 cam-18 /media/stick/mooring --valid-days 7")
+def export(
+    context: typer.Context,
+    devices: Annotated[list[str], typer.Argument(metavar="DEVICE...", help="The devices' ids.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to write; empty, or an earlier export.")],
+    valid_days: Annotated[
+        float, typer.Option("--valid-days", min=0.05, max=90, help="How long it can be installed; over 7: for admins.")
+    ] = 7.0,
+    output: Output = Format.TABLE,
+) -> None:
+    """Write what these devices shall run to a folder, for `mooring-agent install` on a device without a network.
+
+    Everything written is read back and verified. Interrupted, it goes on where it was when run again.
+    """
+    found = act(context, lambda hub: _export(hub, devices, folder, valid_days))
+    from cloud_hub.operator import render_devices
+
+    show(found, output, render_devices.exported)
+    if output is Format.TABLE:
+        note(f"on the device, with the folder at hand:  mooring-agent install {folder}")
+
+
+async def _export(hub: HubClient, devices: list[str], folder: Path, valid_days: float) -> Exported:
+    from cloud_hub.offline import OfflineRequest
+    from cloud_hub.operator.offline import Export
+
+    roots = {
+        name: Path(file).read_bytes()
+        for name, file in (("image", hub.context.image_root), ("director", hub.context.director_root))
+        if file
+    }
+    with ExitStack() as bars:
+        export = Export(
+            folder,
+            hub.sign_offline,
+            hub.append_blob,
+            lambda total: bars.enter_context(transferring(str(folder), total)),
+        )
+        return await export.run(OfflineRequest(tuple(devices), valid_days), roots)
 
 
 @app.command(epilog="Example:  mooring device tag cam-17 site=lab owner=ann --remove old")
