@@ -39,6 +39,7 @@ class Numeric(msgspec.Struct, frozen=True, tag="numeric"):
     def __post_init__(self) -> None:
         if len(self.edges) < 2 or any(a > b for a, b in zip(self.edges, self.edges[1:], strict=False)):
             raise WindowError(f"feature {self.name}: expected at least two ascending edges, got {len(self.edges)}")
+        _check_index(self.name, self.index)
         if not self.scale > 0:
             raise WindowError(f"feature {self.name}: expected a scale above 0, got {self.scale}")
         _check_counts(self.name, self.counts, self.cells)
@@ -65,6 +66,7 @@ class Categorical(msgspec.Struct, frozen=True, tag="categorical"):
     def __post_init__(self) -> None:
         if not self.categories or len(set(self.categories)) != len(self.categories):
             raise WindowError(f"feature {self.name}: expected categories that differ, got {len(self.categories)}")
+        _check_index(self.name, self.index)
         _check_counts(self.name, self.counts, self.cells)
 
     @property
@@ -176,6 +178,11 @@ def unpack_counts(data: bytes, cells: int) -> list[int]:
     if len(counts) != cells or shift or inflater.unconsumed_tail or inflater.unused_data:
         raise WindowError(f"window counts: expected {cells} cells, got {len(counts)}")
     return counts
+
+
+def _check_index(name: str, index: int) -> None:
+    if index < 0:
+        raise WindowError(f"feature {name}: expected an index of at least 0, got {index}")
 
 
 def _check_counts(name: str, counts: Sequence[int], cells: int) -> None:

@@ -66,6 +66,7 @@ def test_a_reference_profile_survives_and_is_canonical() -> None:
         ({"scale": float("nan")}, "scale above 0"),
         ({"counts": (1, 2)}, "expected 5 counts"),
         ({"counts": (1, 2, -1, 0, 0)}, "at least 0"),
+        ({"index": -1}, "index of at least 0"),
     ],
 )
 def test_a_contradicting_feature_is_refused(spoiled: dict[str, object], words: str) -> None:
