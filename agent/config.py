@@ -14,9 +14,14 @@ from typing import Literal
 import msgspec
 
 from agent.errors import ConfigError
+from agent.transfer.schedule import parse_hours
 from firmware_profiles.confinement import Confinement
 from firmware_profiles.profile import DeviceProfile
 from modules.errors import ModuleError
+
+# Settings of [fetch] in 0.1: the window now follows the link.
+_RETIRED = frozenset({"window_first", "window_most", "slow_ms"})
+Transport = Literal["gateway", "https", "mqtt"]
 
 
 class LinkLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -33,15 +38,35 @@ class LinkLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class FetchLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How files are pulled. `stall_s` counts only while connected; `offline_s` bounds one wait for the link."""
+    """How files are fetched. At most `window_bytes` are under way, in blocks of at most `block_bytes`.
 
-    window_first: int = 2
-    window_most: int = 8
-    slow_ms: float = 200.0
+    `max_bytes_per_s` caps the bandwidth (0 = no cap). `hours` are when files may be fetched, by this device's clock and
+    local time, such as ["22:00-06:00"] (empty = always). `transports` are tried in this order: a `gateway` next door,
+    `https`, `mqtt`; what is not named is not used. `reuse` takes chunks from the modules that are here, `patches` asks
+    the hub for patches. A block has `chunk_timeout_s`. `stall_s` counts only while connected, `offline_s` bounds one
+    wait for the link, `deadline_s` the whole download, but for the time outside the hours.
+    """
+
+    window_bytes: int = 16 * 1024 * 1024
+    block_bytes: int = 512 * 1024
+    max_bytes_per_s: int = 0
+    hours: tuple[str, ...] = ()
+    transports: tuple[Transport, ...] = ("gateway", "https", "mqtt")
+    reuse: bool = True
+    patches: bool = True
     chunk_timeout_s: float = 15.0
     stall_s: float = 120.0
     offline_s: float = 86_400.0
+    deadline_s: float = 86_400.0
     disk_margin_bytes: int = 64 * 1024 * 1024
+
+    def __post_init__(self) -> None:
+        for text in self.hours:
+            parse_hours(text)
+        if self.max_bytes_per_s < 0:
+            raise ValueError(f"max_bytes_per_s: expected 0 or more bytes, got {self.max_bytes_per_s}")
+        if not self.transports or len(set(self.transports)) != len(self.transports):
+            raise ValueError("transports: expected at least one, each once")
 
 
 class OutboxLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -139,7 +164,7 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{paths.config}: {error}") from error
         try:
-            return msgspec.convert(tomllib.loads(text), cls)
+            return msgspec.convert(_without_retired(tomllib.loads(text)), cls)
         except (tomllib.TOMLDecodeError, msgspec.ValidationError, ModuleError, ValueError) as error:
             raise ConfigError(f"{paths.config}: {error}") from error
 
@@ -190,6 +215,11 @@ class StatePaths:
         return self.identity / "server-ca.crt"
 
     @property
+    def device_ca(self) -> Path:
+        """Authorities of the fleet's devices: by these, neighbours know each other."""
+        return self.identity / "device-ca.crt"
+
+    @property
     def roots(self) -> Path:
         return self.root / "roots"
 
@@ -216,6 +246,14 @@ class StatePaths:
     @property
     def status(self) -> Path:
         return self.root / "status.json"
+
+
+def _without_retired(said: dict[str, object]) -> dict[str, object]:
+    """Enrolment writes every setting, so files of older agents have those that are no more."""
+    fetch = said.get("fetch")
+    if not isinstance(fetch, dict):
+        return said
+    return {**said, "fetch": {name: value for name, value in fetch.items() if name not in _RETIRED}}
 
 
 def _table(name: str, fields: dict[str, object], lines: list[str]) -> None:

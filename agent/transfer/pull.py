@@ -1,150 +1,217 @@
-"""One run over the missing chunks of some files: a window of requests, each answer verified, written, counted.
+"""One run over what is missing of some files: blocks asked of the sources in order, checked, written, counted.
 
-Called by `agent.transfer.fetch`, which owns the files and the thread that writes them.
+A block is a range of one file: less than a chunk on a slow link, several chunks on a fast one. Called by
+`agent.transfer.fetch`, which owns the files and the thread that writes them; several runs at a time share the sources.
 """
 
 from __future__ import annotations
 
 import asyncio
-import random
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from functools import partial as bind
+from typing import TypeVar
 
 from agent.config import FetchLimits
 from agent.errors import FetchError, LinkDown, LinkError, LinkTimeout, Refused
-from agent.link import Link
-from agent.transfer.partial import Partial
-from modules.bundle import sha256_hex
+from agent.transfer.lane import Lane
+from agent.transfer.partial import Partial, Written
+from agent.transfer.schedule import Gate
+from agent.transfer.source import Source
+from agent.transfer.todo import Block, Todo
+from agent.transfer.traffic import Traffic
+from agent.transfer.window import Flight
 
-# A chunk that is wrong twice is no accident of the way.
-TRIES = 2
-PAUSE_S = 0.2
+# Blocks that came and wait for the disk: when it is slower than the link, the link waits.
+UNWRITTEN_BYTES = 2 * 1024 * 1024
+LEAST_SYNC_BYTES = 64 * 1024
 
-
-class Window:
-    """How many requests may be out: one more after a round of quick answers, fewer after slow ones, half after a loss.
-
-    Quick is within `slow_ms` of the quickest answer: what queues up beyond that delays everything else on the link.
-    """
-
-    def __init__(self, limits: FetchLimits) -> None:
-        self._limits = limits
-        self.size, self._quick, self._best_s = limits.window_first, 0, float("inf")
-
-    def answered(self, seconds: float) -> None:
-        self._best_s = min(self._best_s, seconds)
-        if seconds > self._best_s + self._limits.slow_ms / 1000:
-            self.size, self._quick = max(1, self.size - 1), 0
-            return
-        self._quick += 1
-        if self._quick >= self.size:
-            self.size, self._quick = min(self._limits.window_most, self.size + 1), 0
-
-    def lost(self) -> None:
-        self.size, self._quick = max(1, self.size // 2), 0
+_T = TypeVar("_T")
+OnDisk = Callable[[Callable[[], _T]], Awaitable[_T]]
+Arrived = Callable[[int], None]
 
 
 class Pull:
-    """`on_disk` runs blocking work in the thread that owns the files; `arrived` gets the size of each new chunk."""
+    """The sources, each with its window, and the disk behind them. `run` may be called several times at once."""
 
     def __init__(
-        self,
-        link: Link,
-        limits: FetchLimits,
-        on_disk: Callable[[Callable[[], None]], Awaitable[None]],
-        arrived: Callable[[int], None],
+        self, sources: Sequence[Source], limits: FetchLimits, on_disk: OnDisk[Written], gate: Gate, traffic: Traffic
     ) -> None:
-        self._link, self._limits, self._on_disk, self._arrived = link, limits, on_disk, arrived
-        self._window = Window(limits)
-        self._moved = time.monotonic()  # when the last chunk came, or the link came back
+        self._lanes = [Lane(source, limits, self._disk_is_behind) for source in sources]
+        self._limits, self._on_disk, self._gate, self._traffic = limits, on_disk, gate, traffic
+        self._unwritten = 0
 
-    async def run(self, partials: Sequence[Partial]) -> None:
-        """Returns when nothing is missing. However it ends, what has arrived is synced. Raises FetchError, OSError."""
-        todo = deque((partial, index) for partial in partials for index in partial.missing)
-        tasks: set[asyncio.Task[None]] = set()
+    async def run(self, partials: Sequence[Partial], arrived: Arrived) -> None:
+        """Returns when nothing is missing; `arrived` gets the bytes of each chunk that is complete.
+
+        Raises FetchError, OSError. What has arrived stays on the disk, however this ends.
+        """
+        run = _Run(Todo(partials), arrived, self._gate.closed_s)
         try:
-            while todo or tasks:
-                while todo and len(tasks) < self._window.size:
-                    partial, index = todo.popleft()
-                    tasks.add(asyncio.create_task(self._chunk(partial, index), name=f"chunk-{index}"))
-                done, tasks = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    task.result()
+            async with asyncio.TaskGroup() as group:
+                await self._ask(run, group)
+        except BaseExceptionGroup as errors:
+            raise _first(errors) from None
+
+    async def _ask(self, run: _Run, group: asyncio.TaskGroup) -> None:
+        while await run.todo.more():
+            if await self._gate.open():
+                run.moved = time.monotonic()
+            self._check_deadline(run)
+            twin = run.todo.twin()
+            if twin is not None:
+                await self._copy(run, *twin)
+                continue
+            lane = await self._lane(run)
+            await lane.pause()
+            await lane.admit()
+            await self._send(run, lane, group)
+
+    async def _send(self, run: _Run, lane: Lane, group: asyncio.TaskGroup) -> None:
+        """Uses the lane's turn for the next block, or gives it back."""
+        if run.todo.changed_from(lane.name):
+            lane.leave()
+            return
+        block = run.todo.take(lane.window.block)
+        try:
+            limited = await self._gate.admit(block.size)
+        except BaseException:
+            lane.leave()
+            raise
+        flight = lane.sent(block.size, limited=limited or run.todo.short)
+        task = group.create_task(self._block(run, lane, block, flight), name=f"block-{block.start}")
+        task.add_done_callback(lambda _: lane.settle(flight))
+
+    async def _block(self, run: _Run, lane: Lane, block: Block, flight: Flight) -> None:
+        """Asks for it once; what did not come, or came wrong, is put back to be asked for again."""
+        try:
+            data = await self._read(run, lane, block, flight)
+            if data is not None:
+                await self._keep(run, lane, block, data)
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            await asyncio.shield(asyncio.ensure_future(self._sync(partials)))
+            run.todo.ended(block)
 
-    async def _sync(self, partials: Sequence[Partial]) -> None:
-        """A failure here hides nothing: chunks that the map lacks are asked for again."""
-        for partial in partials:
-            with suppress(OSError):
-                await self._on_disk(partial.sync)
-
-    async def _chunk(self, partial: Partial, index: int) -> None:
-        data = await self._verified(partial, index)
-        await self._on_disk(bind(partial.write, index, data, sync_every=self._limits.window_most))
-        self._moved = time.monotonic()
-        self._arrived(len(data))
-
-    async def _verified(self, partial: Partial, index: int) -> bytes:
-        """The chunk's bytes, asked for until they come. Raises FetchError."""
-        chunk, name = partial.entry.chunks[index], partial.entry.path
-        wrong = 0
-        while True:
-            data = await self._asked(partial, index)
-            if data is None:
-                self._check_progress(name)
-                await asyncio.sleep(PAUSE_S * random.random())
-            elif sha256_hex(data) == chunk.sha256:
-                return data
-            else:
-                wrong += 1
-                if wrong >= TRIES:
-                    text = f"{name}, chunk {index}: expected {chunk.size} bytes with sha256 {chunk.sha256}, got others"
-                    raise FetchError(f"{text} {wrong} times", "chunk-mismatch")
-
-    async def _asked(self, partial: Partial, index: int) -> bytes | None:
-        """One request; None when it is worth another. Raises FetchError."""
-        entry, limits = partial.entry, self._limits
-        await self._online(entry.path)
-        began = time.monotonic()
-        offset, size = partial.offset(index), entry.chunks[index].size
+    async def _read(self, run: _Run, lane: Lane, block: Block, flight: Flight) -> bytes | None:
+        """The bytes; None when they did not come. Raises FetchError when it is hopeless to ask on."""
+        partial = block.partial
         try:
-            answer = await self._link.get("blob", entry.sha256, offset, size, limits.chunk_timeout_s)
-        except LinkDown:
-            return None
-        except LinkTimeout:
-            self._window.lost()
-            return None
+            data = await lane.read(flight, partial.plan.sha256, block.start, block.size)
         except Refused as error:
-            if error.key == "busy":
-                self._window.lost()
+            if error.key != "busy":
+                run.todo.refuse(lane.name, partial, error)
+                run.todo.again(block)
                 return None
-            key = "not-found" if error.key == "not-found" else "refused"
-            raise FetchError(f"{entry.path}: the hub refused: {error}", key) from error
+        except (LinkDown, LinkTimeout):
+            pass
         except LinkError:
             return b""  # not what was asked for: as wrong as wrong bytes
-        self._window.answered(time.monotonic() - began)
-        return answer.data
+        else:
+            self._traffic.add(lane.name, len(data))
+            return data
+        lane.failed()
+        run.todo.again(block)
+        self._check_moving(run, partial)
+        return None
 
-    async def _online(self, name: str) -> None:
+    async def _keep(self, run: _Run, lane: Lane, block: Block, data: bytes) -> None:
+        """Writes the block and looks at the chunks that are complete with it."""
+        partial = block.partial
+        if len(data) != block.size:
+            index = partial.index(block.start)
+            run.todo.again(Block(partial, max(block.start, partial.chunk(index)[1]), block.stop))
+            self._wrong(run, lane, partial, [index], len(data))
+            return
+        self._unwritten += len(data)
+        try:
+            sync_every = max(LEAST_SYNC_BYTES, lane.window.size)
+            written = await self._on_disk(bind(partial.write, block.start, data, sync_every))
+        finally:
+            self._unwritten -= len(data)
+            for waiting in self._lanes:
+                waiting.next()
+        run.moved = time.monotonic()
+        if written.wrong:
+            self._wrong(run, lane, partial, written.wrong, sum(partial.plan.stretches[i].size for i in written.wrong))
+        else:
+            lane.good()
+        if written.count:
+            run.arrived(written.count)
+
+    def _wrong(self, run: _Run, lane: Lane, partial: Partial, chunks: Sequence[int], wasted: int) -> None:
+        """Others are asked first from now on; each chunk is asked for by itself, so that the blame is exact."""
+        self._traffic.add("wasted", wasted)
+        lane.failed()
+        for index in chunks:
+            run.todo.strike(lane.name, partial, index)
+
+    async def _copy(self, run: _Run, source: Partial, index: int, target: Partial, at: int) -> None:
+        """A chunk that is wanted twice comes once."""
+        start, _ = target.chunk(at)
+        written = await self._on_disk(lambda: target.write(start, source.read(index), LEAST_SYNC_BYTES))
+        if written.wrong:
+            run.todo.not_twins(target.plan.stretches[at].sha256)
+            return
+        self._traffic.add("reused", written.count)
+        run.arrived(written.count)
+
+    async def _lane(self, run: _Run) -> Lane:
+        """The best source for what is next. Raises FetchError where none is left, or none can be reached."""
+        while True:
+            able = [lane for lane in self._lanes if not run.todo.excludes(lane.name)]
+            if not able:
+                raise run.todo.hopeless()
+            near = [lane for lane in able if lane.connected is None or lane.connected.is_set()]
+            if near:
+                return min(near, key=lambda lane: (lane.resting, run.todo.strikes(lane.name)))
+            await self._online(able[0], run)
+
+    async def _online(self, lane: Lane, run: _Run) -> None:
         """Waits for the link; that time does not count as a stall. Raises FetchError (offline)."""
-        if self._link.connected.is_set():
+        if lane.connected is None:
             return
         try:
             async with asyncio.timeout(self._limits.offline_s):
-                await self._link.connected.wait()
+                await lane.connected.wait()
         except TimeoutError as error:
-            text = f"{name}: no connection for {self._limits.offline_s} s; what has arrived is kept"
-            raise FetchError(text, "offline") from error
-        self._moved = time.monotonic()
+            raise self._offline(run) from error
+        run.moved = run.online = time.monotonic()
 
-    def _check_progress(self, name: str) -> None:
-        if time.monotonic() - self._moved > self._limits.stall_s:
-            text = f"{name}: nothing arrived for {self._limits.stall_s} s; what has arrived is kept"
+    def _check_moving(self, run: _Run, partial: Partial) -> None:
+        now = time.monotonic()
+        if all(lane.offline for lane in self._lanes):
+            if now - run.online > self._limits.offline_s:
+                raise self._offline(run)
+            run.moved = now
+            return
+        run.online = now
+        if now - run.moved > self._limits.stall_s:
+            text = f"{partial.plan.name}: nothing arrived for {self._limits.stall_s} s; what has arrived is kept"
             raise FetchError(text, "stalled")
+
+    def _offline(self, run: _Run) -> FetchError:
+        text = f"{run.todo.name}: no connection for {self._limits.offline_s} s; what has arrived is kept"
+        return FetchError(text, "offline")
+
+    def _check_deadline(self, run: _Run) -> None:
+        """The time outside the allowed hours is not held against the download."""
+        took = time.monotonic() - run.began - (self._gate.closed_s - run.closed_s)
+        if took > self._limits.deadline_s:
+            text = f"{run.todo.name}: not here after {self._limits.deadline_s} s; what has arrived is kept"
+            raise FetchError(text, "deadline")
+
+    def _disk_is_behind(self) -> bool:
+        return self._unwritten > UNWRITTEN_BYTES
+
+
+class _Run:
+    """What one call of `run` remembers. Times are of the monotonic clock."""
+
+    def __init__(self, todo: Todo, arrived: Arrived, closed_s: float) -> None:
+        self.todo, self.arrived, self.closed_s = todo, arrived, closed_s
+        self.began = self.moved = self.online = time.monotonic()
+
+
+def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """What ended the run: the first error of its tasks."""
+    first = errors.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first

@@ -30,6 +30,7 @@ class MqttSource:
     name = "mqtt"
 
     def __init__(self, link: Link, grant: str = "") -> None:
+        self.connected = link.connected  # set while it can be reached
         self._link, self._grant = link, grant
 
     async def read(self, sha256: str, offset: int, length: int, timeout_s: float) -> bytes:
