@@ -25,6 +25,8 @@ from agent.files import sync_folder, write_durably
 from agent.hardware import probe, suggest
 from agent.https import address, exchange, refusal
 from agent.identity import common_name, key_pem, make_csr, make_key, pinned_tls
+from agent.neighbours import keep_device_ca
+from agent.status import running
 from firmware_profiles.catalog import built_in
 from firmware_profiles.profile import DeviceProfile
 from modules.enrolment import ClaimToken, EnrollAnswer, EnrollRequest
@@ -175,6 +177,7 @@ def _write(paths: StatePaths, config: AgentConfig, answer: EnrollAnswer, key: by
         write_durably(fresh.key, key)
         write_durably(fresh.certificate, answer.certificate.encode())
         write_durably(fresh.server_ca, answer.server_ca.encode())
+        keep_device_ca(fresh, answer.device_ca)
         write_durably(fresh.roots / "image.root.json", answer.image_root.encode())
         write_durably(fresh.roots / "director.root.json", answer.director_root.encode())
         for new, old in ((fresh.identity, paths.identity), (fresh.roots, paths.roots)):

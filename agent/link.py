@@ -23,7 +23,7 @@ from agent.backoff import longest_s
 from agent.config import LinkLimits
 from agent.errors import LinkDown, LinkError, LinkTimeout, Refused
 from agent.mqtt import MqttClient, request_properties
-from modules.enrolment import RenewRequest
+from modules.enrolment import RenewAnswer, RenewRequest
 from modules.errors import MessageError
 from modules.messages import (
     MAX_BLOCK_BYTES,
@@ -167,12 +167,12 @@ class Link:
             raise LinkError(f"{what}: expected at most {length} bytes from {offset}, got {got}", "bad-answer")
         return answer
 
-    async def renew(self, request: RenewRequest) -> str:
-        """A certificate (PEM) for a new key. Safe to repeat. Raises as `get`."""
+    async def renew(self, request: RenewRequest) -> RenewAnswer:
+        """A certificate for a new key. Safe to repeat. Raises as `get`."""
         answer = await self._answer(Renew(request), "renewal", self._limits.answer_timeout_s)
         if not isinstance(answer, Renewed):
             raise LinkError("renewal: expected a certificate, got another answer", "bad-answer")
-        return answer.certificate
+        return RenewAnswer(answer.certificate, answer.device_ca)
 
     async def offers(self, files: tuple[str, ...], held: tuple[str, ...], timeout_s: float | None = None) -> Offered:
         """The ways to get these files, at most MAX_OFFERS. A hub of before 0.2 lets this time out. Raises as `get`."""

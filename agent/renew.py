@@ -39,6 +39,7 @@ from agent.identity import (
     pinned_tls,
 )
 from agent.link import Link
+from agent.neighbours import keep_device_ca
 from modules.enrolment import RenewAnswer, RenewRequest, renewal_statement
 from modules.errors import MALFORMED
 
@@ -128,12 +129,14 @@ class Renewal:
         device = self._credentials.device
         csr = make_csr(key, device)
         request = RenewRequest(device, csr, self._credentials.sign(renewal_statement(device, csr)))
-        certificate = await self._ask(request)
+        answer = await self._ask(request)
+        certificate = answer.certificate
         self._check(certificate, key)
+        keep_device_ca(self._paths, answer.device_ca)
         write_durably(self._paths.next_certificate, certificate.encode())
         return Identity.read(self._paths, self._paths.next_certificate, self._paths.next_key)
 
-    async def _ask(self, request: RenewRequest) -> str:
+    async def _ask(self, request: RenewRequest) -> RenewAnswer:
         """Over the connection there is; without one, or without an answer, over HTTPS."""
         if await self._connected(0.0 if self._expired() else self._limits.offline_s):
             try:
@@ -142,14 +145,14 @@ class Renewal:
                 _log.info("no answer over MQTT, asking over HTTPS: %s", error)
         return await asyncio.to_thread(self._ask_https, request)
 
-    def _ask_https(self, request: RenewRequest) -> str:
+    def _ask_https(self, request: RenewRequest) -> RenewAnswer:
         host, port = address(RenewalError, self._config.hub)
         context = pinned_tls(self._paths.server_ca.read_text())
         status, body = exchange(RenewalError, host, port, context, "POST", PATH, msgspec.json.encode(request))
         if status not in (200, 201):
             raise refusal(RenewalError, host, status, body)
         try:
-            return msgspec.json.decode(body, type=RenewAnswer).certificate
+            return msgspec.json.decode(body, type=RenewAnswer)
         except MALFORMED as error:
             raise RenewalError(f"{host}: expected a certificate, got something else: {error}", "bad-answer") from error
 

@@ -130,6 +130,7 @@ class Devices:
             mqtt_port=address.port,
             image_root=await self._image.root_json(),
             director_root=await self._director.root_json(),
+            device_ca=self._issuer.authorities,
         )
 
     async def _enrolled(self, request: EnrollRequest, token: ClaimToken, certificate: str, actor: str) -> bool:

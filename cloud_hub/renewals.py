@@ -62,7 +62,8 @@ class Renewals:
         if renew.request.device != device:
             return Refusal("bad-request", f"renewal on the topic of {device} for another device")
         try:
-            return Renewed((await self.renew(renew.request)).certificate)
+            answer = await self.renew(renew.request)
+            return Renewed(answer.certificate, answer.device_ca)
         except HubError as error:
             return Refusal(error.key, error.message)
 
@@ -80,7 +81,7 @@ class Renewals:
         if row.next_certificate is not None:
             given = _load(row.next_certificate)
             if given.public_key() == wanted and given.not_valid_after_utc > datetime.fromtimestamp(now, UTC):
-                return RenewAnswer(row.next_certificate)
+                return RenewAnswer(row.next_certificate, self._issuer.authorities)
         self._check_expired(row)
         self._check_pause(row, now)
         certificate = await self._issuer.issue(request.csr, request.device, now)
@@ -90,7 +91,7 @@ class Renewals:
                 raise Conflict("renewal-lost", f"renewal of {request.device}: another came in between; ask again")
             self._check_expired(current)
             await self._keep(connection, current, certificate, now)
-        return RenewAnswer(certificate)
+        return RenewAnswer(certificate, self._issuer.authorities)
 
     async def readmit(self, device: str, readmission: Readmission, actor: str) -> float:
         """Until when (seconds since the epoch) it may come back. Raises NotFound, Conflict `device-retired`."""

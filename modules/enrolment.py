@@ -81,7 +81,8 @@ class EnrollRequest(msgspec.Struct, frozen=True):
 class EnrollAnswer(msgspec.Struct, frozen=True):
     """What a device keeps: its certificate, the CA of the hub's servers (both PEM), where to connect, whom to trust.
 
-    `image_root` and `director_root` are the JSON text of each repository's 1.root.json.
+    `image_root` and `director_root` are the JSON text of each repository's 1.root.json. `device_ca` are the authorities
+    of the fleet's devices (PEM), by which neighbours know each other; a hub of before 0.2 does not give them.
     """
 
     device: str
@@ -91,6 +92,7 @@ class EnrollAnswer(msgspec.Struct, frozen=True):
     mqtt_port: int
     image_root: str
     director_root: str
+    device_ca: str = ""
 
 
 class RenewRequest(msgspec.Struct, frozen=True):
@@ -121,9 +123,13 @@ class RenewRequest(msgspec.Struct, frozen=True):
 
 
 class RenewAnswer(msgspec.Struct, frozen=True):
-    """The new certificate, PEM. The old one stays good until the hub has seen the new one in use."""
+    """The new certificate, PEM. The old one stays good until the hub has seen the new one in use.
+
+    `device_ca` as in `EnrollAnswer`.
+    """
 
     certificate: str
+    device_ca: str = ""
 
 
 def renewal_statement(device: str, csr: str) -> bytes:

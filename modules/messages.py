@@ -81,10 +81,14 @@ class Renew(msgspec.Struct, frozen=True, tag="renew"):
     request: RenewRequest
 
 
-class Renewed(msgspec.Struct, frozen=True, tag="renewed"):
-    """down/data: the new certificate (PEM). A Refusal comes in its place when there is none."""
+class Renewed(msgspec.Struct, frozen=True, tag="renewed", omit_defaults=True):
+    """down/data: the new certificate (PEM). A Refusal comes in its place when there is none.
+
+    `device_ca` as in `EnrollAnswer`.
+    """
 
     certificate: str
+    device_ca: str = ""
 
 
 class Offers(msgspec.Struct, frozen=True, tag="offers"):

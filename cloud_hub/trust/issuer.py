@@ -16,6 +16,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from cloud_hub.ca_settings import CaSettings
@@ -41,6 +42,12 @@ class Issuer:
     @property
     def external(self) -> bool:
         return bool(self._settings.command)
+
+    @property
+    def authorities(self) -> str:
+        """Who may have signed the certificate of a device of this fleet (PEM), those of now first."""
+        own = self._ca.device_ca.public_bytes(Encoding.PEM).decode()
+        return (Path(self._settings.certificate).read_text() + "\n" if self.external else "") + own
 
     async def issue(self, csr_pem: str, device: str, now: float) -> str:
         """A client certificate (PEM) for `device`.
