@@ -19,12 +19,13 @@ import msgspec
 from cloud_hub.ca_settings import CaSettings
 from cloud_hub.errors import BadRequest, NotFound
 from cloud_hub.oidc_settings import OidcSettings
+from cloud_hub.patch_settings import PatchSettings
 from cloud_hub.transfer_settings import TransferSettings
 from firmware_profiles.profile import NAME_PATTERN
 
 ENVIRONMENT_PREFIX = "MOORING_HUB_"
 CONFIG_NAME = "hub.toml"
-_TABLES = ("ca", "oidc", "transfer")
+_TABLES = ("ca", "oidc", "patches", "transfer")
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,11 @@ class HubPaths:
     @property
     def blobs(self) -> Path:
         return self.root / "blobs"
+
+    @property
+    def patch_work(self) -> Path:
+        """Patches that are being built; nothing here is needed after a start."""
+        return self.root / "patch-work"
 
     @property
     def keys(self) -> Path:
@@ -159,6 +165,7 @@ class HubConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ca: CaSettings = CaSettings()
     oidc: OidcSettings = OidcSettings()
     transfer: TransferSettings = TransferSettings()
+    patches: PatchSettings = PatchSettings()
 
     def __post_init__(self) -> None:
         for name, port in (("api_port", self.api_port), ("mqtt_port", self.mqtt_port)):
@@ -209,7 +216,7 @@ class HubConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def write(self, folder: Path) -> None:
         """A new file, or in the place of the old one. Comments are not kept."""
         plain: dict[str, Any] = msgspec.to_builtins(self)
-        oidc, ca, transfer = plain.pop("oidc"), plain.pop("ca"), plain.pop("transfer")
+        oidc, ca, transfer, patches = (plain.pop(table) for table in ("oidc", "ca", "transfer", "patches"))
         lines = [f"{name} = {json.dumps(value)}" for name, value in plain.items()]
         if self.oidc.issuer:
             grants = oidc.pop("grants")
@@ -223,6 +230,8 @@ class HubConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             s3 = transfer.pop("s3")
             lines += ["", "[transfer]", *(f"{name} = {json.dumps(value)}" for name, value in transfer.items())]
             lines += ["", "[transfer.s3]", *(f"{name} = {json.dumps(value)}" for name, value in s3.items())]
+        if self.patches != PatchSettings():
+            lines += ["", "[patches]", *(f"{name} = {json.dumps(value)}" for name, value in patches.items())]
         path = HubPaths(folder).config
         path.touch(mode=0o600)
         path.write_text("\n".join(lines) + "\n")

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from cloud_hub.monitoring.samples import Samples
     from cloud_hub.offline import Offline
     from cloud_hub.packaging import Packaging
+    from cloud_hub.patches.choose import Patches
     from cloud_hub.people import People
     from cloud_hub.registry import Registry
     from cloud_hub.renewals import Renewals
@@ -65,6 +66,7 @@ class Rooms:
     rollouts: Controller
     ingest: Ingest
     alerts: Alerts
+    patches: Patches
     samples: Samples
     broker: Broker
     link: HubLink

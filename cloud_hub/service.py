@@ -45,6 +45,9 @@ from cloud_hub.monitoring.samples import Samples
 from cloud_hub.offline import Offline
 from cloud_hub.oidc import Provider
 from cloud_hub.packaging import Packaging
+from cloud_hub.patches.build import Builder
+from cloud_hub.patches.choose import Patches
+from cloud_hub.patches.wishes import Wishes
 from cloud_hub.people import People
 from cloud_hub.registry import Registry
 from cloud_hub.renewals import Renewals
@@ -123,6 +126,7 @@ async def serve(
             await parts.enter_async_context(_beside(_tick(rooms), "ticks"))
             await parts.enter_async_context(_beside(retention(rooms).keep_sweeping(), "retention"))
             await parts.enter_async_context(_beside(_renew(rooms), "renewal"))
+            await parts.enter_async_context(_beside(_builder(rooms).keep_building(), "patches"))
             await parts.enter_async_context(_listening(rooms))
             await _connected(rooms.link, start_deadline_s)
             address = device_address(rooms.config)
@@ -150,7 +154,8 @@ def _build(config: HubConfig, paths: HubPaths, store: Store, catalog: dict[str, 
     alerts, ingest = _monitoring(config, store, blobs, events, clock)
     capabilities = Capabilities(paths, clock)
     serving = Serving(store, blobs, image, director, partial(capabilities.allows, "grant"))
-    ways = Ways(config.transfer, serving, capabilities, clock)
+    patches = Patches(store, blobs, config.patches)
+    ways = Ways(config.transfer, serving, capabilities, clock, patches)
 
     async def on_report(device: str, signed: SignedReport) -> None:
         report = await devices.accept_report(device, signed)
@@ -185,6 +190,7 @@ def _build(config: HubConfig, paths: HubPaths, store: Store, catalog: dict[str, 
         rollouts=rollouts,
         ingest=ingest,
         alerts=alerts,
+        patches=patches,
         samples=Samples(store),
         broker=broker,
         link=link,
@@ -220,6 +226,12 @@ def _catalog(config: HubConfig) -> dict[str, DeviceProfile]:
 def retention(rooms: Rooms) -> Retention:
     """What removes old data from these rooms."""
     return Retention(rooms.config, rooms.store, rooms.blobs, rooms.events, rooms.clock)
+
+
+def _builder(rooms: Rooms) -> Builder:
+    settings = rooms.config.patches
+    wishes = Wishes(rooms.store, rooms.blobs, settings)
+    return Builder(rooms.store, rooms.blobs, wishes, settings, rooms.paths.patch_work, rooms.clock)
 
 
 @asynccontextmanager

@@ -1,8 +1,8 @@
 """What a device may fetch over MQTT, and the bytes of it: metadata of both repositories, and its modules' files.
 
-A device gets only the files of modules that are assigned to it. What it says it runs opens nothing, because that is
-its own claim. Called by `link` for each request; says no with a Refusal, never with an exception for what a device
-asked wrongly.
+A device gets only the files of modules that are assigned to it, and patches to these. What it says it runs opens
+nothing, because that is its own claim. Called by `link` for each request; says no with a Refusal, never with an
+exception for what a device asked wrongly.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cloud_hub.blobs import Blobs
 from cloud_hub.errors import HubError, NotFound
+from cloud_hub.patches.choose import leading_to
 from cloud_hub.store.engine import Store
 from cloud_hub.store.tables import assignments, devices, modules
 from cloud_hub.trust.director import Director
@@ -112,12 +113,13 @@ class Serving:
         )
         query = select(modules.c.manifest_sha256).select_from(assignments.join(modules, built))
         manifests = await connection.execute(query.where(assignments.c.device == device))
-        wanted, found = frozenset(digests), frozenset[str]()
+        wanted, found, own = frozenset(digests), frozenset[str](), frozenset[str]()
         for manifest in manifests.scalars().all():
             if wanted == found:
                 break
-            found |= wanted & {manifest, *await self._files_of(manifest)}
-        return found
+            own |= {manifest, *await self._files_of(manifest)}
+            found = wanted & own
+        return found if wanted == found else found | await leading_to(connection, own, wanted - found)
 
     async def _files_of(self, manifest: str) -> frozenset[str]:
         if manifest not in self._files:
