@@ -78,6 +78,15 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
+    def leave(self) -> None:
+        """At the end of a drain: with a request under way there is nothing left but to cut it, an idle client is told
+        in the proper way, so that one that sends just now knows that its request was not looked at.
+        """
+        if self._transport is not None and not self.under_way:
+            self._transport.close()
+        else:
+            self.abort()
+
     # What the transport calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

@@ -10,7 +10,10 @@ import asyncio
 import contextlib
 import logging
 import socket
+import ssl
 import time
+from collections.abc import Callable
+from typing import Any
 
 from agent.endpoint.connection import Connection, Shared
 from agent.endpoint.exchange import Handler, Limits
@@ -22,10 +25,11 @@ ACCEPT_PAUSE_S = 1.0  # when the process has no descriptor left
 
 
 class Endpoint:
-    """Serves `handler`. start(), then drain(); both once."""
+    """Serves `handler`. start(), then drain(); both once. `tls` gives the context of each new connection."""
 
-    def __init__(self, handler: Handler, limits: Limits) -> None:
+    def __init__(self, handler: Handler, limits: Limits, tls: Callable[[], ssl.SSLContext] | None = None) -> None:
         self._shared = Shared(handler, limits)
+        self._tls = tls
         self._listening: list[socket.socket] = []
         self._accepting: set[asyncio.Task[None]] = set()
         self._sweeper: asyncio.Task[None] | None = None
@@ -54,7 +58,7 @@ class Endpoint:
         left = list(self._shared.open)
         cut = sum(connection.under_way for connection in left)
         for connection in left:
-            connection.abort()
+            connection.leave()
         if self._sweeper is not None:
             self._sweeper.cancel()
             await asyncio.wait([self._sweeper], timeout=1.0)
@@ -82,8 +86,16 @@ class Endpoint:
 
     async def _open(self, client: socket.socket) -> None:
         client.setblocking(False)
+        limits = self._shared.limits
         try:
-            await asyncio.get_running_loop().connect_accepted_socket(lambda: Connection(self._shared), client)
+            if self._tls is None:
+                secure: dict[str, Any] = {}
+            elif len(self._accepting) + len(self._shared.open) > 2 * limits.connections:
+                raise ConnectionAbortedError("too many connections")  # handshakes cost, and count as well
+            else:
+                secure = {"ssl": self._tls(), "ssl_handshake_timeout": limits.head_s, "ssl_shutdown_timeout": 1.0}
+            loop = asyncio.get_running_loop()
+            await loop.connect_accepted_socket(lambda: Connection(self._shared), client, **secure)
         except OSError:
             client.close()
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import msgspec
 
@@ -39,6 +40,7 @@ class Keeper:
         self._changed = changed
         self._tell = tell
         self._units: dict[str, Unit] = {}
+        self._leaving: set[asyncio.Task[None]] = set()
         self._lock = asyncio.Lock()
 
     async def start(self, modules: ModuleSet) -> None:
@@ -48,6 +50,7 @@ class Keeper:
             for module in modules.modules:
                 if module.serves:
                     self._begin(module, None)
+        self._runtime.sweep()
         self._changed()
 
     async def spare(self, module: Installed) -> WorkerProcess:
@@ -56,31 +59,36 @@ class Keeper:
         Raises WorkerError, SlotError, EndpointError.
         """
         try:
-            return await self._runtime.load(module)
+            return await self._runtime.load(module, quietly=True)
         except BaseException:
             if module.name not in self._units:
                 self._runtime.forget(module.name)
             raise
 
-    async def switch(self, target: ModuleSet, spares: Mapping[str, WorkerProcess]) -> None:
-        """Serves `target` from now on: new workers accept first, then old ones drain. Modules that stay are untouched.
+    async def drop(self, spare: WorkerProcess) -> None:
+        """Ends a spare worker that is not needed."""
+        await spare.kill()
+        if spare.name not in self._units:
+            self._runtime.forget(spare.name)
+
+    async def switch(self, target: ModuleSet, spares: dict[str, WorkerProcess]) -> None:
+        """Serves `target` from now on: of each module the new worker accepts first, then the old one drains. Modules
+        that stay are untouched. A spare that serves is taken out of `spares`.
 
         A module without a spare is loaded here, and kept trying where that fails. Raises WorkerError when a spare does
-        not begin to serve; then some modules may have changed, and the caller switches again, forth or back.
+        not begin to serve; then some modules may have changed, and the caller switches again, forth or back. Cancelled,
+        it leaves each module with a worker that serves, and the old ones go on draining.
         """
-        old: list[Unit] = []
         async with self._lock:
             self.set = target
-            try:
-                for module in target.modules:
-                    if module.serves:
-                        old += await self._bring(module, spares.get(module.name))
-                serving = {module.name for module in target.modules if module.serves}
-                for name in sorted(set(self._units) - serving):
-                    old.append(self._units.pop(name))
-                    self._runtime.forget(name)
-            finally:
-                await asyncio.gather(*(unit.end(self._settings.drain_s) for unit in old))
+            for module in target.modules:
+                if module.serves:
+                    await self._bring(module, spares)
+            serving = {module.name for module in target.modules if module.serves}
+            for name in sorted(set(self._units) - serving):
+                self._leave(self._units.pop(name))
+                self._runtime.forget(name)
+        await self._drained()
         self._changed()
 
     async def poll(self, name: str) -> Stats:
@@ -102,35 +110,62 @@ class Keeper:
         """Drains and ends every worker, then closes the endpoints."""
         async with self._lock:
             units, self._units = list(self._units.values()), {}
-            await asyncio.gather(*(unit.end(self._settings.drain_s) for unit in units))
+            for unit in units:
+                self._leave(unit)
+            await self._drained()
         self._runtime.close()
 
-    async def _bring(self, module: Installed, spare: WorkerProcess | None) -> list[Unit]:
-        """Makes `module` the one that serves under its name; returns the unit that it replaces, to be drained."""
-        unit = self._units.get(module.name)
-        if unit is not None and unit.module.proof == module.proof and spare is None:
-            await unit.adopt(module)
-            return []
+    async def _bring(self, module: Installed, spares: dict[str, WorkerProcess]) -> None:
+        """Makes `module` the one that serves under its name; the unit that it replaces is left to drain."""
+        unit, spare = self._units.get(module.name), spares.get(module.name)
         if spare is not None:
-            await self._runtime.serve(spare)
-        elif unit is not None:
-            spare = await self._try_serve(module)
-        self._begin(module, spare)
-        return [unit] if unit is not None else []
+            await _unbroken(self._take_over(module, spare, spares))
+        elif unit is None:
+            self._begin(module, None)
+        elif unit.module.proof == module.proof:
+            await unit.adopt(module)
+        else:
+            await self._bring_back(module)
 
-    async def _try_serve(self, module: Installed) -> WorkerProcess | None:
-        """A worker that serves already, or None; whatever happens, none is left that nobody keeps."""
+    async def _bring_back(self, module: Installed) -> None:
+        """With a worker loaded now, as with a spare; a module that does not load is left to its unit to try on."""
+        own: dict[str, WorkerProcess] = {}
         try:
-            worker = await self._runtime.load(module)
-            try:
-                await self._runtime.serve(worker)
-            except BaseException:
-                await worker.kill()
-                raise
-            return worker
+            own[module.name] = await self._runtime.load(module)
+            await _unbroken(self._take_over(module, own[module.name], own))
         except AgentError as error:
             _logger.error("module does not load, its unit goes on trying", extra={"why": str(error), "key": error.key})
-            return None
+            self._replace(module, None)
+        finally:
+            for worker in own.values():
+                await worker.kill()
+
+    async def _take_over(self, module: Installed, worker: WorkerProcess, held: dict[str, WorkerProcess]) -> None:
+        """Between serving and being kept there is no moment at which a cancellation could lose the worker."""
+        await self._runtime.serve(worker)
+        del held[module.name]
+        self._replace(module, worker)
+
+    def _replace(self, module: Installed, worker: WorkerProcess | None) -> None:
+        old = self._units.get(module.name)
+        self._begin(module, worker)
+        if old is not None:
+            self._leave(old)
+
+    def _leave(self, unit: Unit) -> None:
+        """The unit drains and ends by itself, within its deadlines, whoever waits for it or not."""
+        task = asyncio.create_task(unit.end(self._settings.drain_s), name=f"drain-{unit.module.name}")
+        self._leaving.add(task)
+        task.add_done_callback(self._left)
+
+    def _left(self, task: asyncio.Task[None]) -> None:
+        self._leaving.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _logger.error("a module did not drain", extra={"unit": task.get_name()}, exc_info=error)
+
+    async def _drained(self) -> None:
+        if self._leaving:
+            await asyncio.wait(set(self._leaving))
 
     def _begin(self, module: Installed, worker: WorkerProcess | None) -> None:
         unit = Unit(module, self._runtime, self._settings, self._changed, self._tell)
@@ -161,3 +196,15 @@ class Keeper:
             endpoint=self._runtime.address(module.name),
             level=unit.ready.level.value if unit.ready is not None else "",
         )
+
+
+async def _unbroken(work: Coroutine[Any, Any, None]) -> None:
+    """Runs `work`, which has deadlines of its own, to its end, and lets a cancellation through only then."""
+    task = asyncio.create_task(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()  # the cancellation goes before
+        raise

@@ -22,6 +22,7 @@ import msgspec
 from agent.config import ServingSettings, StatePaths
 from agent.errors import AgentError
 from agent.installed import Installed
+from agent.runtimes.priority import lower, restore
 from agent.sandbox.cage import Cage, Cages
 from agent.sandbox.host import OnItem, WorkerProcess, spawn
 from agent.sandbox.level import namespaces
@@ -30,11 +31,14 @@ from agent.slots import Slot, Slots
 from agent.store import AgentStore
 from modules.manifest import SamplingPolicy
 
-BACKLOG = 128
+BACKLOG = 1024  # what waits while one worker hands over to the next; the kernel may have a lower limit
 MAX_LAST_WORDS = 300
 MAX_SOCKET_PATH = 107  # sun_path of Linux, without its end
-_SET_IDS = 1 << 6 | 1 << 7  # CAP_SETGID, CAP_SETUID
-PORT_WAIT_S = 1.0  # how long a port may still be held by a worker that dies with the agent before this one
+# CAP_KILL, CAP_SETGID, CAP_SETUID: to give a worker another user, and to be able to end it then.
+_SET_IDS = 1 << 5 | 1 << 6 | 1 << 7
+# How long a port may still be held by a worker that dies with the agent before this one: the kernel frees its memory
+# first, which takes a second for some gigabytes.
+PORT_WAIT_S = 10.0
 
 _logger = logging.getLogger(__name__)
 
@@ -115,12 +119,20 @@ class ProcessRuntime:
         if endpoint is not None:
             endpoint.close()
 
+    def sweep(self) -> None:
+        """Removes the sockets that an agent has left which was killed: nobody answers behind them any more."""
+        known = {endpoint.path for endpoint in self._endpoints.values()}
+        for path in self._paths.endpoints.glob("*.sock"):
+            if path not in known:
+                path.unlink(missing_ok=True)
+
     def close(self) -> None:
         for name in list(self._endpoints):
             self.forget(name)
 
-    async def load(self, module: Installed) -> WorkerProcess:
-        """A worker that has loaded the module and passed its golden inputs, not serving yet.
+    async def load(self, module: Installed, *, quietly: bool = False) -> WorkerProcess:
+        """A worker that has loaded the module and passed its golden inputs, not serving yet; `quietly` where others
+        serve meanwhile.
 
         Raises WorkerError, SlotError, EndpointError; no process is left behind then.
         """
@@ -130,6 +142,8 @@ class ProcessRuntime:
         cage = self._cages.around(module.name, slot.path, uid, slot.manifest.resources)
         worker = await spawn(module.name, endpoint.handles, self._log(module.name), self._on_item, cage=cage)
         try:
+            if quietly:
+                await lower(worker)
             order = self._order(module, slot, endpoint, uid, cage)
             await worker.start(order, slot.manifest.health.load_deadline_s)
             if slot.manifest.health.golden:
@@ -155,6 +169,7 @@ class ProcessRuntime:
 
     async def serve(self, worker: WorkerProcess) -> None:
         """From now on the worker takes connections of its module's endpoint. Raises WorkerError."""
+        await restore(worker)
         (await self.endpoint(worker.name)).listen()
         await worker.serve()
 
@@ -221,7 +236,7 @@ def first_uid(settings: ServingSettings) -> int:
 
 
 def may_become(uid: int) -> bool:
-    """Whether this process may give a child another user: CAP_SETUID and CAP_SETGID, and an id that exists here."""
+    """Whether this process may give a child another user, and end it then, and whether such a user exists here."""
     try:
         status = Path("/proc/self/status").read_text()
         ranges = [list(map(int, line.split())) for line in Path("/proc/self/uid_map").read_text().splitlines()]

@@ -78,18 +78,22 @@ class Unit:
                 self.stats = await self._worker.ping(self._settings.ping_timeout_s)
 
     async def end(self, drain_s: float) -> None:
-        """Accept no more, finish what is under way, exit."""
+        """Accept no more, finish what is under way, exit. Cancelled, it kills; no worker is left in any case."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
         worker, self._worker = self._worker, None
         if worker is None:
             return
-        with contextlib.suppress(WorkerError):
+        try:
             drained = await worker.drain(drain_s)
             if drained.cut:
                 _logger.warning("connections cut at the drain deadline", extra={"unit": self.module.name})
-        await worker.stop(drain_s)
+        except WorkerError as error:  # it ended by itself just now, or does not end as it should
+            self.failure = error
+            self._report_failure(loaded=True)
+        finally:
+            await worker.stop(drain_s)
 
     async def _keep(self) -> None:
         while True:
@@ -110,8 +114,10 @@ class Unit:
             )
             loaded = self._worker is not None
             self._set("failed" if self._failures >= FAILED_AFTER else "restarting")
-            await self._discard()
-            self._report_failure(loaded)
+            try:
+                await self._discard()
+            finally:  # also when somebody ends the unit just now
+                self._report_failure(loaded)
             await asyncio.sleep(delay_s)
 
     async def _serve(self) -> None:

@@ -22,6 +22,7 @@ AGENT_LEAF, MODULES = "agent", "modules"
 RUNTIME_MIB = 256  # what the interpreter and the libraries take, beside the module's own memory
 MAX_PROCESSES = 512  # threads count, too
 CPU_WEIGHT = 50  # the agent and the rest of the device have 100
+LOW_CPU_WEIGHT = 5  # of a worker that is only tried
 _NEEDED = ("memory", "pids")
 _WANTED = (*_NEEDED, "cpu")
 
@@ -48,6 +49,11 @@ class Cgroup:
             return  # ended meanwhile
         except OSError as error:
             raise CgroupError(f"{self.path}: process {pid} does not move in: {error.strerror}") from error
+
+    def weigh(self, weight: int) -> None:
+        """Its share of the processors against its neighbours', where the controller is there."""
+        with contextlib.suppress(OSError):
+            _write(self.path / "cpu.weight", str(weight))
 
     def oom_kills(self) -> int:
         """How many of its processes the kernel has killed for want of memory."""

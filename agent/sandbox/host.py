@@ -126,13 +126,20 @@ class WorkerProcess:
             text = f"worker of {self.name}: it took no order within {SERVE_DEADLINE_S:g} s; it was killed"
             raise WorkerError(text, "worker-timeout") from None
 
+    def weigh(self, weight: int) -> None:
+        """Its control group's share of the processors, where it has one."""
+        if self._cage.cgroup is not None:
+            self._cage.cgroup.weigh(weight)
+
     async def stop(self, deadline_s: float) -> None:
         """End it: asked politely, then killed. Returns once it is reaped; never raises for a worker that is gone."""
-        with contextlib.suppress(WorkerError, TimeoutError):
-            await self._send(Stop(), deadline_s)
-            async with asyncio.timeout(deadline_s):
-                await self.exited.wait()
-        await self.kill()
+        try:
+            with contextlib.suppress(WorkerError, TimeoutError):
+                await self._send(Stop(), deadline_s)
+                async with asyncio.timeout(deadline_s):
+                    await self.exited.wait()
+        finally:
+            await self.kill()
 
     async def kill(self) -> None:
         """SIGKILL to the process group, and reap."""

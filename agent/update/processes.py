@@ -34,12 +34,7 @@ class Processes:
 
     async def activate(self, target: ModuleSet, trial: Sequence[Installed]) -> dict[str, Before]:
         """Raises WorkerError when a spare does not take over."""
-        try:
-            await self._keeper.switch(target, self._spares)
-        except BaseException:
-            await self.discard()
-            raise
-        self._spares.clear()  # they serve now
+        await self._keeper.switch(target, self._spares)
         return {}
 
     async def judge(self, module: Installed, before: Before | None, elapsed_s: float) -> Judgement:
@@ -56,7 +51,7 @@ class Processes:
     async def discard(self) -> None:
         while self._spares:
             _, worker = self._spares.popitem()
-            await worker.kill()
+            await self._keeper.drop(worker)
 
     def trial_deadline_s(self, module: Installed) -> float:
         return 2 * self._health(module).load_deadline_s  # the golden inputs have as long as loading

@@ -6,6 +6,8 @@ import asyncio
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -15,8 +17,10 @@ import pytest
 from agent.config import ServingSettings, StatePaths
 from agent.errors import WorkerError
 from agent.installed import Installed, ModuleSet
+from agent.runtimes import priority, process
 from agent.runtimes.keeper import Keeper
 from agent.runtimes.process import EndpointError, ProcessRuntime, may_become
+from agent.sandbox.host import WorkerProcess
 from agent.slots import Slots
 from agent.store import AgentStore
 from modules.manifest import SamplingPolicy
@@ -51,11 +55,14 @@ class Bench:
         held = Installed(module.manifest.name, module.manifest.version, module.sha256, 1, "d", verified=True)
         return msgspec.structs.replace(held, **fields)
 
-    def pid(self, name: str = "iris") -> int:
+    def worker(self, name: str = "iris") -> WorkerProcess:
         unit = self.keeper.unit(name)
         assert unit is not None
         assert unit._worker is not None
-        return unit._worker.pid
+        return unit._worker
+
+    def pid(self, name: str = "iris") -> int:
+        return self.worker(name).pid
 
     def state(self, name: str = "iris") -> str:
         return next(report.state for report in self.keeper.reports() if report.name == name)
@@ -123,7 +130,10 @@ async def test_the_port_stays_the_same_over_restarts_of_the_agent(make: Callable
     assert addresses[0] == addresses[1]
 
 
-async def test_a_port_that_somebody_else_took_is_replaced(bench: Bench, agent_store: AgentStore) -> None:
+async def test_a_port_that_somebody_else_took_is_replaced(
+    bench: Bench, agent_store: AgentStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "PORT_WAIT_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as thief:
         port = thief.getsockname()[1]
         await agent_store.put_port("iris", port)
@@ -206,6 +216,99 @@ async def test_a_hand_over_refuses_nobody(bench: Bench) -> None:
     stop.set()
     await asking
     assert await served_version(address) == 2
+
+
+async def test_a_switch_cancelled_while_the_old_worker_drains_still_ends_it(make: Callable[..., Bench]) -> None:
+    bench = make(msgspec.structs.replace(QUICK, drain_s=1.0))
+    await bench.keeper.start(bench.set(build(version=1)))
+    address = await bench.serving()
+    old = bench.worker()
+    host, _, port = address.removeprefix("http://").partition(":")
+    _, idle = await asyncio.open_connection(host, int(port))  # keeps the old worker draining
+    await served_version(address)  # the one before it is accepted
+    target = bench.set(build(version=2))
+    spares = {"iris": await bench.keeper.spare(target.modules[0])}
+    switching = asyncio.create_task(bench.keeper.switch(target, spares))
+    await until(lambda: not spares, "the new worker to serve")
+    switching.cancel()
+    await asyncio.wait([switching])
+    assert switching.cancelled()
+    await until(old.exited.is_set, "the old worker to end")
+    assert await served_version(address) == 2
+    idle.close()
+
+
+@pytest.mark.parametrize("steps", range(6))
+async def test_a_switch_cancelled_at_any_moment_loses_no_worker_and_no_request(bench: Bench, steps: int) -> None:
+    old, new = bench.set(build(version=1)), bench.set(build(version=2))
+    await bench.keeper.start(old)
+    address = await bench.serving()
+    spares = {"iris": await bench.keeper.spare(new.modules[0])}
+    workers = {bench.pid(), spares["iris"].pid}
+    switching = asyncio.create_task(bench.keeper.switch(new, spares))
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    switching.cancel()
+    await asyncio.wait([switching])
+    assert await predict(address) == [0]
+    if spares:
+        await bench.keeper.drop(spares["iris"])
+    await bench.keeper.switch(old, {})
+    assert await served_version(address) == 1
+    await until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers - {bench.pid()}), "the others to end")
+
+
+async def test_a_worker_that_crashes_while_it_drains_is_told(make: Callable[..., Bench]) -> None:
+    bench = make(msgspec.structs.replace(QUICK, drain_s=20.0))
+    await bench.keeper.start(bench.set(build()))
+    host, _, port = (await bench.serving()).removeprefix("http://").partition(":")
+    _, idle = await asyncio.open_connection(host, int(port))
+    await served_version(bench.runtime.address("iris"))
+    pid = bench.pid()
+    closing = asyncio.create_task(bench.keeper.close())
+    await until(lambda: bench.keeper.unit("iris") is None, "the drain to begin")
+    os.kill(pid, signal.SIGKILL)
+    await closing
+    assert [key for key, _, _ in bench.told] == ["worker-crashed"]
+    idle.close()
+
+
+def nice_values(pid: int) -> set[int]:
+    return {os.getpriority(os.PRIO_PROCESS, int(task.name)) for task in Path(f"/proc/{pid}/task").iterdir()}
+
+
+async def test_a_worker_that_is_only_tried_yields_to_those_that_serve(bench: Bench) -> None:
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    target = bench.set(build())
+    spare = await bench.keeper.spare(target.modules[0])
+    group = Path(f"/proc/{spare.pid}/autogroup")
+    tried = (nice_values(spare.pid), group.read_text().split()[-1] if group.exists() else "")
+    await bench.keeper.switch(target, {"iris": spare})
+    assert nice_values(spare.pid) == {own}, "every thread has its share again"
+    assert not group.exists() or group.read_text().split()[-1] == "0"
+    assert tried[0] == ({priority.LOW} if priority._can_raise() else {own})
+    assert tried[1] in ("", str(priority.LOW))
+
+
+async def test_sockets_that_a_killed_agent_has_left_are_removed(bench: Bench) -> None:
+    left = bench.paths.endpoints / "gone.sock"
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(left))
+    await bench.keeper.start(bench.set(build()))
+    await bench.serving()
+    assert [path.name for path in bench.paths.endpoints.iterdir()] == ["iris.sock"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has capabilities to give up")
+@pytest.mark.parametrize(("capabilities", "may"), [("kill", True), ("", False)])
+def test_a_user_is_given_only_to_workers_that_can_be_ended_then(capabilities: str, may: bool) -> None:
+    kept = 1 << 6 | 1 << 7 | (1 << 5 if capabilities else 0)
+    code = (
+        f"from agent.sandbox import confine; from agent.runtimes import process; confine._keep_capabilities({kept})\n"
+        "print(process.may_become(60900))"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert said.stdout.strip() == str(may and may_become(60_900))
 
 
 async def test_a_module_that_stays_is_not_touched_by_a_switch(bench: Bench) -> None:
