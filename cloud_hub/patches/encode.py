@@ -10,18 +10,30 @@ import mmap
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
 from cloud_hub.patches.encode_blocks import blocks
 from cloud_hub.patches.encode_frames import frame, worth_a_frame
-from cloud_hub.patches.encode_layout import find_tensors
+from cloud_hub.patches.encode_layout import find_external, find_tensors
 from cloud_hub.patches.encode_match import pieces
 from cloud_hub.patches.encode_sections import EVERY_CODEC, uint
 from cloud_hub.patches.encode_types import Buffer, Piece, Tensor
 from modules.errors import PatchError
 from modules.patch import apply
 from modules.patch.form import MAGIC, Codec
+
+
+class External(NamedTuple):
+    """An ONNX model, and what it calls the file with its tensors."""
+
+    model: Path
+    location: str
+
+    def tensors(self, size: int) -> list[Tensor]:
+        """Those in that file, of `size` bytes."""
+        return find_external(_mapped(self.model), self.location, size)
 
 
 class EncodeResult(msgspec.Struct, frozen=True):
@@ -44,16 +56,20 @@ def encode(
     out: Path,
     *,
     codecs: Collection[Codec] = EVERY_CODEC,
-    layouts: tuple[list[Tensor], list[Tensor]] | None = None,
+    graphs: tuple[External, External] | None = None,
 ) -> EncodeResult:
     """Writes the patch from `base` to `target` to `out`.
 
-    `codecs`: those that the device can decode. `layouts`: the tensors of base and target, if the files do not say it
-    themselves (ONNX external data: see encode_external). Raises OSError of the files, and PatchError if the
+    `codecs`: those that the device can decode. `graphs`: the ONNX models whose tensors base and target hold, if they
+    are external data; without them the elements are guessed. Raises OSError of the files, and PatchError if the
     patch, decoded once more, does not make the target: `out` is then of no use.
     """
     old, new = _mapped(base), _mapped(target)
-    before, after = layouts or (find_tensors(old), find_tensors(new))
+    before, after = (
+        [graph.tensors(len(data)) for graph, data in zip(graphs, (old, new), strict=True)]
+        if graphs
+        else [find_tensors(old), find_tensors(new)]
+    )
     told: Counter[str] = Counter()
     head = MAGIC + uint(len(old)) + uint(len(new))
     with out.open("wb") as file:

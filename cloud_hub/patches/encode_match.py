@@ -10,13 +10,16 @@ import numpy as np
 
 from cloud_hub.patches.encode_generic import Generic
 from cloud_hub.patches.encode_streams import estimate
-from cloud_hub.patches.encode_types import Buffer, Piece, Tensor
-from modules.patch.planes import UNSIGNED
+from cloud_hub.patches.encode_types import Buffer, Element, Piece, Tensor
+from modules.patch.planes import UNSIGNED, Numbers
 
 # Equal stretches of a changed tensor of fewer elements stay in the difference: a reference costs a few bytes, and so
 # does a zero's share of the plain bits; where most elements are equal, zeros cost next to nothing.
 _WORTH_A_REFERENCE = 64
 _WORTH_A_REFERENCE_IF_SPARSE = 8192
+# Bytes of a tensor that are compared at once, a multiple of every width; NumPy takes some times as much memory.
+_AT_A_TIME = 8 << 20
+_SAMPLE = 1 << 14
 
 
 def match_tensors(old: Buffer, new: Buffer, before: list[Tensor], after: list[Tensor]) -> list[Tensor | None]:
@@ -70,12 +73,24 @@ def pieces(old: Buffer, new: Buffer, before: list[Tensor], after: list[Tensor]) 
 
 
 def _difference(old: Buffer, new: Buffer, tensor: Tensor, match: Tensor) -> Iterator[Piece]:
-    """A changed tensor; its long equal stretches by reference."""
+    """A changed tensor, some megabytes at a time."""
+    if memoryview(new)[tensor.start : tensor.end] == memoryview(old)[match.start : match.end]:
+        yield Piece(tensor.start, tensor.end - tensor.start, match.start, None)
+        return
+    for at in range(0, tensor.end - tensor.start, _AT_A_TIME):
+        size = min(_AT_A_TIME, tensor.end - tensor.start - at)
+        mine = tensor._replace(start=tensor.start + at, end=tensor.start + at + size)
+        its = match._replace(start=match.start + at, end=match.start + at + size)
+        yield from _changed(old, new, mine, its)
+
+
+def _changed(old: Buffer, new: Buffer, tensor: Tensor, match: Tensor) -> Iterator[Piece]:
+    """Differences, and long equal stretches by reference; new elements if they have nothing to do with the base's."""
     kind = UNSIGNED[tensor.element.width]
     count = (tensor.end - tensor.start) // kind.itemsize
     after, before = np.frombuffer(new, kind, count, tensor.start), np.frombuffer(old, kind, count, match.start)
     places = np.flatnonzero(after != before)
-    if 2 * len(places) > count and estimate(after, None, tensor.element) < estimate(after, before, tensor.element):
+    if 2 * len(places) > count and _unrelated(after, before, tensor.element):
         yield Piece(tensor.start, tensor.end - tensor.start, None, tensor.element)
         return
     apart = _WORTH_A_REFERENCE_IF_SPARSE if 2 * len(places) < count else _WORTH_A_REFERENCE
@@ -85,6 +100,11 @@ def _difference(old: Buffer, new: Buffer, tensor: Tensor, match: Tensor) -> Iter
         yield from _part(tensor, match, start, end, kind.itemsize, equal=False)
         at = end
     yield from _part(tensor, match, at, count, kind.itemsize, equal=True)
+
+
+def _unrelated(after: Numbers, before: Numbers, element: Element) -> bool:
+    some = slice(None, None, -(-after.size // _SAMPLE))
+    return estimate(after[some], None, element) < estimate(after[some], before[some], element)
 
 
 def _stretches(places: np.ndarray[tuple[int], np.dtype[np.intp]], apart: int) -> Iterator[tuple[int, int]]:

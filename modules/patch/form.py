@@ -13,10 +13,10 @@ MAGIC: Final = b"MPT\x01"
 # What one block may hold besides references to the base; what a decoder must hold several times over.
 MAX_BLOCK: Final = 1 << 20
 # Segments of a block, once decoded.
-MAX_CONTROL: Final = 1 << 18
+MAX_CONTROL: Final = 1 << 16
 # Bytes of the base that a compressed section may refer to, and the window inside it.
-MAX_PREFIX: Final = 8 << 20
-MAX_WINDOW_LOG: Final = 24
+MAX_PREFIX: Final = 4 << 20
+MAX_WINDOW_LOG: Final = 23
 # LZMA's dictionary, which is not written in its raw form.
 LZMA_DICT: Final = 1 << 20
 # Streams of one block: their numbers are five bits of a segment's head, and 0 is the reference to the base.
