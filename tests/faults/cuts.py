@@ -1,0 +1,288 @@
+"""One cut or fault in the middle of an update, and what must hold afterwards.
+
+A cut is a real SIGKILL of a real agent, at an operation on its disk or in a state of its update. Its folder is then
+left as it is (the process died) or as a power cut could have left it, several ways; from each the agent must come
+back, serve, end its update and send what it had promised to keep. A fault is a disk that refuses for a while.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import enum
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from faults.modules import NAMES
+from faults.replay import Disk, Loss
+from faults.rig import DEADLINE_S, NEW, OLD, PAUSE_S, Items, Rig, outbox_in
+from faults.shim import Fault, Kind, Mode, Operation, operations
+from support.waiting import until
+
+FAULT_LASTS_S = 0.5
+NO_FAULT = Fault()
+ENDED = ("failed", "reverting", "rejected")
+
+
+class Problem(enum.StrEnum):
+    """What must not happen: no module serves; a set of two versions; the update does not end; a sample is lost, or
+    arrives twice; something stays on the disk for ever; a wrong answer; the replay is not what the disk was.
+    """
+
+    BRICK = "bricks"
+    HALF = "half_installed"
+    STUCK = "stuck"
+    LOST = "lost"
+    DOUBLED = "doubled"
+    GARBAGE = "garbage"
+    OUTAGE = "outages"
+    REPLAY = "replay"
+
+
+@dataclass(frozen=True)
+class Cut:
+    """`losses`: what each power cut at this point takes with it; None is the death of the process alone."""
+
+    fault: Fault = NO_FAULT
+    crash_at: str = ""
+    losses: tuple[Loss | None, ...] = (None,)
+    seed: int = 0
+
+    @property
+    def words(self) -> str:
+        return self.crash_at or f"{self.fault.mode} at {self.fault.number}{' once' if self.fault.once else ''}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """How one cut ended. `where` is the operation that it hit."""
+
+    name: str
+    where: str
+    problems: tuple[tuple[Problem, str], ...] = ()
+    seconds: float = 0.0
+
+
+async def perform(rig: Rig, cut: Cut) -> list[Result]:
+    """One result for each loss; none where the update was over before the cut."""
+    await rig.begin()
+    return await (_fault(rig, cut) if cut.fault.mode in _LASTING else _kill(rig, cut))
+
+
+_LASTING = {Mode.FULL, Mode.READ_ONLY, Mode.BROKEN, Mode.SHORT}
+
+
+async def _kill(rig: Rig, cut: Cut) -> list[Result]:
+    loop = asyncio.get_running_loop()
+    disk, synced = Disk(rig.paths.root), Disk(rig.paths.root)
+    await rig.start(cut.fault, cut.crash_at)
+    async with _asking(rig):
+        await until(lambda: rig.exit_code is not None or rig.at_rest(NEW), "the cut", DEADLINE_S)
+    if rig.exit_code is None:
+        await rig.kill()
+        return []
+    await rig.forget()
+    taken = copy.deepcopy(rig.hub.taken)
+    done = list(operations(rig.journal))
+    promised = _promised(synced, done)
+    disk.apply(done)
+    results = []
+    for loss in cut.losses:
+        began = loop.time()
+        problems = []
+        if loss is None:
+            problems += _differences(disk, rig.paths.root)
+        else:
+            rig.wipe()
+            disk.write(rig.paths.root, loss, cut.seed)
+        rig.hub.taken = copy.deepcopy(taken)
+        problems += await recover(rig, promised)
+        name = f"{cut.words}, {loss or 'process death'}"
+        results.append(Result(name, _where(done), tuple(problems), loop.time() - began))
+    return results
+
+
+async def _fault(rig: Rig, cut: Cut) -> list[Result]:
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    rig.switch.touch()
+    fault = Fault(cut.fault.mode, cut.fault.number, cut.fault.once, rig.switch)
+    await rig.start(fault)
+    problems: list[tuple[Problem, str]] = []
+    try:
+        problems += await _while_it_lasts(rig, cut)
+    finally:
+        rig.switch.unlink(missing_ok=True)
+    if rig.exit_code is not None:
+        await rig.start()  # as systemd would
+    hit = next((one for one in operations(rig.journal) if one.number >= cut.fault.number), None)
+    if hit is None:
+        await rig.kill()
+        return []
+    problems += await _afterwards(rig, frozenset(), set())
+    await rig.kill()
+    return [Result(cut.words, _text(hit), tuple(problems), loop.time() - began)]
+
+
+async def _while_it_lasts(rig: Rig, cut: Cut) -> list[tuple[Problem, str]]:
+    """The device serves meanwhile, whatever becomes of the update; a disk that fails may hinder its start."""
+
+    def met() -> bool:
+        over = rig.at_rest(NEW) or rig.exit_code is not None
+        return over or any(one.number >= cut.fault.number for one in operations(rig.journal))
+
+    async with _asking(rig):
+        await until(met, "the fault to be met", DEADLINE_S)
+        if cut.fault.mode is Mode.FULL or cut.fault.mode is Mode.SHORT or all(rig.served().values()):
+            try:
+                await _served_or_gone(rig)
+            except TimeoutError as error:
+                return [(Problem.OUTAGE, f"{error}; exit code {rig.exit_code}\n{rig.tail()}")]
+        await asyncio.sleep(FAULT_LASTS_S)
+        answers = await rig.ask_all()
+    if rig.exit_code is not None and cut.fault.mode in (Mode.FULL, Mode.SHORT):
+        return [(Problem.OUTAGE, f"the agent ended with {rig.exit_code}\n{rig.tail()}")]
+    if rig.exit_code is None and not all(answers.values()) and cut.fault.mode in (Mode.FULL, Mode.SHORT):
+        return [(Problem.OUTAGE, f"answers while it lasts: {answers}\n{rig.tail()}")]
+    return []
+
+
+async def _served_or_gone(rig: Rig) -> None:
+    loop = asyncio.get_running_loop()
+    limit = loop.time() + DEADLINE_S
+    while rig.exit_code is None and not all((await rig.ask_all()).values()):
+        if loop.time() > limit:
+            raise TimeoutError(f"no answer for {DEADLINE_S} s")
+        await asyncio.sleep(PAUSE_S)
+
+
+async def recover(rig: Rig, promised: Items) -> list[tuple[Problem, str]]:
+    """Starts the agent on what is left, without faults, and says what does not hold."""
+    stray = _strays(rig.paths.root)
+    held = rig.waiting()
+    rig.log.write_text("")
+    await rig.start()
+    problems = await _afterwards(rig, promised | held, stray)
+    await rig.kill()
+    await rig.forget()
+    return problems
+
+
+async def _afterwards(rig: Rig, owed: Items, stray: set[Path]) -> list[tuple[Problem, str]]:
+    problems: list[tuple[Problem, str]] = []
+    try:
+        async with _asking(rig):
+            await rig.serves()
+    except (TimeoutError, ValueError) as error:
+        return [(Problem.BRICK, f"{error}; exit code {rig.exit_code}\n{rig.tail()}")]
+    try:
+        async with _asking(rig):
+            version = await _update_over(rig)
+    except (TimeoutError, ValueError) as error:
+        return [(Problem.STUCK, f"{error}; exit code {rig.exit_code}, status {rig.status()}\n{rig.tail()}")]
+    answers = await rig.ask_all()
+    if set(answers.values()) != {version}:
+        problems.append((Problem.HALF, f"says version {version}, answers are {answers}"))
+    problems += await _samples(rig, owed)
+    problems += [(Problem.GARBAGE, str(path)) for path in _garbage(rig, stray)]
+    return problems
+
+
+async def _update_over(rig: Rig) -> int:
+    """Its end; an update that ended without success is wanted once more, and then has to succeed. The version."""
+    first = rig.side.world.director.targets.signed.version
+
+    def failed() -> bool:
+        status = rig.status()
+        last = status.report.last if status else None
+        return last is not None and last.state in ENDED and last.director_version >= first and rig.at_rest(OLD)
+
+    await until(lambda: rig.at_rest(NEW) or failed() or rig.exit_code is not None, "the update to end", DEADLINE_S)
+    if failed():
+        await rig.side.publish()
+        await until(lambda: rig.at_rest(NEW) or rig.exit_code is not None, "the update to succeed", DEADLINE_S)
+    if rig.exit_code is not None:
+        raise ValueError(f"the agent ended with {rig.exit_code}")
+    return NEW
+
+
+async def _samples(rig: Rig, owed: Items) -> list[tuple[Problem, str]]:
+    problems = []
+    try:
+        await until(lambda: owed <= set(rig.arrived()), "what was durable to arrive", DEADLINE_S)
+    except TimeoutError:
+        lost = owed - set(rig.arrived())
+        problems.append((Problem.LOST, f"{len(lost)} of {len(owed)}\n{rig.tail()}"))
+    arrived = rig.arrived()
+    if len(arrived) != len(set(arrived)):
+        problems.append((Problem.DOUBLED, f"{len(arrived) - len(set(arrived))} of {len(arrived)}"))
+    return problems
+
+
+def _garbage(rig: Rig, stray: set[Path]) -> list[Path]:
+    """What is left of the cut once the update is over."""
+    root = rig.paths.root
+    left = [path for path in stray if path.exists()]
+    left += list(rig.paths.staging.iterdir())
+    left += [path for path in (root / "incoming").rglob("*") if path.is_file()]
+    left += list(rig.paths.slots.glob(".*"))
+    slots = list(rig.paths.slots.iterdir())
+    return left + (slots if len(slots) > 2 * len(NAMES) else [])
+
+
+def _strays(root: Path) -> set[Path]:
+    """Temporary names."""
+    return {path for path in root.rglob("*") if path.name.startswith(".") and path.name != ".lock" and path.is_file()}
+
+
+def _promised(disk: Disk, done: Sequence[Operation]) -> Items:
+    """What the outbox held when the store was last synced: durable, whatever a cut does."""
+    last = max((i for i, one in enumerate(done) if one.kind is Kind.SYNC and "sqlite3" in one.path), default=-1)
+    disk.apply(done[: last + 1])
+    with tempfile.TemporaryDirectory() as folder:
+        disk.write(Path(folder, "disk"), None)
+        return outbox_in(Path(folder, "disk"))
+
+
+def _differences(disk: Disk, root: Path) -> list[tuple[Problem, str]]:
+    """The replay of everything is the disk, byte for byte."""
+    with tempfile.TemporaryDirectory() as folder:
+        disk.write(Path(folder, "disk"), None)
+        ours, real = _contents(Path(folder, "disk")), _contents(root)
+    wrong = sorted({str(path) for path in ours.keys() | real.keys() if ours.get(path) != real.get(path)})
+    return [(Problem.REPLAY, ", ".join(wrong))] if wrong else []
+
+
+def _contents(root: Path) -> dict[Path, bytes]:
+    files = (path for path in root.rglob("*") if path.is_file() and not path.name.endswith("-shm"))
+    return {path.relative_to(root): path.read_bytes() for path in files}
+
+
+def _where(done: Sequence[Operation]) -> str:
+    return _text(done[-1]) if done else "at the start"
+
+
+def _text(one: Operation) -> str:
+    return f"{one.number} {one.kind.name.lower()} {Path(one.path).parent.name}/{Path(one.path).name}"
+
+
+@asynccontextmanager
+async def _asking(rig: Rig) -> AsyncIterator[None]:
+    """An application that uses the modules all the while, so that samples and windows arise."""
+
+    async def ask() -> None:
+        while True:
+            await rig.ask_all()
+            await asyncio.sleep(PAUSE_S)
+
+    task = asyncio.create_task(ask(), name="application")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+        if not task.cancelled() and task.exception() is not None:
+            raise task.exception()  # type: ignore[misc]
