@@ -171,14 +171,14 @@ def seal(folder: Folder) -> None:
 
 @app.command(epilog="Example:  mooring-hub gc /var/lib/mooring-hub")
 def gc(folder: Folder) -> None:
-    """Remove old windows, samples and looks, and files that nothing refers to, as the settings say.
+    """Remove old windows, samples and looks, patches without a use, and files that nothing refers to.
 
     A hub that runs does so by itself, every six hours. Safe beside one.
     """
     with _told():
         swept = asyncio.run(_gc(HubPaths(folder)))
     rows = f"{swept.windows} windows, {swept.samples} samples, {swept.looks} looks"
-    out.print(f"removed {rows}, {swept.files} files ({swept.bytes} bytes)", highlight=False)
+    out.print(f"removed {rows}, {swept.patches} patches, {swept.files} files ({swept.bytes} bytes)", highlight=False)
 
 
 @app.command(epilog="Example:  mooring-hub crl /var/lib/mooring-hub --days 365")

@@ -19,7 +19,15 @@ from cloud_hub.clock import Clock
 from cloud_hub.errors import BadRequest, Conflict, NotFound, Unprocessable
 from cloud_hub.events import Events
 from cloud_hub.store.engine import Store
-from cloud_hub.store.tables import assignments, model_counters, model_files, model_versions, modules, rollouts
+from cloud_hub.store.tables import (
+    assignments,
+    model_counters,
+    model_files,
+    model_versions,
+    modules,
+    patches,
+    rollouts,
+)
 from firmware_profiles.profile import NAME_PATTERN
 from modules.bundle import check_path
 from modules.errors import ChunkError
@@ -153,6 +161,8 @@ class Registry:
             await connection.execute(
                 delete(modules).where(modules.c.name == name, modules.c.version == version, unsigned)
             )
+            # No device is to have it, so patches to it have no use; their blobs go with the next sweep.
+            await connection.execute(delete(patches).where(patches.c.module == name, patches.c.version == version))
             await self._events.record(connection, "model.deleted", actor, f"{name}:{version}")
 
     def _check_files(self, files: Mapping[str, tuple[str, int]]) -> None:

@@ -1,4 +1,4 @@
-"""What a hub forgets by age: windows, samples, looks, and files that nothing refers to. Events are kept.
+"""What a hub forgets: old windows, samples and looks, patches without a use, files without an owner. Events are kept.
 
 Ages stand in `hub.toml`. Deleting goes in slices, so that devices' batches never wait long for the writer. Called by
 `service` from time to time and by `mooring-hub gc`.
@@ -18,6 +18,8 @@ from cloud_hub.blobs import Blobs
 from cloud_hub.clock import Clock
 from cloud_hub.config import HubConfig
 from cloud_hub.events import Events
+from cloud_hub.patches import queue
+from cloud_hub.patches.wishes import Wishes
 from cloud_hub.store.engine import Store
 from cloud_hub.store.tables import looks, model_files, modules, samples, windows
 from modules.manifest import decode_manifest
@@ -34,6 +36,7 @@ class Swept(msgspec.Struct, frozen=True):
     windows: int = 0
     samples: int = 0
     looks: int = 0
+    patches: int = 0
     files: int = 0
     bytes: int = 0
 
@@ -43,6 +46,7 @@ class Retention:
 
     def __init__(self, config: HubConfig, store: Store, blobs: Blobs, events: Events, clock: Clock) -> None:
         self._config, self._store, self._blobs, self._events, self._clock = config, store, blobs, events, clock
+        self._wishes = Wishes(store, blobs, config.patches)
 
     async def keep_sweeping(self) -> None:
         """Until cancelled."""
@@ -57,11 +61,13 @@ class Retention:
     async def sweep(self) -> Swept:
         """One round over everything."""
         now, config = self._clock(), self._config
+        patches = await self._patches()
         files, size = await self._files(now - config.uploads_days * DAY_S)
         swept = Swept(
             windows=await self._rows(windows, windows.c.received_at, now - config.windows_days * DAY_S),
             samples=await self._rows(samples, samples.c.received_at, now - config.samples_days * DAY_S),
             looks=await self._looks(now - config.looks_days * DAY_S),
+            patches=patches,
             files=files,
             bytes=size,
         )
@@ -89,18 +95,27 @@ class Retention:
         async with self._store.write() as connection:
             return (await connection.execute(delete(looks).where(looks.c.start < before))).rowcount
 
+    async def _patches(self) -> int:
+        """Patches from what no device holds any more, or to what none is to have. Their blobs go as other files do."""
+        async with self._store.read() as connection:
+            known = await queue.pairs(connection)
+        useful = {(wish.target, wish.base) for wish in await self._wishes.now()}
+        async with self._store.write() as connection:
+            await queue.forget(connection, known - useful)
+        return len(known - useful)
+
     async def _files(self, before: float) -> tuple[int, int]:
-        """Files that were last stored before then, and belong to no model and no module. How many, and their bytes."""
+        """Files last stored before then that belong to no model, module or patch. How many, and their bytes."""
         old = await asyncio.to_thread(self._blobs.stored_before, before)
         if not old:
             return 0, 0
         async with self._store.read() as connection:
             manifests = await _manifests(connection)
-            unknown = old - await _files_of_models(connection) - await self._with_files(manifests)
+            unknown = old - await _named(connection) - await self._with_files(manifests)
         # Again under the writer's lock: somebody may have registered one of them meanwhile.
         async with self._store.write() as connection:
             new = await _manifests(connection) - manifests
-            unknown -= await _files_of_models(connection) | await self._with_files(new)
+            unknown -= await _named(connection) | await self._with_files(new)
             sizes = await asyncio.to_thread(lambda: [self._blobs.remove(sha256, before) for sha256 in sorted(unknown)])
         gone = [size for size in sizes if size is not None]
         return len(gone), sum(gone)
@@ -112,8 +127,9 @@ class Retention:
         return found
 
 
-async def _files_of_models(connection: AsyncConnection) -> set[str]:
-    return set((await connection.execute(select(model_files.c.sha256))).scalars())
+async def _named(connection: AsyncConnection) -> set[str]:
+    """Files of models, and patches."""
+    return set((await connection.execute(select(model_files.c.sha256))).scalars()) | await queue.digests(connection)
 
 
 async def _manifests(connection: AsyncConnection) -> set[str]:

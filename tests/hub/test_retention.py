@@ -169,4 +169,4 @@ def test_the_command_says_what_it_removed(tmp_path: Path) -> None:
     blobs = Blobs(HubPaths(folder).blobs)
     age(blobs, asyncio.run(blobs.put(b"lost")), 0.0)
     result = CliRunner().invoke(app, ["gc", str(folder)])
-    assert result.output == "removed 0 windows, 0 samples, 0 looks, 1 files (4 bytes)\n"
+    assert result.output == "removed 0 windows, 0 samples, 0 looks, 0 patches, 1 files (4 bytes)\n"
