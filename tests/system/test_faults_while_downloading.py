@@ -12,7 +12,7 @@ from cloud_hub.rollouts.plan import RolloutState
 from support.waiting import until
 from system.relay import Relay
 from system.traffic import predict
-from system.world import DEADLINE_S, Device, World
+from system.world import DEADLINE_S, OVER_MQTT, Device, World
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -51,7 +51,7 @@ async def kill_agent(world: World, device: Device) -> None:
 async def test_a_download_goes_on_where_it_was(world: World, large: int, fault: Fault) -> None:
     name = f"load-{fault.__name__.removeprefix('kill_')}"
     async with world.device(name, start=False) as device, Relay(world.mqtt_port) as relay:
-        device.configure(mqtt_port=relay.port)
+        device.configure(mqtt_port=relay.port, fetch=OVER_MQTT)
         await device.start()
         address = await world.roll_out(device, 1)
         before = relay.received

@@ -7,7 +7,7 @@ import pytest
 from support.waiting import until
 from system.relay import Relay, Weather
 from system.torture import endure, releases
-from system.world import DEADLINE_S, World
+from system.world import DEADLINE_S, OVER_MQTT, World
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -20,7 +20,7 @@ WEATHER = Weather(delay_s=0.03, rate=2_000_000.0, stalls=0.02, stall_s=0.3)
 async def test_updates_end_and_samples_arrive_once_though_the_link_is_bad_and_broker_and_hub_die(world: World) -> None:
     versions = await releases(world, 3, SIZE)
     async with world.device("weather-1", start=False) as device, Relay(world.mqtt_port) as relay:
-        device.configure(mqtt_port=relay.port)
+        device.configure(mqtt_port=relay.port, fetch=OVER_MQTT)
         await device.start()
 
         def begin() -> None:

@@ -53,6 +53,7 @@ DEADLINE_S = 45.0
 # A fleet waits a minute between two tries to reach its hub; a test does not.
 LINK = LinkLimits(reconnect_first_s=0.1, reconnect_ceiling_s=0.5)
 FETCH = FetchLimits(chunk_timeout_s=2.0)
+OVER_MQTT = FetchLimits(chunk_timeout_s=2.0, transports=("mqtt",))  # where a relay is to see every byte
 OUTBOX = OutboxLimits(ack_timeout_s=2.0)
 UPDATE = UpdateLimits(retry_first_s=0.05, retry_ceiling_s=0.2, max_attempts=2)
 SERVING = ServingSettings(ping_every_s=0.5, restart_first_s=0.05, restart_ceiling_s=0.5)
