@@ -6,6 +6,7 @@ Called by `cli`, `enrol` and `service`.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,9 @@ from modules.errors import ModuleError
 
 # Settings of [fetch] in 0.1: the window now follows the link.
 _RETIRED = frozenset({"window_first", "window_most", "slow_ms"})
+_PLACE = re.compile(
+    r"((?P<device>[a-z0-9-]+)@)?((?P<host>[A-Za-z0-9._-]+)|\[(?P<six>[0-9A-Fa-f:.]+)\]):(?P<port>\d{1,5})"
+)
 Transport = Literal["gateway", "https", "mqtt"]
 
 
@@ -42,7 +46,8 @@ class FetchLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `max_bytes_per_s` caps the bandwidth (0 = no cap). `hours` are when files may be fetched, by this device's clock and
     local time, such as ["22:00-06:00"] (empty = always). `transports` are tried in this order: a `gateway` next door,
-    `https`, `mqtt`; what is not named is not used. `reuse` takes chunks from the modules that are here, `patches` asks
+    `https`, `mqtt`; what is not named is not used. `gateways` are neighbours that fetch for others, as HOST:PORT, or
+    DEVICE@HOST:PORT where it must be that device. `reuse` takes chunks from the modules that are here, `patches` asks
     the hub for patches. A block has `chunk_timeout_s`. `stall_s` counts only while connected, `offline_s` bounds one
     wait for the link, `deadline_s` the whole download, but for the time outside the hours.
     """
@@ -52,6 +57,7 @@ class FetchLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_bytes_per_s: int = 0
     hours: tuple[str, ...] = ()
     transports: tuple[Transport, ...] = ("gateway", "https", "mqtt")
+    gateways: tuple[str, ...] = ()
     reuse: bool = True
     patches: bool = True
     chunk_timeout_s: float = 15.0
@@ -63,10 +69,49 @@ class FetchLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         for text in self.hours:
             parse_hours(text)
+        for text in self.gateways:
+            parse_place(text)
         if self.max_bytes_per_s < 0:
             raise ValueError(f"max_bytes_per_s: expected 0 or more bytes, got {self.max_bytes_per_s}")
         if not self.transports or len(set(self.transports)) != len(self.transports):
             raise ValueError("transports: expected at least one, each once")
+
+
+class GatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """This device as a gateway: it fetches files for its neighbours, so that they come to the site once.
+
+    `listen` is HOST:PORT (empty = no gateway). What was fetched for neighbours is kept in at most `cache_bytes` on the
+    disk; larger files are not fetched for them. At most `connections` at a time, `requests` of them being answered,
+    each within `request_s`.
+    """
+
+    listen: str = ""
+    cache_bytes: int = 1024 * 1024 * 1024
+    connections: int = 64
+    requests: int = 16
+    request_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        if self.listen:
+            parse_place(self.listen, device=False)
+        if min(self.cache_bytes, self.connections, self.requests) < 1 or not self.request_s > 0:
+            raise ValueError("gateway: expected cache_bytes, connections, requests and request_s above 0")
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Where something listens, and which device it must be (empty: any of the fleet)."""
+
+    host: str
+    port: int
+    device: str = ""
+
+
+def parse_place(text: str, *, device: bool = True) -> Place:
+    """HOST:PORT, [IPV6]:PORT, or with `device` DEVICE@HOST:PORT. Raises ValueError."""
+    match = _PLACE.fullmatch(text)
+    if match is None or not 1 <= int(match["port"]) <= 65535 or (match["device"] and not device):
+        raise ValueError(f"expected {'[DEVICE@]' if device else ''}HOST:PORT, got {text[:80]!r}")
+    return Place(match["host"] or match["six"], int(match["port"]), match["device"] or "")
 
 
 class OutboxLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -107,13 +152,19 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class UpdateLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The update machine: how often to look without a doorbell, and how many tries before an update is failed."""
+    """The update machine: how often to look without a doorbell, and how many tries before an update is failed.
+
+    A module in probation may fail `error_factor` times as often and be `latency_factor` times as slow as the one that
+    it replaces, beyond chance; 0 does not compare. A manifest's own word goes before.
+    """
 
     poll_s: float = 900.0
     retry_first_s: float = 5.0
     retry_ceiling_s: float = 600.0
     max_attempts: int = 5
     keep_slots: int = 2
+    error_factor: float = 2.0
+    latency_factor: float = 2.0
 
 
 class ReportLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -148,6 +199,7 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     profile: DeviceProfile
     link: LinkLimits = LinkLimits()
     fetch: FetchLimits = FetchLimits()
+    gateway: GatewaySettings = GatewaySettings()
     outbox: OutboxLimits = OutboxLimits()
     serving: ServingSettings = ServingSettings()
     update: UpdateLimits = UpdateLimits()
@@ -234,6 +286,11 @@ class StatePaths:
     @property
     def staging(self) -> Path:
         return self.root / "staging"
+
+    @property
+    def gateway(self) -> Path:
+        """What was fetched for neighbours."""
+        return self.root / "gateway"
 
     @property
     def slots(self) -> Path:

@@ -11,9 +11,9 @@ from typing import Protocol
 import msgspec
 
 _REASONS = {
-    200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed", 408: "Request Timeout",
-    413: "Content Too Large", 415: "Unsupported Media Type", 431: "Request Header Fields Too Large",
-    500: "Internal Server Error", 503: "Service Unavailable",
+    200: "OK", 400: "Bad Request", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed",
+    408: "Request Timeout", 413: "Content Too Large", 415: "Unsupported Media Type",
+    431: "Request Header Fields Too Large", 500: "Internal Server Error", 503: "Service Unavailable",
     504: "Gateway Timeout",
 }  # fmt: skip
 _START = {status: f"HTTP/1.1 {status} {reason}\r\n".encode() for status, reason in _REASONS.items()}
@@ -47,17 +47,19 @@ class Request(msgspec.Struct):
 
 
 class Reply(msgspec.Struct):
-    """An answer; `after` is called once it was written, for what must not delay it."""
+    """An answer, JSON unless it is `binary`; `after` is called once it was written, for what must not delay it."""
 
     status: int
     body: bytes
     json_length: int | None = None
     headers: bytes = b""
     after: Callable[[], None] | None = None
+    binary: bool = False
 
     def rendered(self, last: bool) -> bytes:
         """The bytes to send; `last` tells the client that the connection ends."""
-        kind = b"application/json" if self.json_length is None else b"application/octet-stream"
+        plain = self.json_length is None and not self.binary
+        kind = b"application/json" if plain else b"application/octet-stream"
         extra = self.headers
         if self.json_length is not None:
             extra += b"Inference-Header-Content-Length: %d\r\n" % self.json_length

@@ -110,7 +110,7 @@ class Pool:
         except TimeoutError as error:
             raise LinkTimeout(f"{origin[0]}:{origin[1]}: {error}") from error
         except ssl.SSLCertVerificationError as error:
-            text = f"{origin[0]}:{origin[1]}: its certificate is not good: {error.verify_message or error}"
+            text = f"{origin[0]}:{origin[1]}: its certificate is not good: {getattr(error, 'verify_message', '') or error}"
             raise LinkError(text, "bad-certificate") from error
         except OSError as error:
             raise LinkDown(f"{origin[0]}:{origin[1]}: {error}") from error
