@@ -11,7 +11,7 @@ from cloud_hub.registry import Registry
 from cloud_hub.rollouts.controller import Controller, NewRollout
 from support.clock import SetClock
 from support.devices import PROFILE
-from support.patches import MODULE, Fleet, digest, weights
+from support.patch_fleet import MODULE, Fleet, digest, weights
 from support.trust import OPERATOR, trust_world
 
 
