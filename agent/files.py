@@ -6,9 +6,13 @@ Temporary file in the same folder, fsync, replace, fsync of the folder. Called b
 from __future__ import annotations
 
 import os
+import re
 import secrets
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}")
 
 
 def write_durably(path: Path, data: bytes, mode: int = 0o600) -> None:
@@ -26,6 +30,15 @@ def write_durably(path: Path, data: bytes, mode: int = 0o600) -> None:
             temporary.unlink()
         raise
     sync_folder(path.parent)
+
+
+def sweep(folders: Iterable[Path]) -> None:
+    """Removes what is left of writes that a power cut has ended. Only while nobody writes there."""
+    for folder in folders:
+        for path in folder.glob(".*"):
+            if _TEMPORARY.fullmatch(path.name):
+                with suppress(OSError):  # on a disk that is read-only now it can wait
+                    path.unlink()
 
 
 def sync_folder(path: Path) -> None:
