@@ -24,6 +24,7 @@ from agent import __version__
 from agent.clones import CloneWatch
 from agent.config import AgentConfig, StatePaths
 from agent.errors import AgentError, ConfigError
+from agent.files import sweep
 from agent.identity import Credentials, settle
 from agent.installed import AGENT, PROCESS, of_kind
 from agent.link import Link, LinkStatus
@@ -98,6 +99,7 @@ async def run(config: AgentConfig, paths: StatePaths) -> int:
         stop.set()
 
     with _only_agent(paths), _signals(stop):
+        sweep((paths.root, paths.identity, paths.next, paths.roots, paths.metadata, *paths.metadata.glob("*/")))
         async with AgentStore(paths.database) as store:
             cages = await Cages.find(config.serving, first_uid(config.serving))
             config = with_today(config, cages.possible)
