@@ -16,8 +16,8 @@ from pathlib import Path
 
 from faults.cuts import Cut, Problem, Result, perform
 from faults.replay import Loss
-from faults.rig import NEW, Rig, rig
-from faults.shim import Fault, Mode, build, operations
+from faults.rig import Rig, rig
+from faults.shim import Fault, Mode, build
 
 STATES = ("resolving", "fetching", "verifying", "staging", "trying", "activating", "probation", "committed")
 LOSSES = tuple(Loss)
@@ -59,15 +59,6 @@ def sample(count: int, seed: int) -> list[Cut]:
     return [*kills, state, *faults]
 
 
-async def length(one: Rig) -> int:
-    """How many operations an update makes, from the agent's start to its end."""
-    await one.begin()
-    await one.start(Fault())
-    await one.ended(NEW)
-    await one.kill()
-    return max(operation.number for operation in operations(one.journal))
-
-
 async def run(
     folder: Path,
     plan: Callable[[int], Sequence[Cut]],
@@ -79,7 +70,7 @@ async def run(
     library = await asyncio.to_thread(build, folder)
     async with AsyncExitStack() as stack:
         rigs = [await stack.enter_async_context(rig(folder / f"rig-{i}", library)) for i in range(parallel)]
-        left = iter(plan(await length(rigs[0])))
+        left = iter(plan(rigs[0].operations))
         found = await asyncio.gather(*(_work(one, left, until_s, tell) for one in rigs))
     return [result for results in found for result in results]
 

@@ -16,7 +16,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from faults.modules import NAMES
 from faults.replay import Disk, Loss
 from faults.rig import DEADLINE_S, NEW, OLD, PAUSE_S, Items, Rig, outbox_in
 from faults.shim import Fault, Kind, Mode, Operation, operations
@@ -108,6 +107,7 @@ async def _kill(rig: Rig, cut: Cut) -> list[Result]:
 async def _fault(rig: Rig, cut: Cut) -> list[Result]:
     loop = asyncio.get_running_loop()
     began = loop.time()
+    held = rig.waiting()
     rig.switch.touch()
     fault = Fault(cut.fault.mode, cut.fault.number, cut.fault.once, rig.switch)
     await rig.start(fault)
@@ -122,7 +122,7 @@ async def _fault(rig: Rig, cut: Cut) -> list[Result]:
     if hit is None:
         await rig.kill()
         return []
-    problems += await _afterwards(rig, frozenset(), set())
+    problems += await _afterwards(rig, held)
     await rig.kill()
     return [Result(cut.words, _text(hit), tuple(problems), loop.time() - began)]
 
@@ -161,17 +161,16 @@ async def _served_or_gone(rig: Rig) -> None:
 
 async def recover(rig: Rig, promised: Items) -> list[tuple[Problem, str]]:
     """Starts the agent on what is left, without faults, and says what does not hold."""
-    stray = _strays(rig.paths.root)
     held = rig.waiting()
     rig.log.write_text("")
     await rig.start()
-    problems = await _afterwards(rig, promised | held, stray)
+    problems = await _afterwards(rig, promised | held)
     await rig.kill()
     await rig.forget()
     return problems
 
 
-async def _afterwards(rig: Rig, owed: Items, stray: set[Path]) -> list[tuple[Problem, str]]:
+async def _afterwards(rig: Rig, owed: Items) -> list[tuple[Problem, str]]:
     problems: list[tuple[Problem, str]] = []
     try:
         async with _asking(rig):
@@ -187,7 +186,7 @@ async def _afterwards(rig: Rig, owed: Items, stray: set[Path]) -> list[tuple[Pro
     if set(answers.values()) != {version}:
         problems.append((Problem.HALF, f"says version {version}, answers are {answers}"))
     problems += await _samples(rig, owed)
-    problems += [(Problem.GARBAGE, str(path)) for path in _garbage(rig, stray)]
+    problems += [(Problem.GARBAGE, str(path)) for path in sorted(rig.files() - rig.usual)]
     return problems
 
 
@@ -220,22 +219,6 @@ async def _samples(rig: Rig, owed: Items) -> list[tuple[Problem, str]]:
     if len(arrived) != len(set(arrived)):
         problems.append((Problem.DOUBLED, f"{len(arrived) - len(set(arrived))} of {len(arrived)}"))
     return problems
-
-
-def _garbage(rig: Rig, stray: set[Path]) -> list[Path]:
-    """What is left of the cut once the update is over."""
-    root = rig.paths.root
-    left = [path for path in stray if path.exists()]
-    left += list(rig.paths.staging.iterdir())
-    left += [path for path in (root / "incoming").rglob("*") if path.is_file()]
-    left += list(rig.paths.slots.glob(".*"))
-    slots = list(rig.paths.slots.iterdir())
-    return left + (slots if len(slots) > 2 * len(NAMES) else [])
-
-
-def _strays(root: Path) -> set[Path]:
-    """Temporary names."""
-    return {path for path in root.rglob("*") if path.name.startswith(".") and path.name != ".lock" and path.is_file()}
 
 
 def _promised(disk: Disk, done: Sequence[Operation]) -> Items:

@@ -27,7 +27,7 @@ import msgspec
 from agent.config import AgentConfig, FetchLimits, OutboxLimits, ReportLimits, StatePaths
 from agent.report import Status, read_status
 from faults.modules import NAMES, label, make
-from faults.shim import Fault, environment
+from faults.shim import Fault, environment, operations
 from firmware_profiles.catalog import built_in
 from modules.messages import Get, encode
 from modules.topics import up
@@ -44,6 +44,7 @@ OLD, NEW = 1, 2
 DEADLINE_S = 40.0
 PAUSE_S = 0.03
 LOG_LINES = 25
+PASSING = ("-wal", "-shm", ".status.json.new")
 Items = frozenset[bytes]
 STREAMS = ("window", "sample")
 
@@ -60,6 +61,8 @@ class Rig:
         self._tls = broker.tls(broker.client(DEVICE), DEVICE)
         self._addresses: dict[str, str] = {}
         self._process: asyncio.subprocess.Process | None = None
+        self.operations = 0  # of an update, from the agent's start to its end
+        self.usual: frozenset[Path] = frozenset()  # files that it leaves
 
     # ---- the beginning
 
@@ -86,6 +89,16 @@ class Rig:
         self.hub.acking = True
         shutil.copytree(self.paths.root, self.template, symlinks=True, ignore=_sockets)
         await self.side.deploy(*(make(name, NEW) for name in NAMES), deployment="rollout-2")
+        await self._rehearse()
+
+    async def _rehearse(self) -> None:
+        """The update that is to be cut, uncut: how many operations it makes, and which files it leaves."""
+        await self.begin()
+        await self.start(Fault())
+        await self.ended(NEW)
+        await self.kill()
+        self.operations = max(one.number for one in operations(self.journal))
+        self.usual = self.files()
 
     async def begin(self) -> None:
         """As it was before the update; the hub has heard nothing of the device since."""
@@ -213,6 +226,12 @@ class Rig:
     def waiting(self) -> Items:
         """Samples and windows that the outbox on the disk holds."""
         return outbox_in(self.paths.root)
+
+    def files(self) -> frozenset[Path]:
+        """Every file and link of the device, but those that come and go while an agent runs."""
+        root = self.paths.root
+        paths = (path for path in root.rglob("*") if path.is_symlink() or path.is_file())
+        return frozenset(path.relative_to(root) for path in paths if not path.name.endswith(PASSING))
 
     def arrived(self) -> list[bytes]:
         """Samples and windows that the hub has taken, over all epochs."""
