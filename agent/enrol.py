@@ -33,6 +33,8 @@ from modules.enrolment import ClaimToken, EnrollAnswer, EnrollRequest
 from modules.errors import MALFORMED, ModuleError
 from modules.targets import check_device_id
 
+_ASIDE = ".enrol-"
+
 
 async def enrol(
     paths: StatePaths, hub: str, token: str, *, device: str = "", profile: str = "", replace: bool = False
@@ -48,6 +50,8 @@ async def enrol(
 def _enrol(paths: StatePaths, hub: str, token: str, device: str, profile: str, replace: bool) -> AgentConfig:
     if paths.config.exists() and not replace:
         raise EnrolError(f"{paths.config}: this device is enrolled already; nothing was changed", "already-enrolled")
+    if running(paths):
+        raise EnrolError(f"{paths.root}: an agent runs here; stop it first. Nothing was changed", "agent-running")
     claim, device = _checked(token, device or _host_name())
     host, port = address(EnrolError, hub)
     wanted = profile or suggest()
@@ -167,9 +171,11 @@ def _existing(folder: Path) -> Path:
 def _write(paths: StatePaths, config: AgentConfig, answer: EnrollAnswer, key: bytes) -> None:
     """Everything aside first, each folder by one rename, the configuration last: without it nothing is enrolled."""
     paths.root.mkdir(mode=0o711, parents=True, exist_ok=True)
+    for left in paths.root.glob(f"{_ASIDE}*"):  # of an enrolment that lost its power
+        shutil.rmtree(left, ignore_errors=True)
     if _known_roots(paths) not in (set(), {answer.image_root, answer.director_root}):
         _forget_hub(paths)
-    aside = paths.root / f".enrol-{secrets.token_hex(4)}"
+    aside = paths.root / f"{_ASIDE}{secrets.token_hex(4)}"
     fresh = StatePaths(aside)
     try:
         for folder in (fresh.root, fresh.identity, fresh.roots):

@@ -96,8 +96,8 @@ class OutboxError(AgentError):
 class EnrolError(AgentError):
     """Enrolment failed, nothing was written.
 
-    Keys: already-enrolled, bad-token, bad-device-id, bad-address, bad-request, ca-mismatch, unreachable, bad-answer,
-    refused, io; and the hub's own, such as token-used, token-expired, token-unknown, device-exists.
+    Keys: already-enrolled, agent-running, bad-token, bad-device-id, bad-address, bad-request, ca-mismatch, unreachable,
+    bad-answer, refused, io; and the hub's own, such as token-used, token-expired, token-unknown, device-exists.
     """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import ssl
 import threading
@@ -19,6 +20,7 @@ from agent.config import AgentConfig, StatePaths
 from agent.enrol import enrol
 from agent.errors import ConfigError, EnrolError
 from agent.identity import Identity
+from agent.status import LOCK_FILE
 from modules.enrolment import ClaimToken, EnrollAnswer, EnrollRequest
 from support.certificates import Pair, certify, make_ca, make_server
 from support.repository import World
@@ -164,6 +166,23 @@ async def test_replacing_makes_a_new_key_and_keeps_what_is_known(hub: Hub, paths
     await enrol(paths, hub.url, hub.token, device="cam-17", profile="generic-x86_64", replace=True)
     assert paths.key.read_bytes() != key
     assert paths.database.exists()
+
+
+async def test_replacing_under_a_running_agent_is_refused(hub: Hub, paths: StatePaths) -> None:
+    await enrol(paths, hub.url, hub.token, device="cam-17", profile="generic-x86_64")
+    with (paths.root / LOCK_FILE).open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(EnrolError, match="stop it first") as caught:
+            await enrol(paths, hub.url, hub.token, device="cam-17", profile="generic-x86_64", replace=True)
+    assert (caught.value.key, len(hub.requests)) == ("agent-running", 1)
+
+
+async def test_a_key_that_a_power_cut_left_behind_is_removed(hub: Hub, paths: StatePaths) -> None:
+    left = paths.root / ".enrol-0badc0de" / "identity" / "device.key"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"of an enrolment that never ended")
+    await enrol(paths, hub.url, hub.token, device="cam-17", profile="generic-x86_64")
+    assert list(paths.root.glob(".enrol-*")) == []
 
 
 async def test_another_hub_forgets_what_the_old_one_said(hub: Hub, paths: StatePaths) -> None:
