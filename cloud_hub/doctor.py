@@ -7,6 +7,7 @@ import shutil
 import socket
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -53,6 +54,7 @@ def examine(paths: HubPaths, clock: Clock = system_clock) -> list[Finding]:
         ("certificates", lambda: _certificates(paths, config, clock())),
         ("revocation list", lambda: _revocations(paths, clock())),
         ("database", lambda: _database(paths)),
+        ("patches", lambda: _patches(paths, config)),
         ("signed metadata", lambda: _signed_metadata(paths, clock())),
         ("broker", lambda: _broker(config)),
         ("ports", lambda: _ports(config)),
@@ -138,6 +140,28 @@ def _database(paths: HubPaths) -> Finding:
     if answer != "ok":
         return Finding("database", "problem", f"{paths.database} is damaged ({answer}): restore a backup")
     return Finding("database", "ok", f"sound, schema {revision}")
+
+
+def _patches(paths: HubPaths, config: HubConfig) -> Finding:
+    """How many were built, and why some were not: a file without one comes whole, so nothing here is a problem."""
+    if not config.patches.enabled:
+        return Finding("patches", "ok", "switched off (patches.enabled)")
+    with closing(sqlite3.connect(f"file:{paths.database}?mode=ro", uri=True)) as connection:
+        if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'patches'").fetchall():
+            return Finding("patches", "ok", "none yet")
+        counted = connection.execute("SELECT state, count(*), coalesce(sum(size), 0) FROM patches GROUP BY state")
+        found = {state: (count, size) for state, count, size in counted}
+        why = connection.execute(
+            "SELECT module, version, reason FROM patches WHERE state = 'failed' LIMIT 1"
+        ).fetchone()
+    built, stored = found.get("built", (0, 0))
+    waiting = sum(found.get(state, (0, 0))[0] for state in ("queued", "building"))
+    text = f"{built} built ({stored / 1024**2:.1f} MiB), {waiting} waiting"
+    if why is not None:
+        return Finding("patches", "note", f"{text}, {found['failed'][0]} failed, such as {why[0]}:{why[1]}: {why[2]}")
+    if stored >= config.patches.total_mib * 1024**2:
+        return Finding("patches", "note", f"{text}; no more are built (patches.total_mib)")
+    return Finding("patches", "ok", text)
 
 
 def _signed_metadata(paths: HubPaths, now: float) -> Finding:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from cloud_hub.api import blobs, devices, models, modules, monitoring, offline, people, rollouts, system, trust
+from cloud_hub.api import blobs, devices, models, modules, monitoring, offline, patches, people, rollouts, system, trust
 from cloud_hub.api.route import Route
 
 EVERY_ROUTE: tuple[Route, ...] = (
     *system.ROUTES,
     *models.ROUTES,
     *modules.ROUTES,
+    *patches.ROUTES,
     *blobs.ROUTES,
     *trust.ROUTES,
     *devices.ROUTES,

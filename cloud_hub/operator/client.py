@@ -32,6 +32,7 @@ from cloud_hub.operator.context import HubContext
 from cloud_hub.operator.errors import Refused
 from cloud_hub.operator.transport import Progress, Transport, path_of
 from cloud_hub.packaging import BuildRequest, ModuleRelease
+from cloud_hub.patches.queue import Patch
 from cloud_hub.people import ApiToken, NewApiToken, NewSession, NewUser, User, UserChange
 from cloud_hub.registry import ModelVersion, NewModel
 from cloud_hub.renewals import Readmission
@@ -169,6 +170,10 @@ class HubClient:
 
     async def module(self, name: str, version: int, profile: str) -> ModuleRelease:
         return await self._http.ask(ModuleRelease, "GET", path_of("modules", name, version, profile))
+
+    async def patches(self, module: str = "", limit: int = 200) -> list[Patch]:
+        """Of one module or of all; newest versions first."""
+        return await self._http.ask(list[Patch], "GET", "/patches", query={"module": module, "limit": limit})
 
     async def manifest(self, name: str, version: int, profile: str) -> bytes:
         """The manifest's bytes, as signed."""

@@ -1,4 +1,4 @@
-"""`mooring module`: list, show, verify, export. `build` stands in `building`, signing in `releasing`."""
+"""`mooring module`: list, show, patches, verify, export. `build` stands in `building`, signing in `releasing`."""
 
 from __future__ import annotations
 
@@ -51,6 +51,23 @@ def show_module(context: typer.Context, module: Module, output: Output = Format.
     from cloud_hub.operator import render
 
     show(found, output, lambda releases: Group(*(render.module(release) for release in releases)))
+
+
+@app.command(epilog="Example:  mooring module patches digits")
+def patches(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="[NAME]", help="Patches of this module only.")] = "",
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")] = 200,
+    output: Output = Format.TABLE,
+) -> None:
+    """List patches between versions: built, waiting, dropped (they would save too little) and failed.
+
+    `devices` are those that hold the old version and are to have the new one, of all that hold the old one.
+    """
+    found = act(context, lambda hub: hub.patches(name, limit))
+    from cloud_hub.operator.render_patches import patches as rendered
+
+    show(found, output, rendered)
 
 
 @app.command(epilog="Example:  mooring module verify digits:2/raspberry-pi-5 --bundle ./digits-2 --root 1.root.json")
