@@ -14,6 +14,7 @@ Kind = tuple[bool, Element | None]
 _MAX_PIECES = MAX_CONTROL // 20
 # Zstandard takes no shorter ones.
 _LEAST_PREFIX = 64
+_LEAST_REACH, _REACH_PER_BYTE = 1 << 16, 16
 
 
 def blocks(old: Buffer, new: Buffer, pieces: Iterable[Piece], codecs: Collection[Codec]) -> Iterator[bytes]:
@@ -132,7 +133,8 @@ class _Block:
         return bytes([Op.BLOCK]) + control + uint(len(forms)) + bytes(forms) + b"".join(bodies)
 
     def _prefix(self, stream: int, length: int) -> tuple[int, bytes] | None:
-        """The base around the place where the stream begins."""
-        start = max(0, self._near[stream] - MAX_BLOCK)
-        old = self._old[start : self._near[stream] + MAX_BLOCK]
+        """The base around the place where the stream begins: more for more bytes, since the device must read it."""
+        reach = min(MAX_BLOCK, max(_LEAST_REACH, _REACH_PER_BYTE * length))
+        start = max(0, self._near[stream] - reach)
+        old = self._old[start : self._near[stream] + reach]
         return (start, old) if len(old) >= _LEAST_PREFIX else None

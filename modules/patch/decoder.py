@@ -16,7 +16,6 @@ from modules.patch.form import (
     MAGIC,
     MAX_BLOCK,
     MAX_CONTROL,
-    MAX_PREFIX,
     MAX_STREAMS,
     STREAM_BITS,
     Codec,
@@ -49,7 +48,7 @@ class _Segment(NamedTuple):
 class _Decoder:
     def __init__(self, base: BinaryIO, patch: BinaryIO, write: Write, size: int) -> None:
         self._patch = Input(patch)
-        self._base = Base(base, base.seek(0, 2))
+        self._base = Base(base, base.seek(0, 2), size)
         self._write = write
         self._left = size
         self._cursor = 0  # the end of the latest reference to the base
@@ -80,8 +79,7 @@ class _Decoder:
         if not length or codec not in _PLAIN:
             raise PatchError("a frame of nothing, or of a codec that frames do not have")
         if codec == Codec.ZSTD_PREFIX:
-            offset = self._patch.uint(self._base.size, "the start of a prefix")
-            prefix = self._base.read(offset, self._patch.uint(MAX_PREFIX, "the length of a prefix"))
+            prefix = self._base.prefix(self._patch)
         coded = self._patch.uint(length + length // 64 + 1024, "the length of a compressed frame")
         self._left -= length
         if codec == Codec.RAW:

@@ -14,8 +14,12 @@ MAGIC: Final = b"MPT\x01"
 MAX_BLOCK: Final = 1 << 20
 # Segments of a block, once decoded.
 MAX_CONTROL: Final = 1 << 16
-# Bytes of the base that a compressed section may refer to, and the window inside it.
+# Bytes of the base that one compressed section may refer to.
 MAX_PREFIX: Final = 4 << 20
+# All prefixes of a patch together, for each byte of the target and besides: reading them is work without output.
+PREFIX_PER_BYTE: Final = 64
+PREFIX_BESIDES: Final = 64 << 20
+# Zstandard's window: a decoder holds as much, and the prefix.
 MAX_WINDOW_LOG: Final = 23
 # LZMA's dictionary, which is not written in its raw form.
 LZMA_DICT: Final = 1 << 20

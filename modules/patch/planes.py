@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from modules.errors import PatchError
 from modules.patch.codecs import unpack
-from modules.patch.form import MAX_PREFIX, Codec
+from modules.patch.form import Codec
 from modules.patch.reading import Base, Input
 
 Bytes = npt.NDArray[np.uint8]
@@ -35,8 +35,7 @@ def read_section(patch: Input, length: int, base: Base | None = None) -> bytes:
     if codec == Codec.ZSTD_PREFIX:
         if base is None:
             raise PatchError("a section refers to the base where it must not")
-        offset = patch.uint(base.size, "the start of a prefix")
-        prefix = base.read(offset, patch.uint(MAX_PREFIX, "the length of a prefix"))
+        prefix = base.prefix(patch)
     coded = patch.uint(length + 1024, "the length of a compressed section")
     return unpack(codec, patch.exactly(coded), length, prefix)
 

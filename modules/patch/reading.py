@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import BinaryIO
 
 from modules.errors import PatchError
-from modules.patch.form import MAX_PREFIX
+from modules.patch.form import MAX_PREFIX, PREFIX_BESIDES, PREFIX_PER_BYTE
 
 _U64_BYTES = 10
 _PIECE = 1 << 18
@@ -50,13 +50,21 @@ class Input:
 class Base:
     """The file the device has, read anywhere within its length."""
 
-    def __init__(self, source: BinaryIO, size: int) -> None:
+    def __init__(self, source: BinaryIO, size: int, target_size: int) -> None:
         self._source = source
         self.size = size
+        self._prefixes_left = PREFIX_PER_BYTE * target_size + PREFIX_BESIDES
 
     def check(self, offset: int, length: int) -> None:
         if offset < 0 or length < 0 or offset + length > self.size:
             raise PatchError(f"a reference to bytes {offset} to {offset + length} of a base of {self.size} bytes")
+
+    def prefix(self, patch: Input) -> bytes:
+        """The stretch that the patch says next, for a compressed section to refer to."""
+        offset = patch.uint(self.size, "the start of a prefix")
+        length = patch.uint(min(MAX_PREFIX, self._prefixes_left), "the length of a prefix")
+        self._prefixes_left -= length
+        return self.read(offset, length)
 
     def read(self, offset: int, length: int) -> bytes:
         """At most MAX_PREFIX bytes, all of them or PatchError."""
