@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from cloud_hub.blobs import Blobs
 from cloud_hub.errors import HubError, NotFound
 from cloud_hub.patches.choose import leading_to
+from cloud_hub.permits import Permits
 from cloud_hub.store.engine import Store
 from cloud_hub.store.tables import assignments, devices, modules
 from cloud_hub.trust.director import Director
@@ -28,7 +29,7 @@ MAX_REMEMBERED_MANIFESTS = 256
 
 
 class Serving:
-    """Answers one request at a time; keeps nothing about devices between them.
+    """Answers one request at a time; keeps nothing about devices between them but what they may have, for a moment.
 
     `granted(digest, grant)` says whether a grant that came with a request opens that file.
     """
@@ -48,6 +49,11 @@ class Serving:
         self._director = director
         # A manifest's bytes never change under their digest, so what was read once holds.
         self._files: dict[str, frozenset[str]] = {}
+        self._permits = Permits()
+
+    def forget(self, device: str) -> None:
+        """What the device may have has changed: its next request is looked up anew."""
+        self._permits.forget(device)
 
     async def answer(self, device: str, get: Get) -> Answer | Refusal:
         """The bytes asked for, at most MAX_BLOCK_BYTES; fewer than asked, also none, at the end of the file."""
@@ -70,17 +76,23 @@ class Serving:
             return await self._permitted(connection, device, digests)
 
     async def _answer(self, device: str, get: Get) -> Answer | Refusal:
+        if get.repository == "blob" and self._permits.holds(device, get.name, get.grant):
+            return await self._blob(get)
         async with self._store.read() as connection:
             if not await _is_welcome(connection, device):
                 return Refusal("not-allowed", f"device {device} is not enrolled or has been retired")
             if get.repository == "blob" and not await self._may_have(connection, device, get):
                 return Refusal("not-allowed", f"{get.name[:80]} belongs to no module that is assigned to {device}")
-        length = min(get.length, MAX_BLOCK_BYTES)
         if get.repository == "blob":
-            size = self._blobs.size(get.name)
-            return Answer(size, get.offset, await self._blobs.read(get.name, get.offset, length))
+            self._permits.keep(device, get.name, get.grant)
+            return await self._blob(get)
+        length = min(get.length, MAX_BLOCK_BYTES)
         body = await self._metadata(device, get, get.name)
         return Answer(len(body), get.offset, body[get.offset : get.offset + length])
+
+    async def _blob(self, get: Get) -> Answer:
+        size = self._blobs.size(get.name)
+        return Answer(size, get.offset, await self._blobs.read(get.name, get.offset, min(get.length, MAX_BLOCK_BYTES)))
 
     async def _not_found(self, device: str, get: Get, error: NotFound) -> Refusal:
         """With the timestamp, when a root was asked for that does not exist and the device says what it holds.
@@ -101,8 +113,9 @@ class Serving:
         return await self._director.metadata(device, name)
 
     async def _may_have(self, connection: AsyncConnection, device: str, get: Get) -> bool:
-        if get.grant and self._granted(get.name, get.grant):
-            return True
+        if get.grant:
+            # Nothing else counts then: it is a neighbour's, who may not have all that the gateway may have.
+            return self._granted(get.name, get.grant)
         return bool(await self._permitted(connection, device, (get.name,)))
 
     async def _permitted(self, connection: AsyncConnection, device: str, digests: Collection[str]) -> frozenset[str]:

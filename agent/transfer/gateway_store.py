@@ -119,6 +119,8 @@ class GatewayStore:
 
     async def _size(self, sha256: str, grant: str) -> int:
         """The file's size, when the hub says that the grant opens it."""
+        if not grant:  # asked without one, the hub would say what this device itself may have
+            raise Refused(f"{sha256}: expected a grant", "not-allowed")
         key = sha256, grant
         size, until = self._proven.get(key, (0, 0.0))
         if time.monotonic() < until:

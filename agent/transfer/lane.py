@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from agent.config import FetchLimits
 from agent.errors import LinkDown, LinkTimeout, Refused
-from agent.transfer.source import MqttSource, Source
+from agent.transfer.source import MqttSource, Source, Suspect
 from agent.transfer.window import Flight, Window
 
 REST_FIRST_S, REST_MOST_S = 5.0, 600.0
@@ -55,6 +55,12 @@ class Lane:
         if now >= self._rests_until:
             self._rests_until = now + min(REST_MOST_S, REST_FIRST_S * 2**self._failures)
             self._failures = min(self._failures + 1, 16)
+
+    def wrong(self, sha256: str) -> None:
+        """What it gave of this file was not the file's."""
+        self.failed()
+        if isinstance(self._source, Suspect):
+            self._source.wrong(sha256)
 
     def good(self) -> None:
         """What it gave was right."""

@@ -140,7 +140,7 @@ class Pull:
     def _wrong(self, run: _Run, lane: Lane, partial: Partial, chunks: Sequence[int], wasted: int) -> None:
         """Others are asked first from now on; each chunk is asked for by itself, so that the blame is exact."""
         self._traffic.add("wasted", wasted)
-        lane.failed()
+        lane.wrong(partial.plan.sha256)
         for index in chunks:
             run.todo.strike(lane.name, partial, index)
 

@@ -5,7 +5,7 @@ What a source gives is checked by `agent.transfer.pull` against the signed manif
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from agent.link import Link
 
@@ -21,6 +21,15 @@ class Source(Protocol):
         Ends within `timeout_s`. Raises LinkDown (cannot be reached now), LinkTimeout, Refused (not-found, not-allowed,
         busy, bad-request), LinkError (what came is not what was asked for).
         """
+        ...
+
+
+@runtime_checkable
+class Suspect(Source, Protocol):
+    """A source that wants to hear when what it gave was not what was asked for."""
+
+    def wrong(self, sha256: str) -> None:
+        """Called for each such block of this file. Must not raise."""
         ...
 
 

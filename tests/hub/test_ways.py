@@ -132,6 +132,12 @@ async def test_a_gateway_fetches_with_a_neighbours_grant_until_it_ends_and_with_
     assert isinstance(await hub.get(GATEWAY, grant), Refusal)
 
 
+async def test_a_grant_that_is_not_good_opens_nothing_that_the_gateway_itself_may_have(hub: Hub) -> None:
+    """A neighbour shows it through the gateway, which may have more files than the neighbour."""
+    assert isinstance(await hub.get(DEVICE, ""), Answer)
+    assert isinstance(await hub.get(DEVICE, "1.forged"), Refusal)
+
+
 async def test_a_grant_opens_nothing_to_a_device_that_has_been_retired(hub: Hub) -> None:
     grant = (await hub.ask((hub.file,))).ways[0].grant
     await hub.world.devices.retire(GATEWAY, OPERATOR)
