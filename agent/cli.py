@@ -1,4 +1,4 @@
-"""The command `mooring-agent`: enrol this device, run the agent, say how it does, find out what ails it.
+"""The command `mooring-agent`: enrol this device, run the agent, install from a folder, say how it does, what ails it.
 
 argparse and late imports, because on a small device the start of a command is waited for. Parses, calls one room,
 renders. Exit status: 0 done, 1 failed, 2 not understood, 3 (status) no agent runs.
@@ -31,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _configure_enroll(commands)
     _configure_run(commands)
+    _configure_install(commands)
     _configure_status(commands)
     _configure_doctor(commands)
     return parser
@@ -74,6 +75,19 @@ def _configure_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]
         choices=("debug", "info", "warning", "error"),
         help="What goes to standard error (default: %(default)s).",
     )
+
+
+def _configure_install(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "install",
+        "Install what `mooring device export` wrote to a folder, such as a USB stick: no network is needed. The same "
+        "checks and the same update as over the network; Ctrl-C stops the waiting, not the update.",
+        "mooring-agent install /media/stick/mooring",
+        _install,
+    )
+    parser.add_argument("folder", type=_folder, metavar="DIR", help="The exported folder.")
+    parser.add_argument("--json", action="store_true", help="How it ended, as one JSON object on standard output.")
 
 
 def _configure_status(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -147,6 +161,13 @@ def _run(options: argparse.Namespace) -> int:
     if status == service.RESTART:
         start_again()
     return status
+
+
+def _install(options: argparse.Namespace) -> int:
+    from agent.config import StatePaths
+    from agent.offline.command import install
+
+    return install(StatePaths(options.state), options.folder, options.json)
 
 
 def _status(options: argparse.Namespace) -> int:

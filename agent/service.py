@@ -29,6 +29,9 @@ from agent.identity import Credentials, settle
 from agent.installed import AGENT, PROCESS, of_kind
 from agent.link import Link, LinkStatus
 from agent.news import News
+from agent.offline.fetcher import FolderFetcher
+from agent.offline.install import Installer
+from agent.offline.source import FolderSource
 from agent.outbox import Outbox
 from agent.release.environment import Environments
 from agent.release.kind import AgentReleases
@@ -79,6 +82,7 @@ class Rooms:
     renewal: Renewal
     clones: CloneWatch
     releases: AgentReleases
+    installer: Installer
 
 
 async def run(config: AgentConfig, paths: StatePaths) -> int:
@@ -105,6 +109,7 @@ async def run(config: AgentConfig, paths: StatePaths) -> int:
             config = with_today(config, cages.possible)
             rooms = await _build(config, paths, Credentials(identity), store, cages, make_way)
             await rooms.keeper.start(of_kind(await rooms.engine.open(), PROCESS))
+            rooms.installer.open()
             await _serve(rooms, config, stop)
     return RESTART if restart.is_set() else 0
 
@@ -146,12 +151,14 @@ async def _build(
     news = News(outbox.offer)
     runtime = ProcessRuntime(paths, config.serving, store, slots, outbox.offer, cages)
     keeper = Keeper(runtime, config.serving, changed, news.tell)
-    fetcher = Fetcher(link, paths.staging, config.fetch, slots.find)
+    folder = FolderSource(config.device)
+    fetcher = FolderFetcher(folder, link, paths.staging, config.fetch, slots.find)
     environments = Environments(paths.root, SCHEMA_VERSION)
     releases = AgentReleases(paths.root, environments, slots, link.connected, make_way)
     kinds = Kinds({PROCESS: Processes(keeper, slots), AGENT: releases})
     steps = Steps(config, paths, verifier, fetcher, slots, kinds)
-    bell = Bell(config.update, link.connected)
+    reachable = asyncio.Event()
+    bell = Bell(config.update, reachable)
     engine = Engine(ledger, steps, attacks, bell, config.update, changed, os.environ.get(CRASH_AT, ""), news.tell)
     status = _StatusFile(paths.status, link, outbox)
     reporter = Reporter(credentials, store, link, config.report, compose, status.write)
@@ -160,23 +167,30 @@ async def _build(
         bell.ring(doorbell.director_version)
 
     def on_change(_: LinkStatus) -> None:
+        installer.reach()
         reporter.changed()
 
     async def suspect(key: str, text: str) -> None:
         await attacks.add(key, text)
         changed()
 
+    def held(sha256: str) -> bool:
+        return fetcher.path(sha256).exists() or slots.find(sha256) is not None
+
+    installer = Installer(
+        config.device, paths.root, folder, verifier, ledger, bell, attacks, link.connected, reachable, held
+    )
     clones = CloneWatch(suspect)
     renewal = Renewal(config, paths, credentials, link, changed, crash_at=os.environ.get(CRASH_AT, ""))
     link.on_takeover(clones.taken_over)
     link.on_doorbell(on_doorbell)
     link.on_change(on_change)
-    return Rooms(link, outbox, keeper, engine, reporter, verifier, fetcher, renewal, clones, releases)
+    return Rooms(link, outbox, keeper, engine, reporter, verifier, fetcher, renewal, clones, releases, installer)
 
 
 async def _serve(rooms: Rooms, config: AgentConfig, stop: asyncio.Event) -> None:
     """Two groups of units, because what talks to the hub must outlive what the workers have to say at their end."""
-    updates = Supervisor([Unit("update", rooms.engine.run)], drain_s=LEAVE_S)
+    updates = Supervisor([Unit("update", rooms.engine.run), Unit("offline", rooms.installer.run)], drain_s=LEAVE_S)
     others = Supervisor(
         [
             Unit("link", rooms.link.run),
@@ -204,6 +218,7 @@ async def _serve(rooms: Rooms, config: AgentConfig, stop: asyncio.Event) -> None
         await asyncio.wait({updating, talking}, timeout=2 * LEAVE_S)
         rooms.verifier.close()
         rooms.fetcher.close()
+        rooms.installer.close()
 
 
 class _StatusFile:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 # A freeze of years is less likely than a clock that is years ahead.
 YEARS_S = 5 * 365 * 86_400.0
+# What a folder is refused for when this device has seen newer since it was written.
+OUTDATED = frozenset({"freeze", "rollback"})
 # python-tuf checks signatures before it believes, but not the type of every value it believes. A hub that signs a list
 # where a name belongs must be refused like any other, not end the agent's update engine.
 NONSENSE = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError)
@@ -153,23 +155,52 @@ class Trust:
         )  # fmt: skip
 
 
+class Asked(Protocol):
+    """Whoever has metadata: the hub over `Link`, or a folder. Raises Refused, LinkDown, LinkTimeout, LinkError."""
+
+    async def get(
+        self,
+        repository: Repository,
+        name: str,
+        offset: int = 0,
+        length: int = ...,
+        timeout_s: float | None = None,
+        held: bytes | None = None,
+        grant: str = "",
+    ) -> Answer: ...
+
+
 class Verifier:
-    """`Trust` on a thread of its own, fed by the link. Owns the thread: `close` ends it."""
+    """`Trust` on a thread of its own, fed by the link. Owns the thread: `close` ends it.
+
+    `folder`, while one is installed from, is asked before the hub; the hub only where the folder is out of date.
+    """
 
     def __init__(self, trust: Trust, link: Link, timeout_s: float = 120.0) -> None:
         self._trust, self._link, self._timeout_s = trust, link, timeout_s
+        self.folder: Asked | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="trust")
         self._turn = asyncio.Lock()
 
     async def refresh(self, installed: Mapping[str, int]) -> Desired:
         """As `Trust.refresh`; one at a time, callers wait for their turn. Raises TrustError."""
         async with self._turn:
-            loop = asyncio.get_running_loop()
-            bridge = _Bridge(self._link, loop, self._timeout_s)
+            if self.folder is None:
+                return await self._refresh(self._link, installed)
             try:
-                return await loop.run_in_executor(self._thread, self._trust.refresh, dict(installed), bridge.get)
-            finally:
-                bridge.close()
+                return await self._refresh(self.folder, installed)
+            except TrustError as error:
+                if error.key not in OUTDATED or not self._link.connected.is_set():
+                    raise
+            return await self._refresh(self._link, installed)
+
+    async def _refresh(self, asked: Asked, installed: Mapping[str, int]) -> Desired:
+        loop = asyncio.get_running_loop()
+        bridge = _Bridge(asked, loop, self._timeout_s)
+        try:
+            return await loop.run_in_executor(self._thread, self._trust.refresh, dict(installed), bridge.get)
+        finally:
+            bridge.close()
 
     def close(self) -> None:
         """Does not wait: what is under way ends with its next request."""
@@ -179,8 +210,8 @@ class Verifier:
 class _Bridge:
     """From the thread to the loop and back, for one refresh; closed, it refuses, so that no thread outlives its use."""
 
-    def __init__(self, link: Link, loop: asyncio.AbstractEventLoop, limit_s: float) -> None:
-        self._link, self._loop, self._limit_s = link, loop, limit_s
+    def __init__(self, asked: Asked, loop: asyncio.AbstractEventLoop, limit_s: float) -> None:
+        self._asked, self._loop, self._limit_s = asked, loop, limit_s
         self._deadline = time.monotonic() + limit_s
         self._waiting: Future[Answer] | None = None
         self._closed = threading.Event()
@@ -190,8 +221,8 @@ class _Bridge:
         left = self._deadline - time.monotonic()
         if self._closed.is_set() or left <= 0:
             raise LinkTimeout(f"{repository} {name}: the refresh took longer than {self._limit_s} s")
-        asked = self._link.get(repository, name, offset, length, held=held)
-        self._waiting = asyncio.run_coroutine_threadsafe(asked, self._loop)
+        asking = self._asked.get(repository, name, offset, length, held=held)
+        self._waiting = asyncio.run_coroutine_threadsafe(asking, self._loop)
         if self._closed.is_set():  # in the meantime: nobody else would cancel this one
             self._waiting.cancel()
         try:

@@ -8,6 +8,7 @@ any file system of a USB stick can hold it.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Annotated
 
 import msgspec
 
@@ -20,6 +21,7 @@ FORMAT = 1
 PART_BYTES = 1024**3  # FAT32 ends at 4 GiB
 IMAGE_FOLDER, DIRECTOR_FOLDER, BLOBS_FOLDER, ROOTS_FOLDER = "image", "director", "blobs", "director-roots"
 MAX_DEVICES = 100
+Moment = Annotated[float, msgspec.Meta(ge=0, le=1e11)]
 
 
 class Note(msgspec.Struct, frozen=True):
@@ -30,8 +32,8 @@ class Note(msgspec.Struct, frozen=True):
 
     format: int
     devices: tuple[str, ...]
-    made_at: float
-    valid_until: float
+    made_at: Moment
+    valid_until: Moment
     files: int = 0
     bytes: int = 0
     complete: bool = False

@@ -12,7 +12,7 @@ from agent.config import UpdateLimits
 class Bell:
     """`due_s` is the wait until the next look without a ring; zero at start, so that a boot looks once.
 
-    `online` is set while the hub can be reached.
+    `online` is set while there is something to look at: the hub can be reached, or a folder is installed from.
     """
 
     def __init__(self, limits: UpdateLimits, online: asyncio.Event) -> None:
@@ -20,6 +20,7 @@ class Bell:
         self.rung = 0  # the newest director version that the hub has announced
         self._limits = limits
         self._online = online
+        self.asked = False  # somebody at the device wants it looked at now
         self._looked = 0  # the newest announced version that somebody has looked at
         self._event = asyncio.Event()
 
@@ -28,13 +29,18 @@ class Bell:
             self.rung = version
             self._event.set()
 
+    def ask(self) -> None:
+        """Look as soon as there is a way to, whatever the hub has announced."""
+        self.asked = True
+        self._event.set()
+
     def news(self, known: int) -> bool:
-        """Whether the hub has announced something newer than `known` that nobody has looked at yet."""
-        return self.rung > max(known, self._looked)
+        """Whether somebody asks, or the hub has announced something newer than `known` that nobody has looked at."""
+        return self.asked or self.rung > max(known, self._looked)
 
     def look(self) -> None:
         """Marks what is announced as looked at."""
-        self._looked = self.rung
+        self._looked, self.asked = self.rung, False
         self._event.clear()
 
     async def wait(self, known: int) -> None:
