@@ -207,7 +207,7 @@ class Packaging:
             outputs=result.outputs,
             files=files,
             runtime=_runtime(sources, request),
-            requires=request.requires or _requires(profile, size),
+            requires=_understood(request.requires or _requires(profile, size), request.health),
             resources=request.resources or Resources(),
             health=msgspec.structs.replace(request.health or Health(), golden=GOLDEN_PATH if result.golden else ""),
             sampling=request.sampling or SamplingPolicy(),
@@ -344,6 +344,12 @@ def _runtime(sources: Mapping[str, Path], request: BuildRequest) -> Runtime:
         model = next((path for path in sorted(sources) if path.endswith(".onnx")), "")
         return Runtime(backend="script", model=model, entry=ENTRY_PATH)
     return Runtime(backend="onnx", model=_model_path(sources))
+
+
+def _understood(requires: Requirements, health: Health | None) -> Requirements:
+    """With the agent version that `health` needs, where nobody has said a version."""
+    needed = health.agent_version if health is not None else ""
+    return msgspec.structs.replace(requires, agent_version=requires.agent_version or needed)
 
 
 def _requires(profile: DeviceProfile, size: int) -> Requirements:

@@ -18,6 +18,7 @@ from modules.errors import MALFORMED, ManifestError
 from modules.tensors import TensorSpec
 
 FORMAT = 1
+COMPARING_AGENT = "0.2.0"  # the first that knows Health.error_factor
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 
 
@@ -68,7 +69,9 @@ class Health(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Golden inputs must give the golden outputs within rtol and atol; then, serving, for `probation_s` seconds and
     `probation_inferences` predictions the share of server errors stays at most `max_error_rate`, the 99th percentile
     of latency at most `latency_bound_ms` (0 = unbounded), and the worker does not crash. All that within
-    `probation_deadline_s`.
+    `probation_deadline_s`. Nor may it fail `error_factor` times as often as the module that it replaces, or be
+    `latency_factor` times as slow, beyond chance; 0 does not compare, and where nothing is said, the device's setting
+    counts. Agents of before version 0.2 refuse a manifest that says it.
     """
 
     golden: str = ""
@@ -80,6 +83,19 @@ class Health(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     probation_inferences: int = 0
     probation_deadline_s: float = 3600.0
     max_error_rate: float = 0.01
+    error_factor: float | msgspec.UnsetType = msgspec.UNSET
+    latency_factor: float | msgspec.UnsetType = msgspec.UNSET
+
+    def __post_init__(self) -> None:
+        for name, factor in (("error_factor", self.error_factor), ("latency_factor", self.latency_factor)):
+            if factor is not msgspec.UNSET and factor != 0 and not 1.0 <= factor <= 1000.0:
+                raise ManifestError(f"health.{name}: expected 0 (not compared) or 1 to 1000, got {factor}")
+
+    @property
+    def agent_version(self) -> str:
+        """The lowest that understands this, empty where all do."""
+        says = {self.error_factor, self.latency_factor} != {msgspec.UNSET}
+        return COMPARING_AGENT if says else ""
 
 
 class SamplingPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

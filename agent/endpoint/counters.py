@@ -5,40 +5,32 @@ Plain integers on the event loop's thread; no locks, no NumPy. Read by the windo
 
 from __future__ import annotations
 
+from agent.latency import PARTS, index_of, percentile
 from agent.sandbox.protocol import Stats
 from modules.windows import LATENCY_BINS
 
-_PARTS = 8  # parts of an octave, so that a percentile is right to an eighth
-
 
 class Latency:
-    """A histogram over octaves of microseconds, each cut into equal parts; it only ever grows."""
+    """A histogram as of `agent.latency`; it only ever grows."""
 
     def __init__(self) -> None:
-        self._counts = [0] * (LATENCY_BINS * _PARTS)
+        self._counts = [0] * (LATENCY_BINS * PARTS)
 
     def add(self, microseconds: int) -> None:
-        us = microseconds if microseconds > 0 else 1
-        octave = us.bit_length() - 1
-        if octave >= LATENCY_BINS:
-            octave, us = LATENCY_BINS - 1, (1 << LATENCY_BINS) - 1
-        self._counts[octave * _PARTS + (((us << 3) >> octave) & 7)] += 1
+        self._counts[index_of(microseconds, LATENCY_BINS)] += 1
 
     def octaves(self) -> tuple[int, ...]:
         """Counts so far, one per power of two of microseconds."""
-        return tuple(sum(self._counts[i : i + _PARTS]) for i in range(0, len(self._counts), _PARTS))
+        return tuple(sum(self._counts[i : i + PARTS]) for i in range(0, len(self._counts), PARTS))
 
     def percentile(self, share: float) -> float:
         """Microseconds below which `share` of all predictions so far stayed; 0 when there were none."""
-        wanted = share * sum(self._counts)
-        below = 0
-        for index, count in enumerate(self._counts):
-            if count and below + count >= wanted:
-                octave, part = divmod(index, _PARTS)
-                within = (wanted - below) / count
-                return float(2**octave) * (1 + (part + within) / _PARTS)
-            below += count
-        return 0.0
+        return percentile(self._counts, share)
+
+    def counts(self) -> tuple[int, ...]:
+        """As far as there are any."""
+        used = next((n for n in range(len(self._counts), 0, -1) if self._counts[n - 1]), 0)
+        return tuple(self._counts[:used])
 
 
 class Counters:
@@ -72,4 +64,5 @@ class Counters:
             dropped_samples=self.dropped_samples,
             p50_us=self.latency.percentile(0.5),
             p99_us=self.latency.percentile(0.99),
+            latency=self.latency.counts(),
         )

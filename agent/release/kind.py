@@ -21,8 +21,9 @@ from agent.installed import Installed, ModuleSet
 from agent.release.environment import CHECK_DEADLINE_S, UNPACK_DEADLINE_S, Environments
 from agent.release.launcher import running
 from agent.release.pointer import load, save, settled, tried
+from agent.runtimes.past import Before
 from agent.slots import Slots
-from agent.update.probation import Before, Judgement, Verdict
+from agent.update.probation import Judgement, Verdict
 from modules.manifest import Health
 from modules.messages import ModuleReport
 

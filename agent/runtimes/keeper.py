@@ -17,6 +17,7 @@ from agent.config import ServingSettings
 from agent.errors import AgentError
 from agent.installed import Installed, ModuleSet
 from agent.news import Tell, nobody
+from agent.runtimes.past import Before
 from agent.runtimes.process import ProcessRuntime
 from agent.runtimes.unit import Unit
 from agent.sandbox.host import WorkerProcess
@@ -98,6 +99,12 @@ class Keeper:
             return Stats()
         await unit.poll()
         return unit.stats
+
+    async def record(self, name: str) -> Before | None:
+        """How the worker of `name` has done so far, for whoever follows it; None where nobody serves."""
+        await self.poll(name)
+        unit = self._units.get(name)
+        return unit.record() if unit is not None else None
 
     def unit(self, name: str) -> Unit | None:
         return self._units.get(name)

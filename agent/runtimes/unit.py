@@ -19,6 +19,7 @@ from agent.config import ServingSettings
 from agent.errors import AgentError, WorkerError
 from agent.installed import Installed
 from agent.news import Tell, nobody
+from agent.runtimes.past import Before, Past
 from agent.runtimes.process import ProcessRuntime
 from agent.sandbox.host import WorkerProcess
 from agent.sandbox.protocol import Ready, Stats
@@ -53,6 +54,7 @@ class Unit:
         self._tell = tell
         self._worker: WorkerProcess | None = None
         self._task: asyncio.Task[None] | None = None
+        self._past = Past()
         self._failures = 0  # in a row
         self._since = math.inf  # when the worker began to serve
 
@@ -75,7 +77,11 @@ class Unit:
         """Fresh `stats`. A worker that does not answer in time is killed, and started again like any other."""
         if self._worker is not None and self.state == "serving":
             with contextlib.suppress(WorkerError):
-                self.stats = await self._worker.ping(self._settings.ping_timeout_s)
+                self._note(await self._worker.ping(self._settings.ping_timeout_s))
+
+    def record(self) -> Before:
+        """How the worker has done, by `stats`."""
+        return self._past.before(self.module.version, self.stats)
 
     async def end(self, drain_s: float) -> None:
         """Accept no more, finish what is under way, exit. Cancelled, it kills; no worker is left in any case."""
@@ -137,7 +143,7 @@ class Unit:
                 async with asyncio.timeout(self._settings.ping_every_s):
                     await worker.exited.wait()
             # Of a worker that is gone, this says how it went.
-            self.stats = await worker.ping(self._settings.ping_timeout_s)
+            self._note(await worker.ping(self._settings.ping_timeout_s))
 
     def _report_failure(self, loaded: bool) -> None:
         words = self._runtime.last_words(self.module.name)
@@ -151,6 +157,11 @@ class Unit:
         self._worker = worker
         self.ready = worker.ready
         self.stats = Stats()
+        self._past = Past()
+
+    def _note(self, stats: Stats) -> None:
+        self.stats = stats
+        self._past.note(stats)
 
     async def _discard(self) -> None:
         worker, self._worker = self._worker, None

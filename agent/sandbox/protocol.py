@@ -112,7 +112,9 @@ class Drained(msgspec.Struct, frozen=True, tag="drained"):
 
 
 class Stats(msgspec.Struct, frozen=True):
-    """Counts since the worker started; latency percentiles in microseconds over all predictions so far."""
+    """Counts since the worker started; latency percentiles in microseconds over all predictions so far, and the counts
+    that they are of, see `agent.latency`.
+    """
 
     requests: int = 0
     rows: int = 0
@@ -123,6 +125,7 @@ class Stats(msgspec.Struct, frozen=True):
     dropped_samples: int = 0
     p50_us: float = 0.0
     p99_us: float = 0.0
+    latency: tuple[int, ...] = ()
 
 
 class Pong(msgspec.Struct, frozen=True, tag="pong"):

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from agent.installed import Installed, ModuleSet, of_kind
-from agent.update.probation import Before, Judgement
+from agent.runtimes.past import Before
+from agent.update.probation import Judgement
 
 
 class Kind(Protocol):

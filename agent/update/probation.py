@@ -1,4 +1,4 @@
-"""Is the new module healthy? What it has been seen doing, held against what its manifest promises. Pure.
+"""Is the new module healthy? What it has been seen doing, held against its manifest and what was before it. Pure.
 
 Time comes in as seconds since probation began. Called by `agent.update.steps` about once a second.
 """
@@ -8,9 +8,9 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-import msgspec
-
+from agent.runtimes.past import Before
 from agent.sandbox.protocol import Stats
+from agent.update.compare import AS_USUAL, Factors, more_errors, slower
 from modules.manifest import Health
 
 # Until the end, shares are of at least this many predictions: one early error is no verdict.
@@ -32,10 +32,6 @@ class Seen:
     last_crash: str = ""
 
 
-class Before(msgspec.Struct, frozen=True):
-    """How the module did that served under the name before, up to the switch."""
-
-
 @dataclass(frozen=True)
 class Judgement:
     verdict: Verdict
@@ -43,14 +39,22 @@ class Judgement:
     text: str = ""
 
 
-def judge(name: str, health: Health, seen: Seen, elapsed_s: float) -> Judgement:
-    """HEALTHY only after both the time and the number of predictions; UNHEALTHY at the first broken promise."""
+def judge(
+    name: str, health: Health, seen: Seen, elapsed_s: float, before: Before | None = None, factors: Factors = AS_USUAL
+) -> Judgement:
+    """HEALTHY only after both the time and the number of predictions; UNHEALTHY at the first broken promise, or where
+    it does worse than what was `before` it.
+    """
     if seen.crashes:
         return _unhealthy(name, "crashed", f"the worker ended {seen.crashes} times, last: {seen.last_crash}")
     enough = elapsed_s >= health.probation_s and seen.stats.requests >= health.probation_inferences
     broken = _errors(name, health, seen.stats, enough) or _latency(name, health, seen.stats, enough)
     if broken is not None:
         return broken
+    if before is not None and (why := more_errors(before, seen.stats, factors.errors)):
+        return _unhealthy(name, "more-errors", why)
+    if enough and before is not None and (why := slower(before, seen.stats, factors.latency)):
+        return _unhealthy(name, "slower", why)  # only now: the first minutes of a worker are not its best
     if enough:
         return Judgement(Verdict.HEALTHY)
     if elapsed_s >= health.probation_deadline_s:

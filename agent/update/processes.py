@@ -7,11 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
+
+from agent.config import UpdateLimits
 from agent.installed import Installed, ModuleSet
 from agent.runtimes.keeper import Keeper
+from agent.runtimes.past import Before
 from agent.sandbox.host import WorkerProcess
 from agent.slots import Slots
-from agent.update.probation import Before, Judgement, Seen, judge
+from agent.update.compare import Factors
+from agent.update.probation import Judgement, Seen, judge
 from modules.manifest import Health
 
 LOOK_S = 1.0
@@ -21,8 +26,9 @@ LEAST_LOOK_S = 0.02
 class Processes:
     """One keeper's modules."""
 
-    def __init__(self, keeper: Keeper, slots: Slots) -> None:
+    def __init__(self, keeper: Keeper, slots: Slots, limits: UpdateLimits | None = None) -> None:
         self._keeper = keeper
+        self._limits = limits or UpdateLimits()
         self._slots = slots
         self._spares: dict[str, WorkerProcess] = {}
 
@@ -34,11 +40,13 @@ class Processes:
 
     async def activate(self, target: ModuleSet, trial: Sequence[Installed]) -> dict[str, Before]:
         """Raises WorkerError when a spare does not take over."""
+        before = {module.name: was for module in trial if (was := await self._keeper.record(module.name)) is not None}
         await self._keeper.switch(target, self._spares)
-        return {}
+        return before
 
     async def judge(self, module: Installed, before: Before | None, elapsed_s: float) -> Judgement:
-        return judge(module.name, self._health(module), await self._look(module), elapsed_s)
+        health = self._health(module)
+        return judge(module.name, health, await self._look(module), elapsed_s, before, self._factors(health))
 
     async def revert(self, current: ModuleSet) -> None:
         await self.discard()
@@ -62,6 +70,14 @@ class Processes:
 
     def look_every_s(self, module: Installed) -> float:
         return max(LEAST_LOOK_S, min(LOOK_S, self._health(module).probation_s / 5))
+
+    def _factors(self, health: Health) -> Factors:
+        """The module's own word, or else this device's."""
+        errors, latency = health.error_factor, health.latency_factor
+        return Factors(
+            self._limits.error_factor if errors is msgspec.UNSET else errors,
+            self._limits.latency_factor if latency is msgspec.UNSET else latency,
+        )
 
     async def _look(self, module: Installed) -> Seen:
         stats = await self._keeper.poll(module.name)

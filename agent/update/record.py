@@ -9,8 +9,8 @@ from __future__ import annotations
 import msgspec
 
 from agent.installed import ModuleSet
+from agent.runtimes.past import Before
 from agent.store import AgentStore
-from agent.update.probation import Before
 from agent.update.states import State
 from modules.messages import UpdateReport
 

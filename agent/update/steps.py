@@ -20,11 +20,12 @@ from agent.errors import UpdateError
 from agent.files import write_durably
 from agent.formats import check_formats
 from agent.installed import Installed, ModuleSet, changes
+from agent.runtimes.past import Before
 from agent.slots import Slots, verify_file
 from agent.transfer.fetch import Fetcher
 from agent.trust import Desired, DesiredModule, Verifier
 from agent.update.kinds import Kinds
-from agent.update.probation import Before, Verdict
+from agent.update.probation import Verdict
 from firmware_profiles.profile import Requirements, why_not
 from modules.bundle import FileEntry
 from modules.manifest import Manifest, decode_manifest, manifest_digest

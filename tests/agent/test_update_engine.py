@@ -28,6 +28,13 @@ CRASHES = (
     "def init():\n    threading.Timer(0.6, lambda: os._exit(7)).start()\n"
     "def predict(inputs):\n    return {}\n"
 )
+SOMETIMES = (
+    "def init():\n    pass\n"
+    "def predict(inputs):\n"
+    "    rows = len(inputs['X'])\n"
+    "    if rows > 2:\n        raise ValueError('no')\n"
+    "    return {'label': [1] * rows, 'probabilities': [[1.0, 0.0, 0.0]] * rows}\n"
+)
 FAILS = "def init():\n    pass\ndef predict(inputs):\n    raise ValueError('always')\n"
 SLOW_TO_LOAD = "import time\ndef init():\n    time.sleep(600)\ndef predict(inputs):\n    return {}\n"
 CONFIGURED = (
@@ -64,6 +71,11 @@ async def updated(edge: Edge, hub: HubSide) -> Edge:
     assert await served_version(await edge.address()) == 1
     edge.states.clear()
     return edge
+
+
+async def _asked(edge: Edge, address: str, version: int) -> bool:
+    await status_of(address, count=3)
+    return edge.ledger.last.director_version >= version
 
 
 async def refused(edge: Edge, hub: HubSide, module: Built, state: str, key: str) -> None:
@@ -134,6 +146,23 @@ async def test_a_module_that_answers_with_errors_in_probation_is_taken_back(upda
     assert await updated.ended(version) == "reverting"
     assert updated.ledger.last.reason_key == "error-rate"
     assert await served_version(address) == 1
+
+
+async def test_a_module_that_fails_more_often_than_the_one_before_is_taken_back_with_both_numbers(
+    updated: Edge, hub: HubSide
+) -> None:
+    address = await updated.address()
+    for _ in range(40):
+        await status_of(address, count=3)
+    health = msgspec.structs.replace(LONG, max_error_rate=1.0)  # so that only the one before speaks against it
+    version = await hub.deploy(build_script(SOMETIMES, version=2, health=health))
+
+    await until(lambda: State.PROBATION in updated.states, "probation")
+    assert updated.ledger.record.before["iris"].lived.requests >= 40, "it is written down, for a power cut"
+    await until_async(lambda: _asked(updated, address, version), "the verdict")
+    assert await updated.ended(version) == "reverting"
+    assert updated.ledger.last.reason_key == "more-errors"
+    assert "of version 1 before it 0 of" in updated.ledger.last.reason
 
 
 async def test_a_module_for_other_hardware_is_rejected_before_anything_is_fetched(updated: Edge, hub: HubSide) -> None:

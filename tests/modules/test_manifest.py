@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from modules.bundle import Chunk, FileEntry, check_path, sha256_hex
 from modules.errors import ChunkError, ManifestError, TargetError, TensorError
-from modules.manifest import Lineage, Manifest, SamplingPolicy, decode_manifest, encode_manifest
+from modules.manifest import Health, Lineage, Manifest, SamplingPolicy, decode_manifest, encode_manifest
 from modules.targets import (
     DirectorCustom,
     ImageCustom,
@@ -38,6 +38,15 @@ def test_a_manifest_survives_and_is_canonical() -> None:
     assert encode_manifest(decode_manifest(data)) == data
 
 
+def test_what_older_agents_do_not_know_stands_in_a_manifest_only_where_it_is_said() -> None:
+    assert b"factor" not in encode_manifest(manifest)
+    assert manifest.health.agent_version == ""
+    said = msgspec.structs.replace(manifest, health=Health(latency_factor=4.0))
+    assert b'"latency_factor":4.0' in encode_manifest(said)
+    assert decode_manifest(encode_manifest(said)) == said
+    assert said.health.agent_version == "0.2.0"
+
+
 @given(st.binary(max_size=200))
 def test_arbitrary_bytes_are_not_a_manifest(data: bytes) -> None:
     with pytest.raises(ManifestError, match="manifest"):
@@ -55,6 +64,7 @@ def test_arbitrary_bytes_are_not_a_manifest(data: bytes) -> None:
         ({"reference": "missing.json"}, "missing.json"),
         ({"files": [msgspec.to_builtins(entry)] * 2}, "stands twice"),
         ({"sampling": {"rate": 1.5}}, "from 0 to 1"),
+        ({"health": {"latency_factor": 0.5}}, "health.latency_factor: expected 0 .not compared. or 1 to 1000, got 0.5"),
         ({"inputs": [{"name": "x", "datatype": "FP8", "shape": [1]}]}, "FP8"),
     ],
 )

@@ -77,7 +77,7 @@ class Edge:
         self.keeper = Keeper(self.runtime, SERVING, lambda: None, self._tell)
         self.verifier = Verifier(build_trust(paths, config.device, config.profile.name, time.time), link)
         self.fetcher = Fetcher(link, paths.staging, config.fetch, self.slots.find)
-        kinds = Kinds({PROCESS: Processes(self.keeper, self.slots)})
+        kinds = Kinds({PROCESS: Processes(self.keeper, self.slots, UPDATE)})
         self.steps = Steps(config, paths, self.verifier, self.fetcher, self.slots, kinds)
         self.bell = Bell(UPDATE, link.connected)
         self.engine = Engine(self.ledger, self.steps, self.attacks, self.bell, UPDATE, self._changed, tell=self._tell)

@@ -26,10 +26,10 @@ async def predict(address: str, name: str = "iris", count: int = 1) -> list[int]
     return next(list(map(int, o["data"])) for o in answer["outputs"] if o["datatype"] == "INT64")
 
 
-async def status_of(address: str, name: str = "iris") -> int:
+async def status_of(address: str, name: str = "iris", count: int = 1) -> int:
     """The HTTP status that a prediction gets."""
     try:
-        await predict(address, name)
+        await predict(address, name, count)
     except HTTPError as error:
         return error.code
     return 200

@@ -93,6 +93,12 @@ LatencyBound = Annotated[
 MaxErrorRate = Annotated[
     float | None, typer.Option(min=0, max=1, help="Server errors during probation.", rich_help_panel=_HEALTH)
 ]
+ErrorFactor = Annotated[
+    float | None, typer.Option(help="Errors against the version before; 0: not compared.", rich_help_panel=_HEALTH)
+]
+LatencyFactor = Annotated[
+    float | None, typer.Option(help="Latency against the version before; 0: not compared.", rich_help_panel=_HEALTH)
+]
 Rtol = Annotated[float | None, typer.Option(help="Of golden outputs, relative.", rich_help_panel=_HEALTH)]
 Atol = Annotated[float | None, typer.Option(help="Of golden outputs, absolute.", rich_help_panel=_HEALTH)]
 Publisher = Annotated[str, typer.Option(metavar="NAME", help="Who will sign it; the hub's own publisher without it.")]
@@ -122,6 +128,8 @@ def build(
     probation_deadline: ProbationDeadline = None,
     latency_bound: LatencyBound = None,
     max_error_rate: MaxErrorRate = None,
+    error_factor: ErrorFactor = None,
+    latency_factor: LatencyFactor = None,
     rtol: Rtol = None,
     atol: Atol = None,
     threads: Threads = None,
@@ -135,12 +143,13 @@ def build(
     soak = {"probation_s": probation, "probation_inferences": probation_inferences}
     until = {"probation_deadline_s": probation_deadline}
     bounds = {"latency_bound_ms": latency_bound, "max_error_rate": max_error_rate, "rtol": rtol, "atol": atol}
+    factors = {"error_factor": error_factor, "latency_factor": latency_factor}
     parts = _Parts(
         labels={tensor: tuple(names.split(",")) for tensor, names in parse_pairs(label).items()},
         inputs=tuple(map(_tensor, tensor_in)),
         outputs=tuple(map(_tensor, tensor_out)),
         sampling=_options(SamplingPolicy, kept | unsure),
-        health=_options(Health, soak | until | bounds),
+        health=_options(Health, soak | until | bounds | factors),
         resources=_options(Resources, {"threads": threads, "memory_mib": memory}),
         publisher=publisher,
     )
