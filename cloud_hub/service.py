@@ -164,7 +164,12 @@ def _build(config: HubConfig, paths: HubPaths, store: Store, catalog: dict[str, 
 
     handlers = Handlers(serving.answer, renewals.answer, ingest.commit, on_report, devices.behind, ways.answer)
     link = HubLink(config, paths, handlers)
-    rollouts = Controller(store, events, desired, link.ring, clock)
+
+    async def ring(device: str, director_version: int) -> None:
+        serving.forget(device)
+        await link.ring(device, director_version)
+
+    rollouts = Controller(store, events, desired, ring, clock)
     return Rooms(
         config=config,
         paths=paths,
@@ -231,7 +236,8 @@ def retention(rooms: Rooms) -> Retention:
 def _builder(rooms: Rooms) -> Builder:
     settings = rooms.config.patches
     wishes = Wishes(rooms.store, rooms.blobs, settings)
-    return Builder(rooms.store, rooms.blobs, wishes, settings, rooms.paths.patch_work, rooms.clock)
+    catalog, work = _catalog(rooms.config), rooms.paths.patch_work
+    return Builder(rooms.store, rooms.blobs, wishes, settings, catalog, work, rooms.clock)
 
 
 @asynccontextmanager
