@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,11 +24,13 @@ from cloud_hub.clock import Clock
 from cloud_hub.errors import HubError
 from cloud_hub.patch_settings import PatchSettings
 from cloud_hub.patches import queue
-from cloud_hub.patches.child import TOO_LARGE, Made, Order
+from cloud_hub.patches.child import TOO_LARGE, Made, Order, Stored
 from cloud_hub.patches.queue import Patch, PatchState
+from cloud_hub.patches.surroundings import surroundings
 from cloud_hub.patches.wishes import Wishes
 from cloud_hub.store.engine import Store
 from cloud_hub.store.tables import events
+from firmware_profiles.profile import DeviceProfile
 
 LOOK_S: Final = 2.0  # between two looks at whether anything has changed
 REPORTS_S: Final = 60.0  # reports come all the time: what they change is taken in so often
@@ -51,13 +54,21 @@ class Builder:
     """`keep_building` is the only way in. `work` is a folder of its own, emptied at the start."""
 
     def __init__(
-        self, store: Store, blobs: Blobs, wishes: Wishes, settings: PatchSettings, work: Path, clock: Clock,
+        self,
+        store: Store,
+        blobs: Blobs,
+        wishes: Wishes,
+        settings: PatchSettings,
+        catalog: Mapping[str, DeviceProfile],
+        work: Path,
+        clock: Clock,
         child: tuple[str, ...] = CHILD,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._store = store
         self._blobs = blobs
         self._wishes = wishes
         self._settings = settings
+        self._catalog = catalog
         self._work = work
         self._clock = clock
         self._child = child
@@ -159,11 +170,7 @@ class Builder:
 
     async def _run(self, job: Patch, out: Path, most: int) -> Made:
         """The child from start to end. Raises _BuildError or _TooLargeError."""
-        for sha256 in (job.base, job.target):
-            self._blobs.size(sha256)  # says which is gone
-        base, target = str(self._blobs.path(job.base)), str(self._blobs.path(job.target))
-        memory = self._settings.memory_mib
-        order = Order(base, job.base, target, job.target, str(out), most, memory, os.getpid())
+        order = await self._order(job, out, most)
         pipe = asyncio.subprocess.PIPE
         child = await asyncio.create_subprocess_exec(
             *self._child, stdin=pipe, stdout=pipe, stderr=pipe, env=_environment()
@@ -183,6 +190,28 @@ class Builder:
             text = words.decode(errors="replace").strip()[-MAX_WORDS:]
             raise _BuildError(text or f"the encoder's process ended with status {child.returncode}")
         return msgspec.json.decode(said, type=Made)
+
+    async def _order(self, job: Patch, out: Path, most: int) -> Order:
+        around = await surroundings(self._store, self._blobs, self._catalog, job)
+        models = None
+        if around.models is not None:
+            before, after = (self._stored(model.sha256, model.location) for model in around.models)
+            models = before, after
+        return Order(
+            base=self._stored(job.base),
+            target=self._stored(job.target),
+            models=models,
+            zstandard=around.zstandard,
+            out=str(out),
+            most=most,
+            memory_mib=self._settings.memory_mib,
+            parent=os.getpid(),
+        )
+
+    def _stored(self, sha256: str, location: str = "") -> Stored:
+        """Raises NotFound that says which is gone."""
+        self._blobs.size(sha256)
+        return Stored(str(self._blobs.path(sha256)), sha256, location)
 
     async def _settle(self, job: Patch, values: dict[str, Any]) -> None:
         if values:

@@ -21,17 +21,26 @@ import msgspec
 from modules.errors import PatchError
 
 TOO_LARGE = 3
+SPARE_BYTES = 1024 * 1024
 NICE = 15  # devices and operators come first
 _PR_SET_PDEATHSIG = 1
 
 
-class Order(msgspec.Struct, frozen=True):
-    """Paths of local files and the digests that they must have; `most` is how many bytes the patch may have."""
+class Stored(msgspec.Struct, frozen=True):
+    """A local file and the digest that it must have. Of a model also what it calls the file with its tensors."""
 
-    base: str
-    base_sha256: str
-    target: str
-    target_sha256: str
+    path: str
+    sha256: str
+    location: str = ""
+
+
+class Order(msgspec.Struct, frozen=True):
+    """What to build. `most` is how many bytes the patch may have; `models` hold the tensors of base and target."""
+
+    base: Stored
+    target: Stored
+    models: tuple[Stored, Stored] | None
+    zstandard: bool
     out: str
     most: int
     memory_mib: int
@@ -70,14 +79,21 @@ def main() -> int:
 
 
 def _encode(order: Order) -> int:
-    from cloud_hub.patches.encode import encode  # NumPy: after the limits
+    from cloud_hub.patches.encode import External, encode  # NumPy: after the limits
+    from cloud_hub.patches.encode_sections import EVERY_CODEC, WITHOUT_ZSTANDARD
 
-    base, target = Path(order.base), Path(order.target)
-    for path, sha256 in ((base, order.base_sha256), (target, order.target_sha256)):
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                raise PatchError(f"{sha256} on this hub's disk is no longer what was stored; upload the file again")
-    return encode(base, target, Path(order.out)).patch_size
+    for stored in (order.base, order.target, *(order.models or ())):
+        with Path(stored.path).open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != stored.sha256:
+                text = f"{stored.sha256} on this hub's disk is no longer what was stored; upload the file again"
+                raise PatchError(text)
+    codecs = EVERY_CODEC if order.zstandard else WITHOUT_ZSTANDARD
+    graphs = None
+    if order.models is not None:
+        before, after = (External(Path(model.path), model.location) for model in order.models)
+        graphs = before, after
+    base, target, out = Path(order.base.path), Path(order.target.path), Path(order.out)
+    return encode(base, target, out, codecs=codecs, graphs=graphs).patch_size
 
 
 def _limit(order: Order) -> None:
@@ -89,7 +105,9 @@ def _limit(order: Order) -> None:
     # Memory of its own: the files, which are mapped, are not counted.
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (order.most, order.most))
+    # The encoder tries several forms: one that is too large must not end it before it finds a smaller one.
+    written = 2 * order.most + SPARE_BYTES
+    resource.setrlimit(resource.RLIMIT_FSIZE, (written, written))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from sqlalchemy import update
@@ -17,16 +18,21 @@ from cloud_hub.config import HubConfig, HubPaths
 from cloud_hub.patch_settings import PatchSettings
 from cloud_hub.patches import build
 from cloud_hub.patches.build import CHILD, Builder
+from cloud_hub.patches.child import Order
 from cloud_hub.patches.choose import Patches
 from cloud_hub.patches.queue import PatchState
 from cloud_hub.registry import Registry
 from cloud_hub.retention import Retention
 from cloud_hub.serving import Serving
+from cloud_hub.store.tables import modules
 from cloud_hub.store.tables import patches as table
-from modules.bundle import sha256_hex
+from firmware_profiles.profile import DeviceProfile
+from modules.bundle import Chunk, FileEntry, sha256_hex
+from modules.manifest import Lineage, Manifest, Runtime, encode_manifest
 from modules.messages import Answer, Get, Refusal
 from modules.patch import apply
 from support.clock import SetClock
+from support.devices import PROFILE
 from support.patch_fleet import MODULE, Fleet, digest, weights
 from support.trust import OPERATOR, trust_world
 from support.waiting import until
@@ -49,8 +55,9 @@ async def fleet(hub_paths: HubPaths, clock: SetClock) -> AsyncIterator[Fleet]:
 
 def builder(fleet: Fleet, clock: SetClock, child: Child = CHILD) -> Builder:
     world = fleet.world
-    world.paths.patch_work.mkdir(exist_ok=True)
-    return Builder(world.store, world.blobs, fleet.wishes, fleet.settings, world.paths.patch_work, clock, child)
+    work = world.paths.patch_work
+    work.mkdir(exist_ok=True)
+    return Builder(world.store, world.blobs, fleet.wishes, fleet.settings, fleet.catalog, work, clock, child)
 
 
 def patches(fleet: Fleet) -> Patches:
@@ -166,6 +173,70 @@ async def test_a_process_that_only_breaks_is_a_failure_with_its_words(fleet: Fle
     clock.advance(3600.0)
     await builder(fleet, clock, (sys.executable, "-c", "raise SystemExit(9)")).step()
     assert (await fleet.patches())[0].reason == "the encoder's process ended with status 9"
+
+
+async def told(fleet: Fleet, clock: SetClock, folder: Path) -> Order:
+    """What a build tells its process."""
+    heard = folder / "order"
+    program = f"import pathlib, sys; pathlib.Path({str(heard)!r}).write_bytes(sys.stdin.buffer.read()); sys.exit(9)"
+    await builder(fleet, clock, (sys.executable, "-c", program)).step()
+    return msgspec.json.decode(heard.read_bytes(), type=Order)
+
+
+async def add_split(fleet: Fleet, version: int) -> None:
+    """A version whose tensors lie beside the model, as large ONNX models have them."""
+    blobs = fleet.world.blobs
+    files = {"net/model.onnx": b"graph %d" % version, "net/weights.bin": weights(version)}
+    entries = [
+        FileEntry(path, len(data), await blobs.put(data), (Chunk(sha256_hex(data), len(data)),))
+        for path, data in files.items()
+    ]
+    manifest = Manifest(
+        MODULE, version, PROFILE, Lineage(MODULE, version), (), (), tuple(entries), Runtime(model="net/model.onnx")
+    )
+    sha256 = await blobs.put(encode_manifest(manifest))
+    async with fleet.world.store.write() as connection:
+        changed = update(modules).where(modules.c.version == version)
+        await connection.execute(changed.values(manifest_sha256=sha256))
+    fleet.manifests[version] = sha256
+
+
+async def test_an_encoder_is_told_which_models_describe_external_data(
+    fleet: Fleet, clock: SetClock, tmp_path: Path
+) -> None:
+    assert (await told(fleet, clock, tmp_path)).models is None
+    clock.advance(3600.0)
+    await add_split(fleet, 1)
+    await add_split(fleet, 2)
+    await fleet.report("cam-1", holds=1)
+    order = await told(fleet, clock, tmp_path)
+    assert order.models is not None
+    assert [(Path(model.path).read_bytes(), model.location) for model in order.models] == [
+        (b"graph 1", "weights.bin"),
+        (b"graph 2", "weights.bin"),
+    ]
+    assert order.target.sha256 == digest(2)
+
+
+async def test_devices_without_zstandard_get_patches_that_do_without(
+    fleet: Fleet, clock: SetClock, tmp_path: Path
+) -> None:
+    assert (await told(fleet, clock, tmp_path)).zstandard
+    clock.advance(3600.0)
+    fleet.catalog = {PROFILE: DeviceProfile(PROFILE, "armv7l")}
+    assert not (await told(fleet, clock, tmp_path)).zstandard
+    clock.advance(3600.0)
+    assert await builder(fleet, clock).step()
+    (patch,) = await fleet.patches()
+    assert patch.sha256 is not None
+    program = (
+        "import sys; sys.modules['backports.zstd'] = sys.modules['backports'] = None\n"
+        "from modules.patch import apply\n"
+        "apply(open(sys.argv[1], 'rb'), open(sys.argv[2], 'rb'), lambda data: None, int(sys.argv[3]))\n"
+    )
+    paths = [str(fleet.world.blobs.path(sha256)) for sha256 in (digest(1), patch.sha256)]
+    decoder = await asyncio.create_subprocess_exec(sys.executable, "-c", program, *paths, str(patch.target_size))
+    assert await asyncio.wait_for(decoder.wait(), 60) == 0
 
 
 async def test_a_build_has_a_deadline(fleet: Fleet, clock: SetClock, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,6 +13,8 @@ from cloud_hub.patches import queue
 from cloud_hub.patches.queue import Patch
 from cloud_hub.patches.wishes import Wish, Wishes
 from cloud_hub.store.tables import model_versions
+from firmware_profiles.catalog import built_in
+from firmware_profiles.profile import DeviceProfile
 from modules.bundle import sha256_hex
 from modules.messages import ModuleReport
 from support.devices import EnrolledDevice, make_report
@@ -36,6 +39,7 @@ class Fleet:
 
     world: TrustWorld
     settings: PatchSettings
+    catalog: Mapping[str, DeviceProfile] = field(default_factory=built_in)
     manifests: dict[int, str] = field(default_factory=dict)
     devices: dict[str, EnrolledDevice] = field(default_factory=dict)
     counter: int = 0
