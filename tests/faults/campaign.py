@@ -31,8 +31,8 @@ def whole(count: int, seed: int) -> list[Cut]:
     """
     cuts = [Cut(crash_at=f"{state}:{moment}", losses=(None, *LOSSES)) for state in STATES for moment in _MOMENTS]
     for n in range(1, count + 1):
-        cuts.append(Cut(Fault(Mode.KILL_BEFORE, n), losses=(None, _turn(n)), seed=n))
-        cuts.append(Cut(Fault(Mode.KILL_AFTER, n), losses=(_turn(n + 1), _turn(n + 3)), seed=n))
+        cuts.append(Cut(Fault(Mode.KILL_BEFORE, n), losses=(None, _turn(n), _turn(n + 2)), seed=n))
+        cuts.append(Cut(Fault(Mode.KILL_AFTER, n), losses=(_turn(n + 1), _turn(n + 3), _turn(n + 4)), seed=n))
         cuts.append(Cut(Fault(Mode.FULL, n, once=n % 5 == 0)))
         cuts.append(Cut(Fault(FAULTS[n % len(FAULTS)], n, once=n % 7 == 0)))
     random.Random(seed).shuffle(cuts)

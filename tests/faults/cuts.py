@@ -19,7 +19,7 @@ from pathlib import Path
 from faults.replay import Disk, Loss
 from faults.rig import DEADLINE_S, NEW, OLD, PAUSE_S, Items, Rig, outbox_in
 from faults.shim import Fault, Kind, Mode, Operation, operations
-from support.waiting import until
+from support.waiting import until, until_async
 
 FAULT_LASTS_S = 0.5
 NO_FAULT = Fault()
@@ -128,35 +128,30 @@ async def _fault(rig: Rig, cut: Cut) -> list[Result]:
 
 
 async def _while_it_lasts(rig: Rig, cut: Cut) -> list[tuple[Problem, str]]:
-    """The device serves meanwhile, whatever becomes of the update; a disk that fails may hinder its start."""
+    """The device serves meanwhile, whatever becomes of the update.
+
+    Not asked of a disk that cannot be written to at all, or fails, while an agent starts on it: that has to wait.
+    """
 
     def met() -> bool:
         over = rig.at_rest(NEW) or rig.exit_code is not None
         return over or any(one.number >= cut.fault.number for one in operations(rig.journal))
 
+    async def served_or_gone() -> bool:
+        return rig.exit_code is not None or all((await rig.ask_all()).values())
+
     async with _asking(rig):
         await until(met, "the fault to be met", DEADLINE_S)
-        if cut.fault.mode is Mode.FULL or cut.fault.mode is Mode.SHORT or all(rig.served().values()):
-            try:
-                await _served_or_gone(rig)
-            except TimeoutError as error:
-                return [(Problem.OUTAGE, f"{error}; exit code {rig.exit_code}\n{rig.tail()}")]
-        await asyncio.sleep(FAULT_LASTS_S)
+        must_serve = cut.fault.mode in (Mode.FULL, Mode.SHORT) or all((await rig.ask_all()).values())
+        try:
+            await until_async(served_or_gone, "an answer", DEADLINE_S if must_serve else FAULT_LASTS_S)
+            await asyncio.sleep(FAULT_LASTS_S)
+        except TimeoutError:
+            pass
         answers = await rig.ask_all()
-    if rig.exit_code is not None and cut.fault.mode in (Mode.FULL, Mode.SHORT):
-        return [(Problem.OUTAGE, f"the agent ended with {rig.exit_code}\n{rig.tail()}")]
-    if rig.exit_code is None and not all(answers.values()) and cut.fault.mode in (Mode.FULL, Mode.SHORT):
-        return [(Problem.OUTAGE, f"answers while it lasts: {answers}\n{rig.tail()}")]
+    if must_serve and (rig.exit_code is not None or not all(answers.values())):
+        return [(Problem.OUTAGE, f"answers {answers}, exit code {rig.exit_code}\n{rig.tail()}")]
     return []
-
-
-async def _served_or_gone(rig: Rig) -> None:
-    loop = asyncio.get_running_loop()
-    limit = loop.time() + DEADLINE_S
-    while rig.exit_code is None and not all((await rig.ask_all()).values()):
-        if loop.time() > limit:
-            raise TimeoutError(f"no answer for {DEADLINE_S} s")
-        await asyncio.sleep(PAUSE_S)
 
 
 async def recover(rig: Rig, promised: Items) -> list[tuple[Problem, str]]:
@@ -209,15 +204,17 @@ async def _update_over(rig: Rig) -> int:
 
 
 async def _samples(rig: Rig, owed: Items) -> list[tuple[Problem, str]]:
+    """What was durable at the cut, and what the agent has answered since, arrives at the hub once."""
     problems = []
+    answered = frozenset(rig.answered)
     try:
-        await until(lambda: owed <= set(rig.arrived()), "what was durable to arrive", DEADLINE_S)
+        await until(lambda: owed <= set(rig.arrived()) and answered <= set(rig.seen()), "samples", DEADLINE_S)
     except TimeoutError:
-        lost = owed - set(rig.arrived())
-        problems.append((Problem.LOST, f"{len(lost)} of {len(owed)}\n{rig.tail()}"))
-    arrived = rig.arrived()
-    if len(arrived) != len(set(arrived)):
-        problems.append((Problem.DOUBLED, f"{len(arrived) - len(set(arrived))} of {len(arrived)}"))
+        missing = f"{len(owed - set(rig.arrived()))} of {len(owed)}, {len(answered - set(rig.seen()))} since"
+        problems.append((Problem.LOST, f"{missing}\n{rig.tail()}"))
+    twice = len(rig.seen()) - len(set(rig.seen())) + len(rig.arrived()) - len(set(rig.arrived()))
+    if twice:
+        problems.append((Problem.DOUBLED, f"{twice} of {len(rig.arrived())}"))
     return problems
 
 

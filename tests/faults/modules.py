@@ -15,7 +15,7 @@ from support.built import Built, assemble
 NAMES = ("iris", "plum")
 HEALTH = Health(golden="golden.msgpack", load_deadline_s=30.0, probation_s=0.05, probation_deadline_s=30.0)
 SAMPLING = SamplingPolicy(rate=1.0, window_s=0.2)
-FACTOR = 1000
+FACTOR = 1_000_000
 _ROWS = 400  # bytes of the table; some chunks of a file
 _SCRIPT = b"""\
 import os

@@ -8,6 +8,7 @@ device. Broker and hub stay the same over all cuts. Called by `faults.cuts`.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import secrets
@@ -23,13 +24,14 @@ from urllib.parse import urlsplit
 
 import aiomqtt
 import msgspec
+import numpy as np
 
 from agent.config import AgentConfig, FetchLimits, OutboxLimits, ReportLimits, StatePaths
 from agent.report import Status, read_status
 from faults.modules import NAMES, label, make
 from faults.shim import Fault, environment, operations
 from firmware_profiles.catalog import built_in
-from modules.messages import Get, encode
+from modules.messages import Get, Sample, encode
 from modules.topics import up
 from support.agents import enrolled
 from support.edge import SERVING, UPDATE, HubSide
@@ -63,6 +65,8 @@ class Rig:
         self._process: asyncio.subprocess.Process | None = None
         self.operations = 0  # of an update, from the agent's start to its end
         self.usual: frozenset[Path] = frozenset()  # files that it leaves
+        self.answered: set[int] = set()  # inputs that this life of the agent has answered; each is used once
+        self._values = itertools.count(1)
 
     # ---- the beginning
 
@@ -135,6 +139,7 @@ class Rig:
 
     async def start(self, fault: Fault | None = None, crash_at: str = "") -> None:
         """Under the fault layer, if only to be journalled; without one as on any device."""
+        self.answered.clear()
         environ = {**os.environ, "MOORING_CRASH_AT": crash_at}
         if fault is not None:
             environ |= environment(self._library, self.paths.root, self.journal, fault)
@@ -198,9 +203,10 @@ class Rig:
         if self.exit_code is not None:
             raise RuntimeError(f"the agent ended with {self.exit_code}")
 
-    async def ask(self, name: str, value: int = 5) -> int:
+    async def ask(self, name: str) -> int:
         """A real inference; the version whose answer it is, 0 for none. Raises ValueError for a wrong one."""
         address = self._addresses.get(name) or self.addresses().get(name, "")
+        value = next(self._values)
         try:
             async with asyncio.timeout(5):
                 answer = await _infer(address, name, value)
@@ -208,6 +214,7 @@ class Rig:
             return 0
         for version in (OLD, NEW):
             if answer == label(version, value):
+                self.answered.add(value)
                 return version
         raise ValueError(f"module {name} answered {answer}")
 
@@ -236,6 +243,11 @@ class Rig:
     def arrived(self) -> list[bytes]:
         """Samples and windows that the hub has taken, over all epochs."""
         return [item for stream in STREAMS for item in self.hub.items(stream)]
+
+    def seen(self) -> list[int]:
+        """The inputs of the samples that the hub has taken."""
+        samples = (msgspec.msgpack.decode(item, type=Sample) for item in self.hub.items("sample"))
+        return [int(np.frombuffer(sample.inputs[0].data, np.float32)[0]) for sample in samples]
 
 
 def outbox_in(folder: Path) -> Items:
