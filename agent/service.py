@@ -45,6 +45,7 @@ from agent.status import LOCK_FILE
 from agent.store import SCHEMA_VERSION, AgentStore
 from agent.supervise import Supervisor, Unit
 from agent.transfer.fetch import Fetcher
+from agent.transfer.transports import Transports
 from agent.trust import Verifier, build_trust
 from agent.update.attacks import Attacks
 from agent.update.bell import Bell
@@ -83,6 +84,7 @@ class Rooms:
     clones: CloneWatch
     releases: AgentReleases
     installer: Installer
+    transports: Transports
 
 
 async def run(config: AgentConfig, paths: StatePaths) -> int:
@@ -152,10 +154,20 @@ async def _build(
     runtime = ProcessRuntime(paths, config.serving, store, slots, outbox.offer, cages)
     keeper = Keeper(runtime, config.serving, changed, news.tell)
     folder = FolderSource(config.device)
-    fetcher = FolderFetcher(folder, link, paths.staging, config.fetch, slots.find)
+    transports = Transports(config, paths, link, slots.find, news.tell)
+    fetcher = FolderFetcher(
+        folder,
+        link,
+        paths.staging,
+        config.fetch,
+        slots.find,
+        sources=transports.sources,
+        offering=transports.offering,
+        gate=transports.gate,
+    )
     environments = Environments(paths.root, SCHEMA_VERSION)
     releases = AgentReleases(paths.root, environments, slots, link.connected, make_way)
-    kinds = Kinds({PROCESS: Processes(keeper, slots), AGENT: releases})
+    kinds = Kinds({PROCESS: Processes(keeper, slots, config.update), AGENT: releases})
     steps = Steps(config, paths, verifier, fetcher, slots, kinds)
     reachable = asyncio.Event()
     bell = Bell(config.update, reachable)
@@ -185,7 +197,9 @@ async def _build(
     link.on_takeover(clones.taken_over)
     link.on_doorbell(on_doorbell)
     link.on_change(on_change)
-    return Rooms(link, outbox, keeper, engine, reporter, verifier, fetcher, renewal, clones, releases, installer)
+    return Rooms(
+        link, outbox, keeper, engine, reporter, verifier, fetcher, renewal, clones, releases, installer, transports
+    )
 
 
 async def _serve(rooms: Rooms, config: AgentConfig, stop: asyncio.Event) -> None:
@@ -199,6 +213,7 @@ async def _serve(rooms: Rooms, config: AgentConfig, stop: asyncio.Event) -> None
             Unit("renewal", rooms.renewal.run),
             Unit("clones", rooms.clones.run),
             Unit("release", rooms.releases.run),
+            *([Unit("gateway", rooms.transports.gateway.run)] if rooms.transports.gateway else []),
         ],
         drain_s=LEAVE_S,
     )
@@ -218,6 +233,7 @@ async def _serve(rooms: Rooms, config: AgentConfig, stop: asyncio.Event) -> None
         await asyncio.wait({updating, talking}, timeout=2 * LEAVE_S)
         rooms.verifier.close()
         rooms.fetcher.close()
+        rooms.transports.close()
         rooms.installer.close()
 
 

@@ -19,6 +19,7 @@ from agent.offline.source import FolderSource
 from agent.transfer.fetch import Fetcher, Find, Progress, Ways, no_library
 from agent.transfer.patched import Rebuild
 from agent.transfer.reuse import Library
+from agent.transfer.schedule import Gate
 from agent.transfer.source import Source
 from modules.bundle import FileEntry
 
@@ -42,9 +43,10 @@ class FolderFetcher(Fetcher):
         sources: Sequence[Source] = (),
         offering: Ways | None = None,
         rebuild: Rebuild | None = None,
+        gate: Gate | None = None,
     ) -> None:
         super().__init__(
-            link, staging, limits, find, library=library, sources=sources, offering=offering, rebuild=rebuild
+            link, staging, limits, find, library=library, sources=sources, offering=offering, rebuild=rebuild, gate=gate
         )
         plain = msgspec.structs.replace(limits, offline_s=GONE_S, hours=(), max_bytes_per_s=0, patches=False)
         self._near = Fetcher(link, staging, plain, find, library=library, sources=(folder,))

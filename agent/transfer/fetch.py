@@ -59,7 +59,8 @@ class Fetcher:
     """Fetches several things at a time, which share the link. `find` looks up a whole file that the device has.
 
     `library` gives all files of all modules on the device; `sources` are asked in their order (the hub over `link`
-    where none are given); `offering` and `rebuild` make patches possible. `traffic` counts where bytes came from.
+    where none are given); `offering` and `rebuild` make patches possible. `gate` is one that others wait at as well.
+    `traffic` counts where bytes came from.
     """
 
     def __init__(
@@ -73,12 +74,13 @@ class Fetcher:
         sources: Sequence[Source] = (),
         offering: Ways | None = None,
         rebuild: Rebuild | None = None,
+        gate: Gate | None = None,
     ) -> None:
         self.traffic = Traffic()
         self._staging, self._limits, self._find = staging, limits, find
         self._library = library if limits.reuse else no_library
         self._offering = offering if limits.patches and rebuild is not None else None
-        self._gate = Gate(limits.hours, limits.max_bytes_per_s)
+        self._gate = gate or Gate(limits.hours, limits.max_bytes_per_s)
         self._disk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="fetch-disk")
         self._pull = Pull(sources or (MqttSource(link),), limits, self._on_disk, self._gate, self.traffic)
         self._patcher = Patcher(staging, self._pull, rebuild or _no_rebuild, self._on_disk, self.traffic)

@@ -65,10 +65,6 @@ class GatewaySource:
         self._tell("warning", "gateway-wrong", text, "")
         self._next(place)
 
-    def sweep(self) -> None:
-        """Closes connections that are not used any more."""
-        self._pool.sweep()
-
     def close(self) -> None:
         self._pool.close()
 

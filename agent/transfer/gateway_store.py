@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from agent.config import FetchLimits
-from agent.errors import LinkError, LinkTimeout, Refused
+from agent.errors import LinkDown, LinkError, LinkTimeout, Refused
 from agent.link import Link
 from agent.transfer.gateway_cache import UNIT_BYTES, Cache, NoRoom, Part
 from agent.transfer.lane import Lane
@@ -64,19 +64,20 @@ class _Hub:
 
 
 class GatewayStore:
-    """`async with`: the cache is open inside. `gate` holds back what is asked of the hub, as for own downloads."""
+    """`async with`, as often as needed: the cache is open inside. `gate` holds back what is asked of the hub."""
 
     def __init__(self, link: Link, cache: Cache, limits: FetchLimits, gate: Gate) -> None:
         self._cache, self._gate, self._limits = cache, gate, limits
         self._hub = _Hub(link)
         self._lane = Lane(self._hub, limits, lambda: False)
-        self._disk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="gateway-disk")
+        self._disk: ThreadPoolExecutor | None = None
         self._proven: OrderedDict[tuple[str, str], tuple[int, float]] = OrderedDict()
         self._proofs: dict[tuple[str, str], asyncio.Task[int]] = {}
         self._proving = asyncio.Semaphore(PROOFS_AT_ONCE)
         self._coming: dict[tuple[str, int], asyncio.Task[None]] = {}  # by file and unit
 
     async def __aenter__(self) -> GatewayStore:
+        self._disk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="gateway-disk")
         await self._on_disk(self._cache.open)
         return self
 
@@ -86,7 +87,9 @@ class GatewayStore:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._on_disk(self._cache.close)
-        self._disk.shutdown(wait=False)
+        if self._disk is not None:
+            self._disk.shutdown(wait=False)
+            self._disk = None
 
     @property
     def fetched_bytes(self) -> int:
@@ -97,8 +100,10 @@ class GatewayStore:
         """Bytes [offset, offset+length) of the blob, unverified; fewer at its end.
 
         `own`: the caller has passed the gate. Raises Refused (not-allowed; not-found also for what does not fit in the
-        cache), LinkDown, LinkTimeout, LinkError, OSError.
+        cache), LinkDown (also while it is not open), LinkTimeout, LinkError, OSError.
         """
+        if self._disk is None:
+            raise LinkDown("the gateway is not open")
         size = await self._size(check_digest(sha256), grant)
         stop = min(offset + min(length, MAX_BLOCK_BYTES), size)
         if offset >= stop:
@@ -221,6 +226,8 @@ class GatewayStore:
             raise LinkError(f"{part.sha256}: what came was not this file", "bad-answer") from error
 
     async def _on_disk(self, work: Callable[[], _T]) -> _T:
+        if self._disk is None:
+            raise LinkDown("the gateway is not open")
         return await asyncio.get_running_loop().run_in_executor(self._disk, work)
 
 

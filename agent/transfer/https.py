@@ -56,6 +56,7 @@ class Pool:
         self._lock = threading.Lock()
         self._idle: dict[Origin, list[_Idle]] = {}
         self._closed = False
+        self._later: asyncio.TimerHandle | None = None
 
     async def get(self, origin: Origin, path: str, headers: Mapping[str, str], most: int, timeout_s: float) -> Reply:
         """At most `most` bytes of the answer, within `timeout_s` in all. Raises LinkDown, LinkTimeout, LinkError."""
@@ -70,6 +71,7 @@ class Pool:
         except TimeoutError as error:
             raise LinkTimeout(f"{origin[0]}:{origin[1]}: no answer within {timeout_s:g} s") from error
         finally:
+            self._sweep_later()
             if not work.done() or work.cancelled():
                 for connection in busy:
                     connection.abort()  # the thread must not wait on for what nobody wants
@@ -87,8 +89,17 @@ class Pool:
     def close(self) -> None:
         """Ends everything; threads that wait end at their deadlines."""
         self._closed = True
+        if self._later is not None:
+            self._later.cancel()
         self._executor.shutdown(wait=False, cancel_futures=True)
         self.sweep(0.0)
+
+    def _sweep_later(self) -> None:
+        """The last connections of a download are not kept until the next one."""
+        if self._later is not None:
+            self._later.cancel()
+        if not self._closed:
+            self._later = asyncio.get_running_loop().call_later(IDLE_S + 1.0, self.sweep)
 
     def _get(
         self,
@@ -110,7 +121,9 @@ class Pool:
         except TimeoutError as error:
             raise LinkTimeout(f"{origin[0]}:{origin[1]}: {error}") from error
         except ssl.SSLCertVerificationError as error:
-            text = f"{origin[0]}:{origin[1]}: its certificate is not good: {getattr(error, 'verify_message', '') or error}"
+            text = (
+                f"{origin[0]}:{origin[1]}: its certificate is not good: {getattr(error, 'verify_message', '') or error}"
+            )
             raise LinkError(text, "bad-certificate") from error
         except OSError as error:
             raise LinkDown(f"{origin[0]}:{origin[1]}: {error}") from error
@@ -190,10 +203,6 @@ class HttpsSource:
                 continue
             return stretch(reply, sha256, offset, length)
         raise AssertionError("unreachable")
-
-    def sweep(self) -> None:
-        """Closes connections that are not used any more."""
-        self._pool.sweep()
 
     def close(self) -> None:
         self._pool.close()
