@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -33,7 +34,8 @@ from cloud_hub.store.tables import events
 from firmware_profiles.profile import DeviceProfile
 
 LOOK_S: Final = 2.0  # between two looks at whether anything has changed
-REPORTS_S: Final = 60.0  # reports come all the time: what they change is taken in so often
+REPORTS_S: Final = 60.0  # reports come all the time: what they change is taken in so often,
+REST: Final = 50  # and less often where that takes more than a fiftieth of the time
 # What changes what is wanted at once.
 _STIRRING: Final = ("module.signed", "model.deleted", "rollout.created", "rollout.started", "rollout.aborted")
 WORTH: Final = 0.8  # of the target: a patch that is larger is dropped
@@ -73,7 +75,7 @@ class Builder:
         self._clock = clock
         self._child = child
         self._seen = -1  # the newest event
-        self._looked_at = 0.0
+        self._looked_at, self._rest_s = 0.0, REPORTS_S
         self._full = False
 
     async def keep_building(self) -> None:
@@ -117,22 +119,28 @@ class Builder:
             newest = (await connection.execute(select(func.max(events.c.id)))).scalar() or 0
             matters = select(events.c.id).where(events.c.id > self._seen, events.c.kind.in_(_STIRRING)).limit(1)
             stirred = newest > self._seen and (await connection.execute(matters)).one_or_none() is not None
-        if stirred or self._seen < 0 or not 0 <= now - self._looked_at < REPORTS_S:
+        if stirred or self._seen < 0 or not 0 <= now - self._looked_at < self._rest_s:
+            started = time.monotonic()
             wishes = await self._wishes.now()
             async with self._store.write() as connection:
                 new = await queue.take_in(connection, wishes, now)
             self._looked_at = now
+            self._rest_s = max(REPORTS_S, REST * (time.monotonic() - started))
             if new:
                 _log.info("patches queued: %d", new)
         self._seen = newest
 
     async def _next(self) -> Patch | None:
-        async with self._store.write() as connection:
+        async with self._store.read() as connection:
+            due = await queue.is_due(connection, self._clock())
             full = await queue.stored_bytes(connection) >= self._settings.total_mib * 1024 * 1024
-            if full != self._full:
-                _log.warning("patches %s patches.total_mib", "have reached" if full else "are again below")
-            self._full = full
-            return None if full else await queue.start_next(connection, self._clock())
+        if full != self._full:
+            _log.warning("patches %s patches.total_mib", "have reached" if full else "are again below")
+        self._full = full
+        if full or not due:
+            return None
+        async with self._store.write() as connection:
+            return await queue.start_next(connection, self._clock())
 
     async def _built(self, job: Patch) -> dict[str, Any]:
         """What to settle. While the build goes on, it is looked after whether it is still wanted."""

@@ -86,12 +86,16 @@ async def forget(connection: AsyncConnection, pairs: Collection[tuple[str, str]]
         await connection.execute(delete(patches).where(tuple_(patches.c.target, patches.c.base).in_(some)))
 
 
+async def is_due(connection: AsyncConnection, now: float) -> bool:
+    """Whether anything may be tried now."""
+    return (await connection.execute(select(patches.c.target).where(_due(now)).limit(1))).one_or_none() is not None
+
+
 async def start_next(connection: AsyncConnection, now: float) -> Patch | None:
     """The most wanted that may be tried now, from here on building."""
     columns = patches.c
-    due = and_(columns.state == PatchState.QUEUED.value, columns.not_before <= now)
     order = (columns.devices.desc(), columns.holders.desc(), columns.queued_at, columns.target, columns.base)
-    row = (await connection.execute(select(patches).where(due).order_by(*order).limit(1))).one_or_none()
+    row = (await connection.execute(select(patches).where(_due(now)).order_by(*order).limit(1))).one_or_none()
     if row is None:
         return None
     found = patch(row)
@@ -155,6 +159,10 @@ def patch(row: Row[Any]) -> Patch:
 
 def _is(target: str, base: str) -> ColumnElement[bool]:
     return and_(patches.c.target == target, patches.c.base == base)
+
+
+def _due(now: float) -> ColumnElement[bool]:
+    return and_(patches.c.state == PatchState.QUEUED.value, patches.c.not_before <= now)
 
 
 def _building(job: Patch) -> ColumnElement[bool]:
