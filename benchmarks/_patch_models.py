@@ -6,7 +6,6 @@ exporter has folded it; the file is ONNX as PyTorch's exporter writes it (nodes 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -22,7 +21,7 @@ FEW_CLASSES = 10
 
 
 def cases() -> Iterator[tuple[str, bytes, bytes]]:
-    """The name, the base and the target of each case of field/performance.md B4."""
+    """The name, the base and the target of each case of field/performance.md B4, and one of moved scales."""
     weights = _weights(np.random.default_rng(4), CLASSES)
     base = float_model(weights)
     yield "last_layer", base, float_model(_moved(weights, _absolute(1e-2), only=HEAD))
@@ -31,6 +30,7 @@ def cases() -> Iterator[tuple[str, bytes, bytes]]:
     yield "abs1e3", base, float_model(_moved(weights, _absolute(1e-3)))
     yield "int8_rel1e3", int8_model(weights), int8_model(_moved(weights, _relative(1e-3)))
     yield "int8_abs1e3", int8_model(weights), int8_model(_moved(weights, _absolute(1e-3)))
+    yield "int8_moved_scales", int8_model(weights), int8_model(_moved(weights, _clipped))
     yield "fp16_rel1e3", half_model(weights), half_model(_moved(weights, _relative(1e-3)))
     few = _weights(np.random.default_rng(4), FEW_CLASSES)
     yield "new_head", float_model(few), float_model(_new_head(few))
@@ -68,9 +68,13 @@ def _absolute(by: float) -> Callable[[np.ndarray, np.random.Generator], np.ndarr
     return lambda weight, random: weight + random.normal(0, by, weight.shape)
 
 
-def _moved(
-    weights: Weights, move: Callable[[np.ndarray, np.random.Generator], np.ndarray], only: str = ""
-) -> Weights:
+def _clipped(weight: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Moved by 1e-3, and by a calibration that cuts the largest 5 % off: every scale is another."""
+    most = 0.95 * np.abs(weight).max()
+    return np.clip(weight + random.normal(0, 1e-3, weight.shape), -most, most)
+
+
+def _moved(weights: Weights, move: Callable[[np.ndarray, np.random.Generator], np.ndarray], only: str = "") -> Weights:
     random = np.random.default_rng(5)
     return {
         name: move(weight, random).astype(np.float32) if name.startswith(only) else weight
@@ -168,15 +172,3 @@ def _model(nodes: list[onnx.NodeProto], tensors: list[TensorProto], kind: int = 
     graph = helper.make_graph(nodes, "main_graph", [given], [result], tensors)
     model = helper.make_model(graph, producer_name="pytorch", opset_imports=[helper.make_opsetid("", 17)])
     return model.SerializeToString()
-
-
-def safetensors_file(weights: Weights) -> bytes:
-    """The same tensors in the form of https://github.com/huggingface/safetensors#format."""
-    header, bodies, at = {}, [], 0
-    for name, weight in weights.items():
-        entry = {"dtype": "F32", "shape": weight.shape, "data_offsets": [at, at + weight.nbytes]}
-        header[name] = entry
-        bodies.append(weight.tobytes())
-        at += weight.nbytes
-    text = json.dumps(header).encode()
-    return len(text).to_bytes(8, "little") + text + b"".join(bodies)
