@@ -112,14 +112,6 @@ async def site(agent_config: AgentConfig, state_dir: StatePaths, tmp_path: Path)
     await site.agent.kill()
 
 
-def expire(world: World) -> None:
-    """Signed once more, for a time that has passed."""
-    past = datetime.now(UTC).replace(microsecond=0) - timedelta(days=1)
-    for repo in (world.image, world.director):
-        repo.timestamp.signed.expires = past
-    world.publish()
-
-
 def spoil(path: Path, at: int = 10) -> None:
     data = bytearray(path.read_bytes())
     data[at] ^= 1
@@ -155,34 +147,73 @@ def served(agent: AgentProcess, version: int) -> bool:
     return status is not None and any((m.version, m.state) == (version, "serving") for m in status.report.modules)
 
 
-BAD_FOLDERS = {
-    "not there": (lambda site: shutil.rmtree(site.stick), "folder-gone", "is not there"),
-    "a file": (lambda site: (shutil.rmtree(site.stick), site.stick.write_text("x")), "folder-gone", "got a file"),
-    "no export": (lambda site: (site.stick / NOTE_FILE).unlink(), "", "written by `mooring device export`"),
-    "not finished": (lambda site: write_stick(site.world, site.stick, complete=False), "", "was not finished"),
-    "of another device": (lambda site: rename_device(site), "", "expected an export for cam-17, got one for cam-99"),
-    "expired": (
-        lambda site: (expire(site.world), write_stick(site.world, site.stick)),
-        "folder-expired",
-        "export it again",
-    ),
-    "metadata spoilt": (lambda site: spoil(site.stick / "director/cam-17/targets.json", 60), "", "targets.json"),
-    "a file missing": (lambda site: largest_blob(site.stick).unlink(), "file-missing", "is missing"),
-    "a file cut": (lambda site: os.truncate(largest_blob(site.stick), 100), "file-missing", "bytes, got 100"),
-    "a file spoilt": (lambda site: spoil(largest_blob(site.stick)), "chunk-mismatch", "chunk"),
-}
+def away(site: Site) -> None:
+    shutil.rmtree(site.stick)
 
 
-def rename_device(site: Site) -> None:
+def a_file(site: Site) -> None:
+    shutil.rmtree(site.stick)
+    site.stick.write_text("x")
+
+
+def no_export(site: Site) -> None:
+    (site.stick / NOTE_FILE).unlink()
+
+
+def unfinished(site: Site) -> None:
+    write_stick(site.world, site.stick, complete=False)
+
+
+def of_another(site: Site) -> None:
     note = json.loads((site.stick / NOTE_FILE).read_text())
     (site.stick / NOTE_FILE).write_text(json.dumps({**note, "devices": ["cam-99"]}))
+
+
+def expired(site: Site) -> None:
+    past = datetime.now(UTC).replace(microsecond=0) - timedelta(days=1)
+    for repo in (site.world.image, site.world.director):
+        repo.timestamp.signed.expires = past
+    site.world.publish()
+    write_stick(site.world, site.stick)
+
+
+def metadata_spoilt(site: Site) -> None:
+    spoil(site.stick / "director/cam-17/targets.json", 60)
+
+
+def file_missing(site: Site) -> None:
+    largest_blob(site.stick).unlink()
+
+
+def file_cut(site: Site) -> None:
+    os.truncate(largest_blob(site.stick), 100)
+
+
+def file_spoilt(site: Site) -> None:
+    spoil(largest_blob(site.stick))
+
+
+# What is wrong with it, the key of the agent's refusal (none where the command sees it first), and words.
+BAD_FOLDERS: list[tuple[Callable[[Site], None], str, str]] = [
+    (away, "", "is not there"),
+    (a_file, "", "got a file"),
+    (no_export, "", "written by `mooring device export`"),
+    (unfinished, "", "was not finished"),
+    (of_another, "", "expected an export for cam-17, got one for cam-99"),
+    (expired, "folder-expired", "export it again"),
+    (metadata_spoilt, "", "targets.json"),
+    (file_missing, "file-missing", "is missing"),
+    (file_cut, "file-missing", "bytes, got 100"),
+    (file_spoilt, "chunk-mismatch", "chunk"),
+]
 
 
 async def test_every_bad_folder_is_refused_in_words_and_changes_nothing(site: Site) -> None:
     site.bring(ONE)
     assert (await site.install()).status == 0
     await site.started()
-    for name, (break_it, key, words) in BAD_FOLDERS.items():
+    for break_it, key, words in BAD_FOLDERS:
+        name = break_it.__name__
         site.bring(TWO)
         break_it(site)
         said = await site.install("--json")
