@@ -16,6 +16,7 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -33,6 +34,7 @@ from agent.offline.fetcher import FolderFetcher
 from agent.offline.install import Installer
 from agent.offline.source import FolderSource
 from agent.outbox import Outbox
+from agent.patching import PATCH_UID, rebuild
 from agent.release.environment import Environments
 from agent.release.kind import AgentReleases
 from agent.renew import Renewal
@@ -161,8 +163,10 @@ async def _build(
         paths.staging,
         config.fetch,
         slots.find,
+        library=slots.files,
         sources=transports.sources,
         offering=transports.offering,
+        rebuild=partial(rebuild, uid=PATCH_UID if first_uid(config.serving) else 0),
         gate=transports.gate,
     )
     environments = Environments(paths.root, SCHEMA_VERSION)

@@ -10,7 +10,7 @@ import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,11 +22,19 @@ from modules.manifest import Manifest, decode_manifest, manifest_digest
 
 MANIFEST_FILE = "manifest.json"
 _NEW = ".new-"
+Stop = Callable[[], bool]  # asked between two steps of what takes long
 _READ_BYTES = 1024 * 1024
 
 
 class SlotError(AgentError):
-    """Files are not what the manifest says. Keys: not-regular, link-count, length-or-hash, io, slot-damaged, disk."""
+    """Files are not what the manifest says.
+
+    Keys: not-regular, link-count, length-or-hash, io, slot-damaged, disk, cancelled.
+    """
+
+
+def never() -> bool:
+    return False
 
 
 @dataclass(frozen=True)
@@ -89,7 +97,9 @@ class Slots:
             return False
         return True
 
-    def make(self, manifest_bytes: bytes, manifest: Manifest, source: Callable[[FileEntry], Path]) -> Slot:
+    def make(
+        self, manifest_bytes: bytes, manifest: Manifest, source: Callable[[FileEntry], Path], stop: Stop = never
+    ) -> Slot:
         """A fresh slot from verified files, which stay where they are. Raises SlotError, with nothing left behind."""
         digest = manifest_digest(manifest_bytes)
         final = self.path(digest)
@@ -99,6 +109,7 @@ class Slots:
             _remove(fresh)
             fresh.mkdir()
             for entry in manifest.files:
+                _go_on(stop)
                 self._place(source(entry), fresh / entry.path)
             write_durably(fresh / MANIFEST_FILE, manifest_bytes, 0o444)
             _seal(fresh)
@@ -108,6 +119,9 @@ class Slots:
         except OSError as error:
             _remove(fresh)
             raise SlotError(f"slot {final.name}: {error}; it was removed", "disk") from error
+        except SlotError:
+            _remove(fresh)
+            raise
         return self.open(digest)
 
     def clean(self) -> None:
@@ -125,15 +139,17 @@ class Slots:
 
     def find(self, sha256: str) -> Path | None:
         """A file that some slot holds under this digest, unverified: what need not be downloaded again."""
-        for path in sorted(self._root.glob(f"*/{MANIFEST_FILE}")):
+        return next((path for path, entry in self.files() if entry.sha256 == sha256), None)
+
+    def files(self) -> Iterator[tuple[Path, FileEntry]]:
+        """Every file of every slot, unverified, the newest slot first: what new files can be made from."""
+        for path in sorted(self._root.glob(f"*/{MANIFEST_FILE}"), key=_made_at, reverse=True):
             try:
                 manifest = decode_manifest(path.read_bytes())
             except (OSError, ManifestError):
                 continue
             for entry in manifest.files:
-                if entry.sha256 == sha256:
-                    return path.parent / entry.path
-        return None
+                yield path.parent / entry.path, entry
 
     def _place(self, source: Path, target: Path) -> None:
         """A second name for a staged file; a copy of another slot's, of what has two already, and where the file system
@@ -150,7 +166,14 @@ class Slots:
         shutil.copyfile(source, target, follow_symlinks=False)
 
 
-def verify_file(path: Path, entry: FileEntry) -> None:
+def _made_at(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def verify_file(path: Path, entry: FileEntry, stop: Stop = never) -> None:
     """That `path` is a plain file, with no second name, of exactly the signed bytes. Raises SlotError."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -161,12 +184,18 @@ def verify_file(path: Path, entry: FileEntry) -> None:
         digest = hashlib.sha256()
         while block := os.read(handle, _READ_BYTES):
             digest.update(block)
+            _go_on(stop)
     except OSError as error:
         raise SlotError(f"{entry.path}: cannot be read back: {error.strerror}", "io") from error
     finally:
         os.close(handle)
     if digest.hexdigest() != entry.sha256:
         raise SlotError(f"{entry.path}: expected SHA-256 {entry.sha256}, got {digest.hexdigest()}", "length-or-hash")
+
+
+def _go_on(stop: Stop) -> None:
+    if stop():
+        raise SlotError("it is not wanted any more", "cancelled")
 
 
 def _check_status(status: os.stat_result, entry: FileEntry) -> None:

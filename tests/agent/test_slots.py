@@ -161,3 +161,15 @@ def test_files_with_the_same_content_have_a_name_each(slots: Slots, state_dir: S
     other = assemble("other", 1, {"model.onnx": b"m"}, Runtime())
     assert install(slots, other, state_dir.staging).path != slot.path
     assert slots.has(module.sha256)
+
+
+def test_all_files_of_all_slots_are_known_the_newest_slot_first(slots: Slots, state_dir: StatePaths) -> None:
+    older, newer = (assemble("iris", v, {"model.onnx": b"%d" % v, "labels.txt": b"l"}, Runtime()) for v in (1, 2))
+    for age, module in ((2_000_000_000, newer), (1_000_000_000, older)):
+        slot = install(slots, module, state_dir.staging)
+        os.utime(slot.path / "manifest.json", (age, age))
+    (state_dir.slots / ("0" * 32)).mkdir()
+    (state_dir.slots / ("0" * 32) / "manifest.json").write_bytes(b"spoilt")
+    found = [(path.read_bytes(), entry.sha256) for path, entry in slots.files() if entry.path == "model.onnx"]
+    assert found == [(data, entry("model.onnx", data).sha256) for data in (b"2", b"1")]
+    assert len(list(slots.files())) == 4
