@@ -29,7 +29,10 @@ Transport = Literal["gateway", "https", "mqtt"]
 
 
 class LinkLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Deadlines of the MQTT connection. A reconnect waits between 0 and min(ceiling, first * 2**attempt) seconds."""
+    """Deadlines of the MQTT connection. A reconnect waits between 0 and min(ceiling, first * 2**attempt) seconds.
+
+    A connection over which nothing that was sent has been acknowledged for `unheard_s` is given up for a new one.
+    """
 
     connect_timeout_s: float = 2.0
     answer_timeout_s: float = 15.0
@@ -37,6 +40,7 @@ class LinkLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reconnect_first_s: float = 0.5
     reconnect_ceiling_s: float = 60.0
     keepalive_s: int = 30
+    unheard_s: float = 15.0
     session_expiry_s: int = 86_400
     max_pending: int = 64
 

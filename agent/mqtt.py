@@ -8,6 +8,7 @@ underneath it, and nowhere else. Called by `agent.link` only.
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from contextlib import suppress
 
@@ -44,6 +45,7 @@ class MqttClient(aiomqtt.Client):
             max_queued_incoming_messages=MAX_INCOMING,
             properties=_connect_properties(limits),
             tls_context=tls,
+            socket_options=_socket_options(limits),
         )
         # Bounds both the TCP connection and the TLS handshake.
         self._client.connect_timeout = limits.connect_timeout_s
@@ -147,6 +149,19 @@ def request_properties(response_topic: str, correlation: bytes, expiry_s: int) -
     properties.CorrelationData = correlation
     properties.MessageExpiryInterval = expiry_s
     return properties
+
+
+def _socket_options(limits: LinkLimits) -> list[tuple[int, int, int]]:
+    """Small requests do not wait for each other's acknowledgements (Nagle), and a dead way is noticed.
+
+    TCP doubles the time between its repetitions, so after an outage a connection stays mute for as long again; a new
+    one is there sooner (RFC 5482).
+    """
+    unheard_ms = round(1000 * limits.unheard_s)
+    return [
+        (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+        (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, unheard_ms),
+    ]
 
 
 def _connect_properties(limits: LinkLimits) -> Properties:

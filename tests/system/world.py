@@ -51,7 +51,7 @@ HEALTH = Health(probation_s=0.5, probation_deadline_s=30.0)
 EVERYTHING = SamplingPolicy(rate=1.0, window_s=0.5)
 DEADLINE_S = 45.0
 # A fleet waits a minute between two tries to reach its hub; a test does not.
-LINK = LinkLimits(reconnect_first_s=0.1, reconnect_ceiling_s=0.5)
+LINK = LinkLimits(reconnect_first_s=0.1, reconnect_ceiling_s=0.5, unheard_s=5.0)
 FETCH = FetchLimits(chunk_timeout_s=2.0)
 OVER_MQTT = FetchLimits(chunk_timeout_s=2.0, transports=("mqtt",))  # where a relay is to see every byte
 OUTBOX = OutboxLimits(ack_timeout_s=2.0)
