@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cloud_hub.events import Events
     from cloud_hub.expulsion import Expulsion
     from cloud_hub.link import HubLink
+    from cloud_hub.mirror import Mirror
     from cloud_hub.monitoring.alerts import Alerts
     from cloud_hub.monitoring.ingest import Ingest
     from cloud_hub.monitoring.samples import Samples
@@ -70,3 +71,4 @@ class Rooms:
     samples: Samples
     broker: Broker
     link: HubLink
+    mirror: Mirror | None

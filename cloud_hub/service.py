@@ -37,6 +37,7 @@ from cloud_hub.expulsion import Expulsion
 from cloud_hub.hardening import check_private
 from cloud_hub.limits import Rate
 from cloud_hub.link import Handlers, HubLink
+from cloud_hub.mirror import Mirror
 from cloud_hub.monitoring.alerts import Alerts
 from cloud_hub.monitoring.ingest import Ingest
 from cloud_hub.monitoring.references import References
@@ -127,6 +128,9 @@ async def serve(
             await parts.enter_async_context(_beside(retention(rooms).keep_sweeping(), "retention"))
             await parts.enter_async_context(_beside(_renew(rooms), "renewal"))
             await parts.enter_async_context(_beside(_builder(rooms).keep_building(), "patches"))
+            if rooms.mirror is not None:
+                rooms.mirror.open()
+                await parts.enter_async_context(_beside(rooms.mirror.run(), "mirror"))
             await parts.enter_async_context(_listening(rooms))
             await _connected(rooms.link, start_deadline_s)
             address = device_address(rooms.config)
@@ -155,7 +159,8 @@ def _build(config: HubConfig, paths: HubPaths, store: Store, catalog: dict[str, 
     capabilities = Capabilities(paths, clock)
     serving = Serving(store, blobs, image, director, partial(capabilities.allows, "grant"))
     patches = Patches(store, blobs, config.patches)
-    ways = Ways(config.transfer, serving, capabilities, clock, patches)
+    mirror = Mirror(config.transfer.s3, blobs, clock, serving.assigned) if config.transfer.s3.bucket else None
+    ways = Ways(config.transfer, serving, capabilities, clock, patches, mirror)
 
     async def on_report(device: str, signed: SignedReport) -> None:
         report = await devices.accept_report(device, signed)
@@ -199,6 +204,7 @@ def _build(config: HubConfig, paths: HubPaths, store: Store, catalog: dict[str, 
         samples=Samples(store),
         broker=broker,
         link=link,
+        mirror=mirror,
     )
 
 

@@ -26,6 +26,11 @@ from modules.manifest import decode_manifest
 from modules.messages import MAX_BLOCK_BYTES, Answer, Get, Refusal
 
 MAX_REMEMBERED_MANIFESTS = 256
+_BUILT = and_(
+    modules.c.name == assignments.c.module,
+    modules.c.version == assignments.c.version,
+    modules.c.profile == assignments.c.profile,
+)
 
 
 class Serving:
@@ -94,6 +99,13 @@ class Serving:
         size = self._blobs.size(get.name)
         return Answer(size, get.offset, await self._blobs.read(get.name, get.offset, min(get.length, MAX_BLOCK_BYTES)))
 
+    async def assigned(self) -> frozenset[str]:
+        """The files of every module that some device is to have now."""
+        query = select(modules.c.manifest_sha256).distinct().select_from(assignments.join(modules, _BUILT))
+        async with self._store.read() as connection:
+            manifests = (await connection.execute(query)).scalars().all()
+        return frozenset(manifests).union(*[await self._files_of(manifest) for manifest in manifests])
+
     async def _not_found(self, device: str, get: Get, error: NotFound) -> Refusal:
         """With the timestamp, when a root was asked for that does not exist and the device says what it holds.
 
@@ -119,12 +131,7 @@ class Serving:
         return bool(await self._permitted(connection, device, (get.name,)))
 
     async def _permitted(self, connection: AsyncConnection, device: str, digests: Collection[str]) -> frozenset[str]:
-        built = and_(
-            modules.c.name == assignments.c.module,
-            modules.c.version == assignments.c.version,
-            modules.c.profile == assignments.c.profile,
-        )
-        query = select(modules.c.manifest_sha256).select_from(assignments.join(modules, built))
+        query = select(modules.c.manifest_sha256).select_from(assignments.join(modules, _BUILT))
         manifests = await connection.execute(query.where(assignments.c.device == device))
         wanted, found, own = frozenset(digests), frozenset[str](), frozenset[str]()
         for manifest in manifests.scalars().all():
