@@ -125,7 +125,9 @@ async def recover(connection: AsyncConnection, now: float, attempts: int) -> Non
     """After a start: what was building when the hub ended is queued again, or given up."""
     query = select(patches).where(patches.c.state == PatchState.BUILDING.value)
     for job in [patch(row) for row in await connection.execute(query)]:
-        await settle(connection, job, failed(job, "the hub ended while it was built", now, attempts))
+        # At once: most hubs end for other reasons than a build.
+        ended = failed(job, "the hub ended while it was built", now, attempts) | {"not_before": now}
+        await settle(connection, job, ended)
 
 
 async def stored_bytes(connection: AsyncConnection) -> int:
