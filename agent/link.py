@@ -184,10 +184,13 @@ class Link:
 
     async def publish(
         self, topic: str, payload: bytes, *, retain: bool = False, timeout_s: float | None = None
-    ) -> None:
-        """QoS 1; returns when the broker has taken it. Raises NotAuthorised, LinkDown, LinkTimeout, LinkError."""
+    ) -> bool:
+        """QoS 1; returns when the broker has taken it: false when it said that nobody listens now.
+
+        Raises NotAuthorised, LinkDown, LinkTimeout, LinkError.
+        """
         limit = self._limits.publish_timeout_s if timeout_s is None else timeout_s
-        await self._online(topic).send(topic, payload, qos=1, retain=retain, properties=None, timeout_s=limit)
+        return await self._online(topic).send(topic, payload, qos=1, retain=retain, properties=None, timeout_s=limit)
 
     async def _answer(self, request: Question, what: str, limit: float) -> Reply:
         try:

@@ -21,6 +21,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from agent.config import LinkLimits
 from agent.errors import LinkDown, LinkError, LinkTimeout, NotAuthorised
 
+NOBODY_LISTENS = 0x10
 NOT_AUTHORISED = 0x87
 FIRST_FAILURE = 0x80
 SESSION_TAKEN_OVER = 0x8E
@@ -49,29 +50,33 @@ class MqttClient(aiomqtt.Client):
         )
         # Bounds both the TCP connection and the TLS handshake.
         self._client.connect_timeout = limits.connect_timeout_s
-        self._outcomes: dict[int, asyncio.Future[None]] = {}
+        self._outcomes: dict[int, asyncio.Future[bool]] = {}
         self.taken_over = False  # somebody else connected with this device's certificate
 
     async def send(
         self, topic: str, payload: bytes, *, qos: int, retain: bool, properties: Properties | None, timeout_s: float
-    ) -> None:
-        """With QoS 1 returns when the broker acknowledged. Raises NotAuthorised, LinkDown, LinkTimeout, LinkError."""
+    ) -> bool:
+        """With QoS 1 returns when the broker acknowledged: false when it said that nobody listens now.
+
+        Raises NotAuthorised, LinkDown, LinkTimeout, LinkError.
+        """
         info = self._client.publish(topic, payload, qos, retain, properties)
         if info.rc != paho.MQTT_ERR_SUCCESS:
             raise LinkDown(f"publish to {topic}: {paho.error_string(info.rc)}")
         if qos == 0:
-            return
+            return True
         # The acknowledgement is read on this loop, so it cannot have come before the next line.
         outcome = self._outcomes[info.mid] = asyncio.get_running_loop().create_future()
         try:
             async with asyncio.timeout(timeout_s):
-                await outcome
+                heard: bool = await outcome
         except TimeoutError as error:
             raise LinkTimeout(f"publish to {topic}: no acknowledgement within {timeout_s} s") from error
         except _Denied as denied:
             raise denied.named(topic) from None
         finally:
             self._outcomes.pop(info.mid, None)
+        return heard
 
     async def hear(self, pattern: str) -> None:
         """Subscribes with QoS 1. Raises NotAuthorised, LinkError; aiomqtt.MqttError when there is no answer."""
@@ -116,7 +121,7 @@ class MqttClient(aiomqtt.Client):
         if reason_code.value >= FIRST_FAILURE:
             outcome.set_exception(_Denied(reason_code.value, str(reason_code)))
         else:
-            outcome.set_result(None)
+            outcome.set_result(reason_code.value != NOBODY_LISTENS)
 
 
 class _TidySocket(ssl.SSLSocket):

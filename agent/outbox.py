@@ -1,9 +1,12 @@
 """Store and forward: what the device says to the hub waits on its disk until the hub has it on its own.
 
-Entries of a stream have ascending numbers; they leave in batches, a few of them unacknowledged at a time, and are
-deleted only on the hub's ack. After a lost connection, or an ack that stays away, everything unacknowledged goes out
-again; the hub drops what it has. Bounded in bytes: the oldest go first, counted. A hub that lost its database says
-so, and the stream goes on under a new epoch with what is still here. The rows are `agent.outbox_rows`.
+Entries of a stream have ascending numbers; they leave in batches and are deleted only on the hub's ack. After a lost
+connection, or an ack that stays away, everything unacknowledged goes out again; the hub drops what it has. Bounded in
+bytes and in age, by stream and in all: samples go before windows, windows before events, the oldest first, counted by
+reason. A hub that lost its database says so, and the stream goes on under a new epoch with what is still here.
+
+Writes are few, for the sake of flash: what comes within a stream's interval shares one commit, and what the hub has
+acknowledged is forgotten along with it. The rows are `agent.outbox_rows`, sending is `agent.outbox_sender`.
 """
 
 from __future__ import annotations
@@ -13,57 +16,37 @@ import logging
 import secrets
 import sqlite3
 import time
-from collections import deque
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from typing import get_args
 
 from agent.config import OutboxLimits
-from agent.errors import LinkDown, LinkError, OutboxError, StoreError
-from agent.link import Link
-from agent.outbox_rows import ENTRY_BYTES, MAX_ITEM_BYTES, Change, Standing, begin_anew, commit, next_batch, standing
+from agent.errors import OutboxError, StoreError
+from agent.link import Link, LinkStatus
+from agent.outbox_lane import Bounds, Lane
+from agent.outbox_rows import (
+    MAX_ITEM_BYTES,
+    Change,
+    Committed,
+    Standing,
+    begin_anew,
+    commit,
+    next_batch,
+    standing,
+    time_anew,
+)
+from agent.outbox_sender import Sender
 from agent.store import AgentStore, put_values
-from modules.messages import Ack, Batch, Stream, encode
-from modules.topics import up
+from modules.messages import Ack, Batch, Stream
 
 log = logging.getLogger(__name__)
 
-EPOCHS_KEY = "outbox.epochs"
-# What may wait in memory for the next commit, for each stream.
-MAX_UNCOMMITTED_BYTES = 8 * 1024 * 1024
+EPOCHS_KEY, DROPS_KEY, CLOCK_KEY = "outbox.epochs", "outbox.drops", "outbox.clock"
+# What matters most goes out first, and is given up last.
+PRIORITY: tuple[Stream, ...] = ("event", "window", "sample")
 RETRY_S = 2.0
 IDLE_S = 3600.0
-
-
-class _Lane:
-    """One stream, in memory: where it stands on the disk, what is not there yet, and what has been acknowledged."""
-
-    def __init__(self, stream: Stream, limit_bytes: int) -> None:
-        self.stream, self.limit_bytes = stream, limit_bytes
-        self.epoch = ""
-        self.lost = False  # the hub has lost part of this epoch
-        self.held = Standing()
-        self.fresh: list[tuple[bytes, float]] = []
-        self.fresh_bytes = 0
-        self.acked = 0
-        self.dropped = 0  # not yet counted on the disk
-        self.moved = asyncio.Event()  # new rows, an ack, or the link came or went
-
-    @property
-    def changed(self) -> bool:
-        return bool(self.fresh or self.dropped or self.acked > self.held.acked)
-
-    def take(self) -> Change:
-        """What the next commit shall do; the lane is then as if it had."""
-        change = Change(self.held, self.fresh, self.acked, self.dropped, self.limit_bytes)
-        self.fresh, self.fresh_bytes, self.dropped = [], 0, 0
-        return change
-
-    def give_back(self, change: Change) -> None:
-        """The commit failed: the same again next time."""
-        self.fresh = [*change.payloads, *self.fresh]
-        self.fresh_bytes = sum(len(payload) + ENTRY_BYTES for payload, _ in self.fresh)
-        self.dropped += change.dropped
+KEEP_TIME_EVERY_S = 600.0
 
 
 class Outbox:
@@ -76,13 +59,16 @@ class Outbox:
         device: str,
         limits: OutboxLimits,
         *,
-        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._store, self._link, self._device, self._limits, self._clock = store, link, device, limits, clock
-        sizes = {"window": limits.window_bytes, "sample": limits.sample_bytes, "event": limits.event_bytes}
-        self._lanes = {stream: _Lane(stream, sizes[stream]) for stream in get_args(Stream)}
+        self._store, self._link, self._device, self._limits = store, link, device, limits
+        self._lanes = {stream: Lane(stream, _bounds(stream, limits)) for stream in PRIORITY}
+        self._drops: Counter[tuple[str, str]] = Counter()
+        self._monotonic, self._began, self._kept_at = monotonic, monotonic(), 0.0
         self._turn = asyncio.Lock()
         self._offered = asyncio.Event()
+        self._tidied_at = monotonic()
+        self._freed = False
 
     async def open(self) -> None:
         """Reads where the streams stand. Before anything else. Raises StoreError."""
@@ -90,17 +76,22 @@ class Outbox:
         if epochs is None:
             epochs = {stream: _new_epoch() for stream in self._lanes}
             await self._store.put(EPOCHS_KEY, epochs)
+        self._kept_at = await self._store.get(CLOCK_KEY, float) or 0.0
+        self._began = self._monotonic() - self._kept_at
+        await self._store.run(partial(time_anew, now=self._now()))
+        known = await self._store.get(DROPS_KEY, dict[str, int]) or {}
+        self._drops = Counter({_split(name): count for name, count in known.items()})
         for stream, lane in self._lanes.items():
             lane.epoch = epochs[stream]
             lane.held = await self._store.run(partial(standing, stream=stream))
             lane.acked = lane.held.acked
         self._link.on_ack(self._acknowledged)
-        self._link.on_change(lambda status: self._wake())
+        self._link.on_change(self._wake)
 
     async def add(self, stream: Stream, payload: bytes) -> None:
         """Durable when it returns; what is added at the same time shares a commit. Raises OutboxError, StoreError."""
         if len(payload) > MAX_ITEM_BYTES:
-            self._lanes[stream].dropped += 1
+            self._lanes[stream].drops["size"] += 1
             text = f"{stream}: expected an item of at most {MAX_ITEM_BYTES} bytes, got {len(payload)}; it is dropped"
             raise OutboxError(text, "item-too-large")
         if not self.offer(stream, payload):
@@ -108,20 +99,29 @@ class Outbox:
         await self.flush()
 
     def offer(self, stream: Stream, payload: bytes) -> bool:
-        """As `add` without waiting: durable soon. False (and counted as dropped) when too large or too much waits."""
+        """As `add` without waiting: durable within the stream's interval. False (and counted as dropped) when it is
+        too large, or too much waits.
+        """
         lane = self._lanes[stream]
-        if len(payload) > MAX_ITEM_BYTES or lane.fresh_bytes + len(payload) > MAX_UNCOMMITTED_BYTES:
-            lane.dropped += 1
+        if len(payload) > MAX_ITEM_BYTES:
+            lane.drops["size"] += 1
             return False
-        lane.fresh.append((payload, self._clock()))
-        lane.fresh_bytes += len(payload) + ENTRY_BYTES
+        if not lane.offer(payload, self._now()):
+            return False
         self._offered.set()
         return True
 
     def dropped(self) -> dict[str, int]:
         """Entries given up so far, by stream, over the life of this device; streams that lost none are left out."""
-        counts = {stream: lane.held.dropped + lane.dropped for stream, lane in self._lanes.items()}
+        counts = {stream: lane.held.dropped + lane.drops.total() for stream, lane in self._lanes.items()}
         return {stream: count for stream, count in counts.items() if count}
+
+    def dropped_why(self) -> dict[str, int]:
+        """The same by stream and reason, as `sample.age`: age, bytes, total, size, memory (the disk was too slow)."""
+        counts = Counter({f"{stream}.{why}": count for (stream, why), count in self._drops.items()})
+        for stream, lane in self._lanes.items():
+            counts.update({f"{stream}.{why}": count for why, count in lane.drops.items()})
+        return dict(sorted(counts.items()))
 
     def epoch(self, stream: Stream) -> str:
         """The name of this life of the stream."""
@@ -129,7 +129,7 @@ class Outbox:
 
     def waiting(self) -> dict[str, int]:
         """Entries not yet acknowledged, by stream."""
-        return {stream: lane.held.count + len(lane.fresh) for stream, lane in self._lanes.items()}
+        return {stream: lane.waiting for stream, lane in self._lanes.items()}
 
     async def flush(self) -> None:
         """Returns when everything offered so far is on the disk. Raises StoreError; it then stays for the next try."""
@@ -138,32 +138,63 @@ class Outbox:
 
     async def run(self) -> None:
         """Commits and sends until cancelled."""
+        lanes = list(self._lanes.values())
         async with asyncio.TaskGroup() as group:
             group.create_task(self._commits(), name="outbox-commits")
-            for lane in self._lanes.values():
-                group.create_task(self._sends(lane), name=f"outbox-{lane.stream}")
+            for number, lane in enumerate(lanes):
+                sender = Sender(
+                    lane, lanes[:number], self._link, self._device, self._limits, self._next, self._begin_anew
+                )
+                group.create_task(sender.run(), name=f"outbox-{lane.stream}")
+
+    def _now(self) -> float:
+        """Seconds that agents have run on this device, give or take those before a power cut."""
+        return self._monotonic() - self._began
 
     async def _flush(self) -> None:
         async with self._turn:
-            changes = {stream: lane.take() for stream, lane in self._lanes.items() if lane.changed}
-            if not changes:
+            now = self._now()
+            if not any(lane.changed for lane in self._lanes.values()) and now - self._kept_at < KEEP_TIME_EVERY_S:
                 return
+            taken = {stream: Counter(lane.drops) for stream, lane in self._lanes.items()}
+            changes = {stream: lane.take(now) for stream, lane in self._lanes.items()}
             try:
-                held = await self._store.run(lambda connection: commit(connection, changes))
+                done = await self._store.run(partial(self._write, changes=changes, taken=taken, now=now))
             except StoreError:
                 for stream, change in changes.items():
                     self._lanes[stream].give_back(change)
                 raise
-            for stream, now in held.items():
-                self._lanes[stream].held = now
-                self._lanes[stream].moved.set()
+            for stream, lane in self._lanes.items():
+                held = done.held[stream]
+                self._freed = self._freed or held.size < lane.held.size
+                lane.held = held
+                lane.drops -= taken[stream]
+                lane.moved.set()
+            self._drops.update(done.drops)
+
+    def _write(
+        self,
+        connection: sqlite3.Connection,
+        changes: dict[Stream, Change],
+        taken: dict[Stream, Counter[str]],
+        now: float,
+    ) -> Committed:
+        """Everything that one commit writes, on the store's thread."""
+        done = commit(connection, changes, self._limits.total_bytes, reversed(PRIORITY))
+        for stream, drops in taken.items():
+            done.drops.update({(stream, why): count for why, count in drops.items()})
+        if done.drops:
+            counts = self._drops + done.drops
+            put_values(connection, {DROPS_KEY: {f"{stream}.{why}": n for (stream, why), n in counts.items()}})
+        if now - self._kept_at >= KEEP_TIME_EVERY_S:
+            put_values(connection, {CLOCK_KEY: now})
+            self._kept_at = now
+        return done
 
     async def _commits(self) -> None:
         failed = False
         while True:
-            await self._offered.wait()
-            await asyncio.sleep(RETRY_S if failed else self._limits.commit_every_s)
-            self._offered.clear()
+            await self._until_due(RETRY_S if failed else 0.0)
             try:
                 await self.flush()
                 failed = False
@@ -171,52 +202,41 @@ class Outbox:
                 if not failed:  # said once, not at every try
                     log.warning("the outbox cannot be written, entries wait in memory: error=%s", error)
                 failed = True
-                self._offered.set()
+            else:
+                await self._tidy()
 
-    async def _sends(self, lane: _Lane) -> None:
-        said = ""
+    async def _until_due(self, least_s: float) -> None:
+        """Until there is something to write, and a stream's interval has passed."""
+        await asyncio.sleep(least_s)
         while True:
-            await self._link.connected.wait()
+            due = min((at for lane in self._lanes.values() if (at := lane.due()) is not None), default=None)
+            left = KEEP_TIME_EVERY_S if due is None else due - time.monotonic()
+            if left <= 0:
+                return
+            self._offered.clear()
             try:
-                await self._session(lane, self._link.session)
-            except LinkDown:
-                await asyncio.sleep(self._limits.commit_every_s)  # the link's own event is about to be cleared
-            except LinkError as error:
-                if error.key != said:
-                    log.warning("entries could not be sent, kept: stream=%s error=%s", lane.stream, error)
-                said = error.key
-                await asyncio.sleep(self._limits.ack_timeout_s)
+                async with asyncio.timeout(left):
+                    await self._offered.wait()
+            except TimeoutError:
+                return
 
-    async def _session(self, lane: _Lane, session: int) -> None:
-        """Sends over one connection until it ends. Raises LinkError."""
-        position, sent, progress = lane.acked, deque[int](), time.monotonic()
-        while self._link.connected.is_set() and self._link.session == session:
-            lane.moved.clear()
-            if lane.lost:
-                await self._begin_anew(lane)
-                position, progress = 0, time.monotonic()
-                sent.clear()
-            while sent and sent[0] <= lane.acked:
-                sent.popleft()
-                progress = time.monotonic()
-            if len(sent) < self._limits.batches_in_flight and lane.held.last_seq > position:
-                batch = await self._next(lane, max(position, lane.acked))
-                if batch is not None:
-                    await self._link.publish(up(self._device, lane.stream), encode(batch))
-                    progress = progress if sent else time.monotonic()
-                    position = batch.entries[-1][0]
-                    sent.append(position)
-                    continue
-            left = self._limits.ack_timeout_s - (time.monotonic() - progress) if sent else IDLE_S
-            if not await _set_within(lane.moved, left) and sent:
-                position, progress = lane.acked, time.monotonic()
-                sent.clear()
+    async def _tidy(self) -> None:
+        """Gives freed space back from time to time, when there is nothing else to do."""
+        due = self._monotonic() - self._tidied_at >= self._limits.tidy_every_s
+        if not (self._freed and due) or any(lane.fresh for lane in self._lanes.values()):
+            return
+        self._freed, self._tidied_at = False, self._monotonic()
+        try:
+            await self._store.tidy()
+        except StoreError as error:
+            log.warning("space could not be given back: error=%s", error)
 
-    async def _next(self, lane: _Lane, after: int) -> Batch | None:
-        entries = await self._store.run(lambda connection: next_batch(connection, lane.stream, after))
+    async def _next(self, lane: Lane, after: int) -> Batch | None:
+        room = lane.batch_bytes
+        entries = await self._store.run(lambda connection: next_batch(connection, lane.stream, after, room))
         return Batch(lane.stream, lane.epoch, after, entries, min(lane.acked, after)) if entries else None
 
-    async def _begin_anew(self, lane: _Lane) -> None:
+    async def _begin_anew(self, lane: Lane) -> None:
         """Everything still here goes out again, under an epoch that the hub has not heard of. Raises StoreError."""
         async with self._turn:
             epochs = {stream: each.epoch for stream, each in self._lanes.items()} | {lane.stream: _new_epoch()}
@@ -235,23 +255,25 @@ class Outbox:
             lane.lost = True
             lane.moved.set()
         elif ack.epoch == lane.epoch and lane.acked < ack.upto <= lane.held.last_seq:
-            lane.acked = ack.upto
-            lane.moved.set()
-            self._offered.set()  # the next commit forgets them
+            lane.acknowledge(ack.upto)
+            self._offered.set()  # a commit some time later forgets them
 
-    def _wake(self) -> None:
+    def _wake(self, _: LinkStatus) -> None:
         for lane in self._lanes.values():
             lane.moved.set()
 
 
+def _bounds(stream: Stream, limits: OutboxLimits) -> Bounds:
+    sizes = {"event": limits.event_bytes, "window": limits.window_bytes, "sample": limits.sample_bytes}
+    ages = {"event": limits.event_age_s, "window": limits.window_age_s, "sample": limits.sample_age_s}
+    commit_s = limits.commit_every_s if stream == "event" else limits.lazy_commit_s
+    return Bounds(sizes[stream], ages[stream], commit_s, limits.forget_s)
+
+
+def _split(name: str) -> tuple[str, str]:
+    stream, _, why = name.partition(".")
+    return stream, why
+
+
 def _new_epoch() -> str:
     return secrets.token_hex(8)
-
-
-async def _set_within(event: asyncio.Event, seconds: float) -> bool:
-    try:
-        async with asyncio.timeout(max(0.0, seconds)):
-            await event.wait()
-    except TimeoutError:
-        return False
-    return True

@@ -41,6 +41,7 @@ def migrate(path: Path) -> int:
     os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     database = sqlite_utils.Database(path)
     try:
+        database.execute("pragma auto_vacuum = incremental")  # counts only for a file that is new
         database.enable_wal()
         version: int = database.execute("pragma user_version").fetchone()[0]
         for number, step in enumerate(MIGRATIONS[version:], version + 1):

@@ -279,6 +279,7 @@ def _report(
         last=ledger.last,
         attacks=attacks.all(),
         dropped=outbox.dropped(),
+        dropped_why=outbox.dropped_why(),
     )
 
 

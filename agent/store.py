@@ -23,6 +23,12 @@ from agent.errors import StoreError
 
 SCHEMA_VERSION = 1
 MIGRATION_DEADLINE_S = 60.0
+MAX_WAL_BYTES = 4 * 1024 * 1024  # what stays of the log after a checkpoint
+# Less than this is not worth the writes that giving it back costs; more than that not the wait.
+LEAST_FREED_BYTES = 1024 * 1024
+MAX_FREED_BYTES = 64 * 1024 * 1024
+MAX_REWRITTEN_BYTES = 8 * 1024 * 1024
+_INCREMENTAL = 2  # of pragma auto_vacuum: free pages are given back when asked for
 _T = TypeVar("_T")
 
 _GET = "select value from meta where key = ?"
@@ -116,6 +122,16 @@ class AgentStore:
     async def put_port(self, module: str, port: int) -> None:
         await self.run(lambda connection: connection.execute(_PORT, (module, port)))
 
+    async def tidy(self) -> None:
+        """Gives unused space back to the file system, a bounded piece of work; for a quiet moment. Raises StoreError.
+
+        A file of before 0.2 cannot shrink until it was written anew, which is done once, when little is in it.
+        """
+        connection = self._connection
+        if connection is None:
+            raise StoreError(f"{self._path}: the store is not open")
+        await self._on_thread(lambda: _tidy(connection))
+
     async def _on_thread(self, work: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
@@ -147,9 +163,29 @@ def _connect(path: Path) -> sqlite3.Connection:
         connection.execute("pragma journal_mode = wal")
         connection.execute("pragma synchronous = full")
         connection.execute("pragma foreign_keys = on")
+        connection.execute(f"pragma journal_size_limit = {MAX_WAL_BYTES}")
     except sqlite3.Error as error:
         raise StoreError(f"{path}: {error}") from error
     return connection
+
+
+def _tidy(connection: sqlite3.Connection) -> None:
+    """Outside of any transaction. A reader elsewhere may keep the file from shrinking now; then it does next time."""
+
+    def number(name: str) -> int:
+        return int(connection.execute(f"pragma {name}").fetchone()[0])
+
+    try:
+        free, pages, size = number("freelist_count"), number("page_count"), number("page_size")
+        if number("auto_vacuum") != _INCREMENTAL:
+            if (pages - free) * size <= MAX_REWRITTEN_BYTES:
+                connection.execute(f"pragma auto_vacuum = {_INCREMENTAL}")
+                connection.execute("vacuum")
+        elif free * size >= LEAST_FREED_BYTES:
+            connection.execute(f"pragma incremental_vacuum({MAX_FREED_BYTES // size})").fetchall()
+        connection.execute("pragma wal_checkpoint(truncate)").fetchall()
+    except sqlite3.Error as error:
+        raise StoreError(f"agent store: {error}") from error
 
 
 def _transaction(connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], _T]) -> _T:

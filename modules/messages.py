@@ -256,7 +256,8 @@ class DeviceReport(msgspec.Struct, frozen=True):
     """The device manifest (reported twin): the rollout's only source of truth. `counter` grows with every report.
 
     `current` is the update under way (state idle when none), `last` the one that ended most recently. `boot` names one
-    life of the agent's process: two that take turns are two devices with one key.
+    life of the agent's process: two that take turns are two devices with one key. `dropped` counts what the outbox has
+    given up, by stream, `dropped_why` the same by stream and reason, such as `sample.age`.
     """
 
     device: str
@@ -271,6 +272,7 @@ class DeviceReport(msgspec.Struct, frozen=True):
     last: UpdateReport
     attacks: tuple[AttackReport, ...] = ()
     dropped: dict[str, int] = {}
+    dropped_why: dict[str, int] = {}
     boot: str = ""
 
 

@@ -45,7 +45,7 @@ def agent_config(state_dir: StatePaths) -> AgentConfig:
         profile=built_in()["generic-x86_64"],
         link=QUICK,
         fetch=FetchLimits(disk_margin_bytes=0, stall_s=20.0, chunk_timeout_s=3.0),
-        outbox=OutboxLimits(commit_every_s=0.01, ack_timeout_s=1.0),
+        outbox=OutboxLimits(commit_every_s=0.01, lazy_commit_s=0.01, forget_s=0.01, ack_timeout_s=1.0),
     )
     state_dir.config.write_text(config.to_toml())
     return config

@@ -24,7 +24,7 @@ from support.mosquitto import Mosquitto
 from support.waiting import until
 
 DEVICE = "cam-17"
-LIMITS = OutboxLimits(commit_every_s=0.01, ack_timeout_s=1.0)
+LIMITS = OutboxLimits(commit_every_s=0.01, lazy_commit_s=0.01, forget_s=0.01, ack_timeout_s=1.0)
 
 
 @asynccontextmanager

@@ -289,7 +289,7 @@ def _config() -> AgentConfig:
         profile=built_in()["generic-x86_64"],
         link=QUICK,
         fetch=FetchLimits(disk_margin_bytes=0, stall_s=20.0, chunk_timeout_s=3.0),
-        outbox=OutboxLimits(commit_every_s=0.05, ack_timeout_s=1.0),
+        outbox=OutboxLimits(commit_every_s=0.05, lazy_commit_s=0.05, forget_s=0.05, ack_timeout_s=1.0),
         report=ReportLimits(debounce_s=0.02),
     )
 

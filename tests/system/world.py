@@ -54,7 +54,7 @@ DEADLINE_S = 45.0
 LINK = LinkLimits(reconnect_first_s=0.1, reconnect_ceiling_s=0.5, unheard_s=5.0)
 FETCH = FetchLimits(chunk_timeout_s=2.0)
 OVER_MQTT = FetchLimits(chunk_timeout_s=2.0, transports=("mqtt",))  # where a relay is to see every byte
-OUTBOX = OutboxLimits(ack_timeout_s=2.0)
+OUTBOX = OutboxLimits(lazy_commit_s=0.1, forget_s=0.1, ack_timeout_s=2.0)
 UPDATE = UpdateLimits(retry_first_s=0.05, retry_ceiling_s=0.2, max_attempts=2)
 SERVING = ServingSettings(ping_every_s=0.5, restart_first_s=0.05, restart_ceiling_s=0.5)
 REPORT = ReportLimits(debounce_s=0.05)
