@@ -172,7 +172,8 @@ class UpdateLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The update machine: how often to look without a doorbell, and how many tries before an update is failed.
 
     A module in probation may fail `error_factor` times as often and be `latency_factor` times as slow as the one that
-    it replaces, beyond chance; 0 does not compare. A manifest's own word goes before.
+    it replaces, beyond chance; 0 does not compare. A manifest's own word goes before. `check_memory` refuses to try
+    modules whose spare workers do not fit into the memory that is available.
     """
 
     poll_s: float = 900.0
@@ -182,6 +183,7 @@ class UpdateLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     keep_slots: int = 2
     error_factor: float = 2.0
     latency_factor: float = 2.0
+    check_memory: bool = True
 
 
 class ReportLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -24,6 +24,10 @@ class Bell:
         self._looked = 0  # the newest announced version that somebody has looked at
         self._event = asyncio.Event()
 
+    @property
+    def reachable(self) -> bool:
+        return self._online.is_set()
+
     def ring(self, version: int) -> None:
         if version > self.rung:
             self.rung = version

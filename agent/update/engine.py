@@ -13,12 +13,14 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Collection, Coroutine
+from typing import Any
 
 import msgspec
 
 from agent.config import UpdateLimits
-from agent.errors import AgentError
+from agent.errors import AgentError, FetchError, TrustError, UpdateError
 from agent.installed import ModuleSet, all_verified
 from agent.news import Level, Tell, nobody
 from agent.update.attacks import Attacks
@@ -30,11 +32,12 @@ from agent.update.steps import Steps
 from modules.messages import UpdateReport
 
 COMMIT_PAUSE_S = 5.0
+LOOK_S = 5.0  # how exactly the time of a download is kept
 # Failures that another attempt may not meet: the way was bad, not the module.
 RETRIED = frozenset({
-    "chunk-mismatch", "deadline", "disk", "disk-full", "endpoint", "file-mismatch", "io", "length-or-hash",
-    "link-count", "not-found", "not-regular", "offline", "refused", "spawn-failed", "stalled", "store",
-    "worker-timeout",
+    "chunk-mismatch", "deadline", "disk", "disk-budget", "disk-full", "endpoint", "file-mismatch", "io",
+    "length-or-hash", "link-count", "memory-budget", "not-found", "not-regular", "offline", "refused", "spawn-failed",
+    "stalled", "store", "worker-timeout",
 })  # fmt: skip
 ATTACKS_ON_FILES = frozenset({"chunk-mismatch", "file-mismatch"})
 
@@ -68,19 +71,16 @@ class Engine:
             State.IDLE: lambda: bell.wait(self._ledger.record.director_version),
             State.RESOLVING: self._resolver.resolve,
             State.FETCHING: self._fetch,
-            State.VERIFYING: lambda: steps.verify(self._target, self._held),
-            State.STAGING: lambda: steps.stage(self._target, self._held),
-            State.TRYING: lambda: steps.try_out(self._target, self._held),
+            State.VERIFYING: lambda: self._while_wanted(steps.verify(self._target, self._held)),
+            State.STAGING: lambda: self._while_wanted(steps.stage(self._target, self._held)),
+            State.TRYING: lambda: self._while_wanted(steps.try_out(self._target, self._held)),
             State.ACTIVATING: self._activate,
-            State.PROBATION: lambda: steps.watch(
-                self._target, self._held, self._ledger.record.before, self._superseded
-            ),
+            State.PROBATION: self._watch,
             State.COMMITTED: self._commit,
             State.REVERTING: self._revert,
             State.REJECTED: self._clean,
             State.FAILED: self._clean,
         }
-        self._look_again = False
 
     async def open(self) -> ModuleSet:
         """The set to serve now, by the row of the state that the last run died in: the old one unless it says so."""
@@ -107,12 +107,19 @@ class Engine:
         state = self._ledger.record.state
         if state is not State.IDLE:
             _logger.info("update resumes", extra={"state": state, "as": row(state).resume_as})
+            self._forgive(state)
             await self._enter(row(state).resume_as)
         try:
             while True:
                 await self._step()
         finally:
             await self._steps.discard()
+
+    def _forgive(self, state: State) -> None:
+        """A download that got further since the last cut is no loop, however often the power goes."""
+        staged, record = self._steps.staged_bytes(), self._ledger.record
+        if state is State.FETCHING:
+            self._ledger.believe(staged=staged, writes=record.writes - (staged > record.staged))
 
     async def _step(self) -> None:
         state = self._ledger.record.state
@@ -132,11 +139,15 @@ class Engine:
             self._blame(error.key, str(error))
             if error.key in ATTACKS_ON_FILES:
                 await self._attacks.add(error.key, str(error))
+            if isinstance(error, TrustError):
+                return Event.FAIL
         except TimeoutError:
             self._blame("deadline", f"{state}: its deadline passed; given up")
         except Exception as error:
             _logger.exception("update step failed for a reason nobody foresaw", extra={"state": state})
             self._blame("internal", f"{state}: {type(error).__name__}: {error}")
+        if state is State.RESOLVING and self._ledger.record.reason_key in RETRIED:
+            return Event.NOT_NOW
         return Event.FAIL
 
     async def _enter(self, state: State) -> None:
@@ -153,7 +164,7 @@ class Engine:
         record, last = self._conclude(record)
         known = self._ledger.last
         await self._ledger.enter(record, last)
-        if last is not None and last != known:  # the same again after a restart is no news
+        if last is not None and _gist(last) != _gist(known):  # the same again, after a restart or a poll, is no news
             self._tell(*_outcome(last, record))
         if not {before, state} <= {State.IDLE, State.RESOLVING}:
             values = {"state": state, "version": record.about_version, "key": record.reason_key}
@@ -168,11 +179,10 @@ class Engine:
         if record.state is State.FAILED and may_retry and record.attempt < self._limits.max_attempts:
             self._bell.retry_later(record.attempt)
             return record, None
-        if self._look_again:
+        if self._resolver.look_again:
             self._bell.due_s = 0.0
         elif not record.refused:
             self._bell.poll_later()
-        self._look_again = False
         record = msgspec.structs.replace(record, ended=True)
         return record, self._report(record, State.REVERTING if record.reverted else record.state)
 
@@ -180,24 +190,64 @@ class Engine:
         """The download, unless the hub wants something newer meanwhile: what has arrived stays in staging."""
         known = self._ledger.record.director_version
         fetching = asyncio.ensure_future(self._steps.fetch(self._target, self._held, self._changed))
-        ringing = asyncio.ensure_future(self._bell.newer(known))
+        others = {asyncio.ensure_future(self._bell.newer(known)), asyncio.ensure_future(self._out_of_time())}
         try:
-            await asyncio.wait({fetching, ringing}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({fetching, *others}, return_when=asyncio.FIRST_COMPLETED)
             if not fetching.done():
-                return Event.LATER
+                return Event.LATER if self._bell.news(known) else self._not_in_time()
             fetching.result()
             return Event.OK
+        except FetchError as error:
+            if error.key == "offline":
+                return self._leave()
+            if error.key == "stalled" and self._steps.arrived_bytes:
+                self._ledger.believe(attempt=1)  # tries that came nearer are not counted
+            raise
         finally:
-            fetching.cancel()
-            ringing.cancel()
-            await asyncio.wait({fetching, ringing})
+            await _end({fetching, *others})
+
+    async def _out_of_time(self) -> None:
+        """Returns at the deadline of a download; time in which nothing may come does not count."""
+        spent_s = 0.0
+        while spent_s < row(State.FETCHING).deadline_s:
+            began = time.monotonic()
+            await asyncio.sleep(LOOK_S)
+            if self._bell.reachable and not self._steps.waiting:
+                spent_s += time.monotonic() - began
+
+    def _not_in_time(self) -> Event:
+        """A large file over a slow link goes on after a look at what is wanted. Raises TimeoutError if none came."""
+        if not self._steps.arrived_bytes:
+            raise TimeoutError
+        return self._leave()
+
+    async def _while_wanted(self, work: Coroutine[Any, Any, None]) -> Event:
+        """`work`, unless the hub no longer wants what it is for: then it is cancelled, and left without blame."""
+        working, asking = asyncio.ensure_future(work), asyncio.ensure_future(self._resolver.withdrawn())
+        try:
+            await asyncio.wait({working, asking}, return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                working.result()
+                return Event.OK
+            asking.result()
+        finally:
+            await _end({working, asking})
+        await self._steps.discard()
+        return self._leave()
+
+    def _leave(self) -> Event:
+        """For what is wanted instead, as soon as the hub can be asked."""
+        self._bell.due_s = 0.0
+        return Event.LATER
+
+    async def _watch(self) -> None:
+        """Raises UpdateError."""
+        work = self._steps.watch(self._target, self._held, self._ledger.record.before)
+        if await self._while_wanted(work) is Event.LATER:
+            raise UpdateError("the hub wants another module before this one was through probation", "superseded")
 
     async def _activate(self) -> None:
         self._ledger.believe(before=await self._steps.activate(self._target, self._held))
-
-    async def _superseded(self) -> bool:
-        self._look_again = self._look_again or self._bell.news(self._ledger.record.director_version)
-        return await self._resolver.superseded()
 
     async def _commit(self) -> None:
         await self._ledger.commit(all_verified(self._target))
@@ -239,6 +289,8 @@ class Engine:
     def _deadline_s(self, state: State) -> float | None:
         if state is State.TRYING:
             return self._steps.trial_deadline_s(self._target, self._held)
+        if state is State.FETCHING:
+            return None  # see _out_of_time
         if state is State.PROBATION:
             return self._steps.probation_deadline_s(self._target, self._held)
         return row(state).deadline_s or None
@@ -249,6 +301,19 @@ class Engine:
 
 
 _LEVELS: dict[str, Level] = {"committed": "info", "failed": "warning"}
+
+
+def _gist(report: UpdateReport) -> tuple[str, int, str]:
+    return report.state, report.director_version, report.reason_key
+
+
+async def _end(tasks: Collection[asyncio.Future[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()  # whoever wanted it has it
 
 
 def _outcome(last: UpdateReport, record: Record) -> tuple[Level, str, str, str]:

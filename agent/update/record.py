@@ -25,6 +25,7 @@ class Record(msgspec.Struct, frozen=True):
     writes since idle, `attempt` tries of the same director version. `ended`: the update has had its final word.
     `refused`: by verification, so its content was never known. `reverted`: the update had served before it failed.
     `before` is, by name, how the modules did that the target replaced; new ones are held against it in probation.
+    `staged`: bytes that lay in staging when a download was last resumed.
     """
 
     state: State = State.IDLE
@@ -41,6 +42,7 @@ class Record(msgspec.Struct, frozen=True):
     refused: bool = False
     reverted: bool = False
     before: dict[str, Before] = {}
+    staged: int = 0
 
     def blamed(self, key: str, text: str) -> Record:
         """With this reason, unless there is one already: the first is the cause."""

@@ -36,7 +36,8 @@ class Event(enum.Enum):
     FAIL = "fail"
     NOTHING = "nothing"  # resolving: what is wanted is what runs
     SETTLED = "settled"  # resolving: nothing to load, only policies, modes or removals
-    LATER = "later"  # the hub cannot be reached, or wants something newer: leave it, without blame
+    NOT_NOW = "not-now"  # resolving: what is wanted may be had another time; there is no room, or it took too long
+    LATER = "later"  # the hub cannot be reached, or wants something else: leave it, without blame
 
 
 class StateError(Exception):
@@ -47,8 +48,8 @@ class StateError(Exception):
 class Row:
     """`serves_new` says which module set an agent that boots in this state serves; the default is the old one.
 
-    `deadline_s` bounds the work; zero means that the modules' own deadlines add up to the bound. `gives_up` is where
-    the loop breaker leads.
+    `deadline_s` bounds the work; zero means that the modules' own deadlines add up to the bound. In fetching, time in
+    which nothing may come (no link, not the allowed hours) does not count. `gives_up` is where the loop breaker leads.
     """
 
     state: State
@@ -64,6 +65,7 @@ class Row:
 
 _S = State
 _HOUR = 3600.0
+_LEAVE = {Event.LATER: _S.IDLE}
 TABLE: tuple[Row, ...] = (
     Row(_S.IDLE, "waits", _S.RESOLVING, _S.IDLE, _S.IDLE, 0),
     Row(
@@ -73,7 +75,12 @@ TABLE: tuple[Row, ...] = (
         _S.REJECTED,
         _S.RESOLVING,
         600,
-        also={Event.NOTHING: _S.IDLE, Event.SETTLED: _S.COMMITTED, Event.LATER: _S.IDLE},
+        also={
+            Event.NOTHING: _S.IDLE,
+            Event.SETTLED: _S.COMMITTED,
+            Event.NOT_NOW: _S.FAILED,
+            Event.LATER: _S.IDLE,
+        },
     ),
     Row(
         _S.FETCHING,
@@ -82,12 +89,20 @@ TABLE: tuple[Row, ...] = (
         _S.FAILED,
         _S.FETCHING,
         24 * _HOUR,
-        also={Event.LATER: _S.IDLE},
+        also=_LEAVE,
     ),
-    Row(_S.VERIFYING, "checks every digest, path, size, link count", _S.STAGING, _S.FAILED, _S.VERIFYING, _HOUR),
+    Row(
+        _S.VERIFYING,
+        "checks every digest, path, size, link count",
+        _S.STAGING,
+        _S.FAILED,
+        _S.VERIFYING,
+        _HOUR,
+        also=_LEAVE,
+    ),
     # Resumes one row up: what a cut left half-written in a slot is thrown away, what is in staging is checked again.
-    Row(_S.STAGING, "makes fresh slots, fsync", _S.TRYING, _S.FAILED, _S.VERIFYING, _HOUR),
-    Row(_S.TRYING, "loads spare workers, golden inputs", _S.ACTIVATING, _S.FAILED, _S.TRYING, 0),
+    Row(_S.STAGING, "makes fresh slots, fsync", _S.TRYING, _S.FAILED, _S.VERIFYING, _HOUR, also=_LEAVE),
+    Row(_S.TRYING, "loads spare workers, golden inputs", _S.ACTIVATING, _S.FAILED, _S.TRYING, 0, also=_LEAVE),
     # A cut here leaves nobody knowing who served: go back to what is known to be good.
     Row(_S.ACTIVATING, "hands over the sockets", _S.PROBATION, _S.REVERTING, _S.REVERTING, 300, _S.REVERTING),
     Row(

@@ -8,9 +8,11 @@ was persisted first is the engine's. Files are touched on a thread, everything e
 from __future__ import annotations
 
 import asyncio
+import functools
 import shutil
+import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -21,9 +23,10 @@ from agent.files import write_durably
 from agent.formats import check_formats
 from agent.installed import Installed, ModuleSet, changes
 from agent.runtimes.past import Before
-from agent.slots import Slots, verify_file
+from agent.slots import Slots, Stop, verify_file
 from agent.transfer.fetch import Fetcher
 from agent.trust import Desired, DesiredModule, Verifier
+from agent.update.budget import Budget, Kept
 from agent.update.kinds import Kinds
 from agent.update.probation import Verdict
 from firmware_profiles.profile import Requirements, why_not
@@ -33,7 +36,7 @@ from modules.manifest import Manifest, decode_manifest, manifest_digest
 PROGRESS_EVERY_S = 2.0  # each is a report to the hub
 TRIAL_MARGIN_S = 30.0  # beside a module's own deadlines: spawning, reading, comparing
 
-Again = Callable[[], Awaitable[bool]]
+_NONE: frozenset[str] = frozenset()
 
 
 class Steps:
@@ -54,8 +57,10 @@ class Steps:
         self._fetcher = fetcher
         self._slots = slots
         self._kinds = kinds
+        self._budget = Budget(config, paths.staging, slots, fetcher)
         self.done_bytes = 0
         self.total_bytes = 0
+        self.arrived_bytes = 0  # since the download began, or went on
 
     async def desired(self, counters: dict[str, int]) -> Desired:
         """Asks and verifies. Raises TrustError."""
@@ -81,21 +86,48 @@ class Steps:
                 text = f"module {module.name} version {module.version} does not fit this device: "
                 raise UpdateError(text + "; ".join(map(str, reasons)), "requirements")
 
+    async def make_room(self, desired: Desired, current: ModuleSet, previous: ModuleSet) -> None:
+        """That new modules fit beside the old, after what nobody needs is gone. Raises UpdateError disk-budget,
+        memory-budget.
+        """
+        target = to_set(desired)
+        manifests = {module.manifest_sha256: module.manifest for module in desired.modules}
+        absent = [m for m in changes(current, target).fetch if not self._slots.has(m.manifest_sha256)]
+        kept = Kept(current.digests | target.digests, previous.digests if self._config.update.keep_slots > 1 else _NONE)
+        await asyncio.to_thread(self._budget.check_disk, [manifests[m.manifest_sha256] for m in absent], kept)
+        self._budget.check_memory([manifests[m.manifest_sha256] for m in changes(current, target).trial])
+
     async def receive(self, desired: Desired) -> None:
-        """Keeps the verified manifests of what is to be fetched, so that fetching can go on after a power cut."""
+        """Keeps the verified manifests of what is to be fetched, so that fetching can go on after a power cut. Raises
+        UpdateError disk.
+        """
         new = [module for module in desired.modules if not self._slots.has(module.manifest_sha256)]
-        await asyncio.to_thread(self._write_manifests, new)
+        try:
+            await asyncio.to_thread(self._write_manifests, new)
+        except OSError as error:
+            raise UpdateError(f"manifests: {error}", "disk") from error
+
+    def staged_bytes(self) -> int:
+        """What lies in staging, whole or in part."""
+        return sum(path.lstat().st_blocks * 512 for path in self._paths.staging.glob("*"))
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the download stands still because it may not go on now."""
+        return bool(self._fetcher.waiting)
 
     async def fetch(self, target: ModuleSet, current: ModuleSet, progress: Callable[[], None]) -> None:
         """Raises FetchError, UpdateError."""
         entries = [entry for manifest in self._missing(target, current) for entry in manifest.files]
         self._fetcher.clear(frozenset(entry.sha256 for entry in entries))
+        self.arrived_bytes = 0
 
-        told = time.monotonic()
+        told, first = time.monotonic(), -1
 
         def note(done: int, total: int) -> None:
-            nonlocal told
-            self.done_bytes, self.total_bytes = done, total
+            nonlocal told, first
+            first = done if first < 0 else first
+            self.done_bytes, self.total_bytes, self.arrived_bytes = done, total, done - first
             if time.monotonic() - told >= PROGRESS_EVERY_S:
                 told = time.monotonic()
                 progress()
@@ -107,13 +139,13 @@ class Steps:
         """Every file of every new module, read back from the disk. Raises SlotError; what is wrong is removed."""
         await asyncio.to_thread(self._slots.clean)
         for manifest in self._missing(target, current):
-            await asyncio.to_thread(self._verify_files, manifest)
+            await _in_thread(functools.partial(self._verify_files, manifest))
 
     async def stage(self, target: ModuleSet, current: ModuleSet) -> None:
         """Raises SlotError."""
         for module in self._absent(target, current):
             data = self._manifest_bytes(module)
-            await asyncio.to_thread(self._slots.make, data, decode_manifest(data), self._source)
+            await _in_thread(functools.partial(self._slots.make, data, decode_manifest(data), self._source))
 
     async def try_out(self, target: ModuleSet, current: ModuleSet) -> None:
         """Whatever new modules can prove before they serve. Raises WorkerError, SlotError, EndpointError."""
@@ -124,9 +156,7 @@ class Steps:
         """How the modules did that the new ones replace. Raises WorkerError when one does not take over."""
         return await self._kinds.activate(target, changes(current, target).trial)
 
-    async def watch(
-        self, target: ModuleSet, current: ModuleSet, before: Mapping[str, Before], superseded: Again
-    ) -> None:
+    async def watch(self, target: ModuleSet, current: ModuleSet, before: Mapping[str, Before]) -> None:
         """Returns when every new module has come through probation. Raises UpdateError at the first that has not."""
         waiting = list(changes(current, target).trial)
         started = time.monotonic()
@@ -134,8 +164,6 @@ class Steps:
         while waiting:
             await asyncio.sleep(pause_s)
             waiting = [m for m in waiting if await self._waits(m, before.get(m.name), time.monotonic() - started)]
-            if waiting and await superseded():
-                raise UpdateError("the hub wants another module before this one was through probation", "superseded")
 
     async def revert(self, current: ModuleSet) -> None:
         """Serves what was committed, whatever stands."""
@@ -204,15 +232,28 @@ class Steps:
         staged = self._fetcher.path(entry.sha256)
         return staged if staged.exists() else self._slots.find(entry.sha256) or staged
 
-    def _verify_files(self, manifest: Manifest) -> None:
+    def _verify_files(self, manifest: Manifest, stop: Stop) -> None:
         for entry in manifest.files:
             path = self._source(entry)
             try:
-                verify_file(path, entry)
+                verify_file(path, entry, stop)
             except BaseException:
-                if path == self._fetcher.path(entry.sha256):
+                if not stop() and path == self._fetcher.path(entry.sha256):
                     path.unlink(missing_ok=True)
                 raise
+
+
+async def _in_thread(work: Callable[[Stop], object]) -> None:
+    """Cancelled, it asks the thread to stop and waits for that: two must not work on the same files."""
+    stop = threading.Event()
+    task = asyncio.ensure_future(asyncio.to_thread(work, stop.is_set))
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        stop.set()
+        await asyncio.wait([task])
+        task.exception()
+        raise
 
 
 def _with_floor(manifest: Manifest, config: AgentConfig) -> Requirements:

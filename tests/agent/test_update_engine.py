@@ -196,17 +196,23 @@ async def test_tampered_chunks_are_reported_as_such_and_never_run(updated: Edge,
     assert [attack.key for attack in updated.attacks.all()] == ["chunk-mismatch"]
 
 
-async def test_a_full_disk_fails_cleanly_and_gives_the_space_back(
+async def test_an_update_without_room_fails_with_the_numbers_before_anything_is_fetched_and_ends_well_once_there_is(
     hub: HubSide, agent_config: AgentConfig, state_dir: StatePaths, agent_store: AgentStore, broker: Mosquitto
 ) -> None:
     fetch = msgspec.structs.replace(agent_config.fetch, disk_margin_bytes=2**60)
     config = msgspec.structs.replace(agent_config, fetch=fetch)
     async with running_edge(config, state_dir, agent_store, broker) as edge:
-        assert await edge.ended(await hub.deploy(build())) == "failed"
-        assert edge.ledger.last.reason_key == "disk-full"
+        version = await hub.deploy(build())
+        assert await edge.ended(version) == "failed"
+        assert edge.ledger.last.reason_key == "disk-budget"
+        assert "1099511627776.0 MiB to spare on the disk, got" in edge.ledger.last.reason
         assert edge.ledger.last.attempt == 2
+        assert State.FETCHING not in edge.states
         assert not list(state_dir.staging.iterdir())
         assert not list(state_dir.slots.iterdir())
+    async with running_edge(agent_config, state_dir, agent_store, broker) as edge:
+        await until(lambda: edge.ledger.last.state == "committed", "room to be found at the next look")
+        assert edge.ledger.last.director_version == version
 
 
 async def test_an_older_release_is_refused_and_reported_and_the_newer_one_serves_on(
@@ -294,14 +300,55 @@ async def test_a_newer_wish_during_a_download_replaces_it(updated: Edge, hub: Hu
     assert await served_version(await updated.address()) == 3
 
 
+async def withdraw(hub: HubSide) -> int:
+    """Back to version 1, as an operator does who aborts a rollout."""
+    hub.counter = 0
+    return await hub.deploy(build(version=1), deployment="rollout-1")
+
+
+@pytest.mark.parametrize("state", [State.FETCHING, State.VERIFYING, State.STAGING, State.TRYING])
+async def test_what_the_hub_wants_no_more_is_left_before_it_serves_and_leaves_nothing_behind(
+    state: State, updated: Edge, hub: HubSide
+) -> None:
+    module = build_script(SLOW_TO_LOAD, version=2) if state is State.TRYING else build(version=2)
+    held = updated.hold(state) if state is not State.TRYING else None
+    bad = await hub.deploy(module, deployment="aborted")
+    await until(lambda: state in updated.states, str(state))
+    newer = await withdraw(hub)
+    await until(lambda: updated.ledger.record.director_version >= newer, "the withdrawal to be seen")
+    assert State.ACTIVATING not in updated.states
+    assert updated.ledger.last.director_version < bad, "nobody is blamed"
+    await until(lambda: updated.ledger.record.state is State.IDLE, "the machine to be idle")
+    assert await served_version(await updated.address()) == 1
+    assert not list(updated.paths.staging.iterdir())
+    assert {path.name for path in updated.paths.slots.iterdir()} == {updated.slots.path(build(version=1).sha256).name}
+    if held is not None:
+        assert held.cancelled, "it was ended, not waited for"
+    assert await updated.ended(await hub.deploy(build(version=3))) == "committed", "and it goes on with what is wanted"
+
+
+async def test_newer_metadata_that_still_wants_the_module_does_not_disturb_its_trial(
+    updated: Edge, hub: HubSide
+) -> None:
+    held = updated.hold(State.TRYING)
+    module = build(version=2)
+    await hub.deploy(module)
+    await until(lambda: State.TRYING in updated.states, "the trial")
+    newer = await hub.publish()
+    await until(lambda: not updated.bell.news(0), "the newer metadata to be looked at")
+    held.release.set()
+    await until(lambda: updated.ledger.record.director_version >= newer, "the newer version to be noted")
+    assert updated.states.count(State.TRYING) == 1
+    assert await served_version(await updated.address()) == 2
+
+
 async def test_what_the_hub_wants_no_more_leaves_probation_early(updated: Edge, hub: HubSide) -> None:
     bad = await hub.deploy(build(version=2, health=LONG), deployment="aborted")
     await until(lambda: State.PROBATION in updated.states, "probation")
-    hub.counter = 0
-    await hub.deploy(build(version=1), deployment="rollout-1")
+    newer = await withdraw(hub)
     assert await updated.ended(bad) == "reverting"
     assert updated.ledger.last.reason_key == "superseded"
-    await until(lambda: updated.ledger.record.director_version > bad, "the newer wish to be seen")
+    await until(lambda: updated.ledger.record.director_version >= newer, "the newer wish to be seen")
     assert await served_version(await updated.address()) == 1
 
 

@@ -52,7 +52,19 @@ def test_a_straight_run_passes_every_state_once() -> None:
     assert len(walked) < MAX_WRITES
 
 
-@pytest.mark.parametrize("state", [s for s in State if s not in (State.RESOLVING, State.FETCHING)])
+MAY_LEAVE = (State.RESOLVING, State.FETCHING, State.VERIFYING, State.STAGING, State.TRYING)
+
+
+@pytest.mark.parametrize("state", MAY_LEAVE)
+def test_an_update_that_nobody_has_served_yet_can_be_left_without_blame(state: State) -> None:
+    assert after(state, Event.LATER) is State.IDLE
+
+
+def test_what_does_not_fit_now_fails_and_is_not_rejected_for_ever() -> None:
+    assert after(State.RESOLVING, Event.NOT_NOW) is State.FAILED
+
+
+@pytest.mark.parametrize("state", [s for s in State if s not in MAY_LEAVE])
 def test_an_event_that_the_row_does_not_know_is_a_bug(state: State) -> None:
     with pytest.raises(StateError, match=f"state {state} does not know the event later"):
         after(state, Event.LATER)

@@ -41,6 +41,9 @@ SERVING = ServingSettings(confine=False, drain_s=3.0, ping_every_s=0.2, restart_
 UPDATE = UpdateLimits(retry_first_s=0.02, retry_ceiling_s=0.05, max_attempts=2)
 
 
+_WORK = {State.FETCHING: "fetch", State.VERIFYING: "verify", State.STAGING: "stage", State.TRYING: "try_out"}
+
+
 class HubSide:
     """What a hub would do: sign, direct, ring."""
 
@@ -63,6 +66,21 @@ class HubSide:
         version: int = self.world.director.targets.signed.version
         await self.hub.ring(self.world.device, version)
         return version
+
+
+class Held:
+    """A state whose work waits before it begins, so that a test can do something meanwhile."""
+
+    def __init__(self) -> None:
+        self.release = asyncio.Event()
+        self.cancelled = False
+
+    async def wait(self) -> None:
+        try:
+            await self.release.wait()
+        except asyncio.CancelledError:
+            self.cancelled = True
+            raise
 
 
 class Edge:
@@ -91,6 +109,19 @@ class Edge:
             deadline_s,
         )
         return self.ledger.last.state
+
+    def hold(self, state: State) -> Held:
+        """From now on, one time."""
+        held, name = Held(), _WORK[state]
+        work = getattr(self.steps, name)
+
+        async def held_work(*arguments: Any) -> None:
+            setattr(self.steps, name, work)
+            await held.wait()
+            await work(*arguments)
+
+        setattr(self.steps, name, held_work)
+        return held
 
     async def address(self, name: str = "iris") -> str:
         def serves() -> bool:
