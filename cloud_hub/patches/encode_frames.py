@@ -13,10 +13,13 @@ from modules.patch.form import MAX_PREFIX, MAX_WINDOW_LOG, Codec, Op
 _LEVEL = 19
 # Up to here a frame is tried if much of the patch is plain bytes; level 19 takes seconds for each ten megabytes.
 _MOST = 64 << 20
+_SMALL = 1 << 18
 
 
 def worth_a_frame(base_size: int, target_size: int, patch_size: int, plain: int) -> bool:
-    """Plain bytes weigh enough in the patch that compressing all at once may save some of them."""
+    """The file is small, or plain bytes weigh so much in the patch that compressing all at once may save some."""
+    if 0 < target_size <= _SMALL:
+        return True
     return 0 < target_size <= _MOST and 8 * plain >= patch_size and (2 * plain > target_size or base_size <= MAX_PREFIX)
 
 

@@ -1,8 +1,8 @@
 """Stretches of the target that no tensor explains: looked up in the base by their bytes.
 
 Three steps, each for what the one before left: equal windows found by a rolling hash, wherever in the base they lie;
-between two of them that are as far apart there as here, a difference to what lies between, if guessing at an element
-makes that small; else new bytes, or new elements.
+between two of them, a difference to what follows the first in the base or comes before the second, if guessing at an
+element makes that small; else new bytes, or new elements.
 """
 
 from __future__ import annotations
@@ -174,46 +174,46 @@ class Generic:
                 free = here + length
 
     def _unmatched(self, start: int, end: int, left: int, right: int) -> Iterator[Piece]:
-        """Bytes between two references: a difference if there are as many in the base, else new."""
-        aligned = end - start == right - left
+        """Bytes between two references: a difference to what follows the first or comes before the second, or new."""
         # Elements lie at multiples of their width in most files; what was equal before need not end at one.
         odd = min(-start % _WIDEST, end - start)
         if odd:
             yield Piece(start, odd, None, None)
-            start, left = start + odd, left + odd
-        for at in range(start, end, _GUESS):
-            length = min(_GUESS, end - at)
-            base = left + at - start if aligned else None
-            yield from self._guess(at, length, base)
+        shifts = {left - start, right - end}
+        # The base may begin or end on the way: what lies outside of it is looked at by itself.
+        firsts = {-shift + shift % _WIDEST for shift in shifts}
+        lasts = {len(self._old) - shift - (len(self._old) - shift) % _WIDEST for shift in shifts}
+        cuts = {cut for cut in firsts | lasts if start + odd < cut < end}
+        ends = sorted({*cuts, *range(start + odd + _GUESS, end, _GUESS), end})
+        for at, stop in zip([start + odd, *ends], ends, strict=False):
+            if stop > at:
+                yield from self._guess(at, stop - at, shifts)
 
-    def _guess(self, start: int, length: int, base: int | None) -> Iterator[Piece]:
+    def _guess(self, start: int, length: int, shifts: set[int]) -> Iterator[Piece]:
         if length < _WORTH_A_GUESS:
             yield Piece(start, length, None, None)
             return
-        new = bytes(self._new[start : start + min(length, _SAMPLE)])
-        old = None if base is None else bytes(self._old[base : base + len(new)])
-        different, element = _best(new, old)
-        if element is None:
-            yield Piece(start, length, None, None)
-            return
-        whole = length // element.width * element.width
-        yield Piece(start, whole, base if different else None, element)
+        size = min(length, _SAMPLE)
+        places = [start + shift for shift in shifts if 0 <= start + shift <= len(self._old) - length]
+        olds = {place: bytes(self._old[place : place + size]) for place in places}
+        base, element = _best(bytes(self._new[start : start + size]), olds)
+        whole = length // element.width * element.width if element else length
+        yield Piece(start, whole, base, element)
         if length > whole:
             yield Piece(start + whole, length - whole, None, None)
 
 
-def _best(new: bytes, old: bytes | None) -> tuple[bool, Element | None]:
-    """Whether a difference, and of which element; (False, None) for plain bytes."""
+def _best(new: bytes, olds: dict[int, bytes]) -> tuple[int | None, Element | None]:
+    """Which place of the base to compare with, and as which element; no element for plain bytes."""
     best = entropy(np.frombuffer(new, np.uint8)) / len(new) * _CONVINCING
-    chosen: tuple[bool, Element | None] = (False, None)
+    chosen: tuple[int | None, Element | None] = (None, None)
     for element in _GUESSES:
         kind = UNSIGNED[element.width]
-        after = np.frombuffer(new, kind, len(new) // kind.itemsize)
-        ways: list[tuple[bool, Numbers | None]] = [(False, None)] if element.floating else []
-        if old is not None:
-            ways.append((True, np.frombuffer(old, kind, len(old) // kind.itemsize)))
-        for different, before in ways:
-            cost = estimate(after, before, element) / kind.itemsize
+        count = len(new) // kind.itemsize
+        ways: dict[int | None, Numbers | None] = {None: None} if element.floating else {}
+        ways |= {place: np.frombuffer(old, kind, count) for place, old in olds.items()}
+        for place, before in ways.items():
+            cost = estimate(np.frombuffer(new, kind, count), before, element) / kind.itemsize
             if cost < best:
-                best, chosen = cost, (different, element)
+                best, chosen = cost, (place, element)
     return chosen

@@ -60,16 +60,37 @@ def _digest(data: Buffer, tensor: Tensor) -> bytes:
 def pieces(old: Buffer, new: Buffer, before: list[Tensor], after: list[Tensor]) -> Iterator[Piece]:
     """The whole target in order."""
     generic = Generic(old, new)
+    named = {tensor.name: tensor for tensor in before}
     at = cursor = 0
     for tensor, match in zip(after, match_tensors(old, new, before, after), strict=True):
         yield from generic.explain(at, tensor.start, cursor, cursor if match is None else match.start)
         if match is None:
-            yield from generic.rows(tensor)
+            yield from _resized(old, new, tensor, named.get(tensor.name), generic)
         else:
             yield from _difference(old, new, tensor, match)
             cursor = match.end
         at = tensor.end
     yield from generic.explain(at, len(new), cursor, len(old))
+
+
+def _resized(old: Buffer, new: Buffer, tensor: Tensor, namesake: Tensor | None, generic: Generic) -> Iterator[Piece]:
+    """A tensor that none of the base's is like. More classes, say: the rows it had are often still the first ones."""
+    common = 0
+    if namesake is not None and namesake.element == tensor.element and namesake.shape[1:] == tensor.shape[1:]:
+        common = min(tensor.end - tensor.start, namesake.end - namesake.start)
+    if namesake is not None and common:
+        mine, its = tensor._replace(end=tensor.start + common), namesake._replace(end=namesake.start + common)
+        after, before = _elements(new, mine), _elements(old, its)
+        if not _unrelated(after, before, tensor.element):
+            yield from _difference(old, new, mine, its)
+            tensor = tensor._replace(start=mine.end)
+    if tensor.end > tensor.start:
+        yield from generic.rows(tensor)
+
+
+def _elements(data: Buffer, tensor: Tensor) -> Numbers:
+    kind = UNSIGNED[tensor.element.width]
+    return np.frombuffer(data, kind, (tensor.end - tensor.start) // kind.itemsize, tensor.start)
 
 
 def _difference(old: Buffer, new: Buffer, tensor: Tensor, match: Tensor) -> Iterator[Piece]:
@@ -87,19 +108,18 @@ def _difference(old: Buffer, new: Buffer, tensor: Tensor, match: Tensor) -> Iter
 def _changed(old: Buffer, new: Buffer, tensor: Tensor, match: Tensor) -> Iterator[Piece]:
     """Differences, and long equal stretches by reference; new elements if they have nothing to do with the base's."""
     kind = UNSIGNED[tensor.element.width]
-    count = (tensor.end - tensor.start) // kind.itemsize
-    after, before = np.frombuffer(new, kind, count, tensor.start), np.frombuffer(old, kind, count, match.start)
+    after, before = _elements(new, tensor), _elements(old, match)
     places = np.flatnonzero(after != before)
-    if 2 * len(places) > count and _unrelated(after, before, tensor.element):
+    if 2 * len(places) > len(after) and _unrelated(after, before, tensor.element):
         yield Piece(tensor.start, tensor.end - tensor.start, None, tensor.element)
         return
-    apart = _WORTH_A_REFERENCE_IF_SPARSE if 2 * len(places) < count else _WORTH_A_REFERENCE
+    apart = _WORTH_A_REFERENCE_IF_SPARSE if 2 * len(places) < len(after) else _WORTH_A_REFERENCE
     at = 0
     for start, end in _stretches(places, apart):
         yield from _part(tensor, match, at, start, kind.itemsize, equal=True)
         yield from _part(tensor, match, start, end, kind.itemsize, equal=False)
         at = end
-    yield from _part(tensor, match, at, count, kind.itemsize, equal=True)
+    yield from _part(tensor, match, at, len(after), kind.itemsize, equal=True)
 
 
 def _unrelated(after: Numbers, before: Numbers, element: Element) -> bool:

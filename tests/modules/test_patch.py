@@ -117,6 +117,13 @@ def test_tensors_that_moved_are_still_found_in_the_base(form: str, change: str, 
     assert result.patch_size < fresh + 1_000
 
 
+def test_a_layer_with_more_rows_is_compared_with_the_rows_it_had(form: str, tmp_path: Path) -> None:
+    old, new = weights(rows=200), moved(weights(rows=200), 1e-3)
+    new["second"] = np.concatenate([new["second"], weights(7, rows=200)["second"][:4]])
+    target = FORMS[form](new)
+    assert there_and_back(tmp_path, FORMS[form](old), target).patch_size < 0.56 * len(target)
+
+
 def test_another_element_type_is_no_match_and_still_exact(form: str, tmp_path: Path) -> None:
     halves = {name: array.astype("f2") for name, array in weights().items()}
     result = there_and_back(tmp_path, FORMS[form](weights()), FORMS[form](halves))
@@ -144,6 +151,14 @@ def test_raw_weights_are_told_by_guessing_at_their_elements(tmp_path: Path) -> N
     result = there_and_back(tmp_path, base, target)
     assert result.tensors == 0
     assert result.patch_size < 0.55 * len(target)
+
+
+@pytest.mark.parametrize("where", ["before", "behind"])
+def test_raw_weights_beside_something_that_grew_are_found(where: str, tmp_path: Path) -> None:
+    old, new = (arrays["first"].tobytes() for arrays in (weights(rows=400), moved(weights(rows=400), 1e-3)))
+    name, longer = b"a name of 24 bytes, here", b"a much longer name that has forty-four bytes"
+    base, target = (name + old, longer + new) if where == "before" else (old + name, new + longer)
+    assert there_and_back(tmp_path, base, target).patch_size < 0.55 * len(target)
 
 
 def test_a_device_without_zstandard_gets_a_patch_that_it_can_read(
