@@ -201,12 +201,17 @@ def _timestamp(folder: Path) -> bytes:
         return b""
 
 
+def _half_written(folder: str, names: list[str]) -> list[str]:
+    """What a power cut may have left of python-tuf's temporary files."""
+    return [name for name in names if name.startswith("tmp") and not name.endswith(".json")]
+
+
 def _copy(trusted: Path, scratch: Path) -> None:
     """Copies what is there; what cannot be copied is damaged, and is fetched again."""
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         if trusted.is_dir():
-            shutil.copytree(trusted, scratch, symlinks=True)
+            shutil.copytree(trusted, scratch, symlinks=True, ignore=_half_written)
     except (OSError, shutil.Error):
         shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -417,6 +417,15 @@ def test_a_damaged_cached_manifest_is_fetched_again(trust: Trust, world: World, 
 # The director's word against the image repository's and this device: rows 26 to 31
 
 
+def test_a_temporary_file_that_a_power_cut_left_is_not_kept(trust: Trust, world: World, state_dir: StatePaths) -> None:
+    trust.refresh({}, world.get)
+    left = state_dir.metadata / "director" / "tmpf5tqjyda"
+    left.touch()
+    world.install(version=2, counter=6)
+    assert names(trust.refresh({}, world.get)) == [("digits", 2, 6)]
+    assert not left.exists()
+
+
 def test_a_target_that_no_publisher_signed(trust: Trust, world: World) -> None:
     world.image.roles[PUBLISHER].signed.targets.clear()
     world.publish()

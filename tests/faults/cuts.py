@@ -11,24 +11,29 @@ import asyncio
 import copy
 import enum
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Container, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent.update.engine import RETRIED
 from faults.replay import Disk, Loss
 from faults.rig import DEADLINE_S, NEW, OLD, PAUSE_S, Items, Rig, outbox_in
 from faults.shim import Fault, Kind, Mode, Operation, operations
+from modules.messages import decode_report
 from support.waiting import until, until_async
 
 FAULT_LASTS_S = 0.5
 NO_FAULT = Fault()
+CUT_WHILE_TAKING_OVER = frozenset({"interrupted"})
 ENDED = ("failed", "reverting", "rejected")
 
 
 class Problem(enum.StrEnum):
     """What must not happen: no module serves; a set of two versions; the update does not end; a sample is lost, or
-    arrives twice; something stays on the disk for ever; a wrong answer; the replay is not what the disk was.
+    arrives twice; a version that was verified, or a report's number, is lower than before; a cut makes an update fail
+    that could have gone on; something stays on the disk for ever; nobody answers while a disk is full; and, of the
+    layer itself, the replay is not what the disk was.
     """
 
     BRICK = "bricks"
@@ -36,6 +41,8 @@ class Problem(enum.StrEnum):
     STUCK = "stuck"
     LOST = "lost"
     DOUBLED = "doubled"
+    FORGOT = "forgot"
+    FAILED = "failed"
     GARBAGE = "garbage"
     OUTAGE = "outages"
     REPLAY = "replay"
@@ -84,7 +91,7 @@ async def _kill(rig: Rig, cut: Cut) -> list[Result]:
         await rig.kill()
         return []
     await rig.forget()
-    taken = copy.deepcopy(rig.hub.taken)
+    taken, reports = copy.deepcopy(rig.hub.taken), list(rig.hub.reports)
     done = list(operations(rig.journal))
     promised = _promised(synced, done)
     disk.apply(done)
@@ -97,7 +104,8 @@ async def _kill(rig: Rig, cut: Cut) -> list[Result]:
         else:
             rig.wipe()
             disk.write(rig.paths.root, loss, cut.seed)
-        rig.hub.taken = copy.deepcopy(taken)
+        rig.hub.taken, rig.hub.reports = copy.deepcopy(taken), list(reports)
+        problems += [(Problem.FORGOT, name) for name in rig.forgotten()]
         problems += await recover(rig, promised)
         name = f"{cut.words}, {loss or 'process death'}"
         results.append(Result(name, _where(done), tuple(problems), loop.time() - began))
@@ -122,7 +130,7 @@ async def _fault(rig: Rig, cut: Cut) -> list[Result]:
     if hit is None:
         await rig.kill()
         return []
-    problems += await _afterwards(rig, held)
+    problems += await _afterwards(rig, held, RETRIED | CUT_WHILE_TAKING_OVER)
     await rig.kill()
     return [Result(cut.words, _text(hit), tuple(problems), loop.time() - began)]
 
@@ -159,13 +167,13 @@ async def recover(rig: Rig, promised: Items) -> list[tuple[Problem, str]]:
     held = rig.waiting()
     rig.log.write_text("")
     await rig.start()
-    problems = await _afterwards(rig, promised | held)
+    problems = await _afterwards(rig, promised | held, CUT_WHILE_TAKING_OVER)
     await rig.kill()
     await rig.forget()
     return problems
 
 
-async def _afterwards(rig: Rig, owed: Items) -> list[tuple[Problem, str]]:
+async def _afterwards(rig: Rig, owed: Items, excused: Container[str]) -> list[tuple[Problem, str]]:
     problems: list[tuple[Problem, str]] = []
     try:
         async with _asking(rig):
@@ -174,33 +182,58 @@ async def _afterwards(rig: Rig, owed: Items) -> list[tuple[Problem, str]]:
         return [(Problem.BRICK, f"{error}; exit code {rig.exit_code}\n{rig.tail()}")]
     try:
         async with _asking(rig):
-            version = await _update_over(rig)
+            version, why = await _update_over(rig)
     except (TimeoutError, ValueError) as error:
         return [(Problem.STUCK, f"{error}; exit code {rig.exit_code}, status {rig.status()}\n{rig.tail()}")]
+    if why and why not in excused:
+        problems.append((Problem.FAILED, f"{why}\n{rig.tail()}"))
     answers = await rig.ask_all()
     if set(answers.values()) != {version}:
         problems.append((Problem.HALF, f"says version {version}, answers are {answers}"))
     problems += await _samples(rig, owed)
-    problems += [(Problem.GARBAGE, str(path)) for path in sorted(rig.files() - rig.usual)]
+    problems += await _garbage(rig)
+    counters = [decode_report(report.body).counter for report in rig.hub.reports]
+    if counters != sorted(set(counters)):
+        problems.append((Problem.FORGOT, f"reports have the numbers {counters}"))
     return problems
 
 
-async def _update_over(rig: Rig) -> int:
-    """Its end; an update that ended without success is wanted once more, and then has to succeed. The version."""
+async def _update_over(rig: Rig) -> tuple[int, str]:
+    """Its end; an update that ended without success is wanted once more, and then has to succeed. The version that
+    serves, and why the update had failed.
+    """
     first = rig.side.world.director.targets.signed.version
 
-    def failed() -> bool:
+    def failed() -> str:
         status = rig.status()
         last = status.report.last if status else None
-        return last is not None and last.state in ENDED and last.director_version >= first and rig.at_rest(OLD)
+        ended = last is not None and last.state in ENDED and last.director_version >= first and rig.at_rest(OLD)
+        return last.reason_key if last is not None and ended else ""
 
-    await until(lambda: rig.at_rest(NEW) or failed() or rig.exit_code is not None, "the update to end", DEADLINE_S)
-    if failed():
+    await until(
+        lambda: rig.at_rest(NEW) or bool(failed()) or rig.exit_code is not None, "the update to end", DEADLINE_S
+    )
+    why = failed()
+    if why:
         await rig.side.publish()
         await until(lambda: rig.at_rest(NEW) or rig.exit_code is not None, "the update to succeed", DEADLINE_S)
     if rig.exit_code is not None:
         raise ValueError(f"the agent ended with {rig.exit_code}")
-    return NEW
+    return NEW, why
+
+
+async def _garbage(rig: Rig) -> list[tuple[Problem, str]]:
+    """Files that an uncut update does not leave; some go only when the agent next looks what is wanted."""
+    if rig.files() <= rig.usual:
+        return []
+    version = await rig.side.publish()
+
+    def looked() -> bool:
+        status = rig.status()
+        return status is not None and status.report.director_version >= version
+
+    await until(looked, "another look", DEADLINE_S)
+    return [(Problem.GARBAGE, str(path)) for path in sorted(rig.files() - rig.usual)]
 
 
 async def _samples(rig: Rig, owed: Items) -> list[tuple[Problem, str]]:

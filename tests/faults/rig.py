@@ -28,6 +28,7 @@ import numpy as np
 
 from agent.config import AgentConfig, FetchLimits, OutboxLimits, ReportLimits, StatePaths
 from agent.report import Status, read_status
+from agent.trust_floor import Floor, Versions
 from faults.modules import NAMES, label, make
 from faults.shim import Fault, environment, operations
 from firmware_profiles.catalog import built_in
@@ -240,6 +241,14 @@ class Rig:
         paths = (path for path in root.rglob("*") if path.is_symlink() or path.is_file())
         return frozenset(path.relative_to(root) for path in paths if not path.name.endswith(PASSING))
 
+    def forgotten(self) -> list[str]:
+        """Versions of metadata that had been verified before the update and are not known any more."""
+        known = {
+            root: Floor.load(StatePaths(root).metadata / "floor.json") for root in (self.template, self.paths.root)
+        }
+        before, now = known.values()
+        return [f"{name} {versions}" for name, versions in before.repositories.items() if _lower(now, name, versions)]
+
     def arrived(self) -> list[bytes]:
         """Samples and windows that the hub has taken, over all epochs."""
         return [item for stream in STREAMS for item in self.hub.items(stream)]
@@ -248,6 +257,12 @@ class Rig:
         """The inputs of the samples that the hub has taken."""
         samples = (msgspec.msgpack.decode(item, type=Sample) for item in self.hub.items("sample"))
         return [int(np.frombuffer(sample.inputs[0].data, np.float32)[0]) for sample in samples]
+
+
+def _lower(now: Floor, name: str, before: Versions) -> bool:
+    held = now.repositories.get(name)
+    roles = ("root", "timestamp", "snapshot", "targets")
+    return held is None or any(getattr(held, role) < getattr(before, role) for role in roles)
 
 
 def outbox_in(folder: Path) -> Items:
