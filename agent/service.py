@@ -21,7 +21,7 @@ from pathlib import Path
 
 import msgspec
 
-from agent import __version__
+from agent import __version__, reserve
 from agent.clones import CloneWatch
 from agent.config import AgentConfig, StatePaths
 from agent.errors import AgentError, ConfigError
@@ -108,6 +108,7 @@ async def run(config: AgentConfig, paths: StatePaths) -> int:
 
     with _only_agent(paths), _signals(stop):
         sweep((paths.root, paths.identity, paths.next, paths.roots, paths.metadata, *paths.metadata.glob("*/")))
+        reserve.give_back(paths.root)
         async with AgentStore(paths.database) as store:
             cages = await Cages.find(config.serving, first_uid(config.serving))
             config = with_today(config, cages.possible)
@@ -177,7 +178,12 @@ async def _build(
     bell = Bell(config.update, reachable)
     engine = Engine(ledger, steps, attacks, bell, config.update, changed, os.environ.get(CRASH_AT, ""), news.tell)
     status = _StatusFile(paths.status, link, outbox)
-    reporter = Reporter(credentials, store, link, config.report, compose, status.write)
+
+    def write_status(report: DeviceReport) -> None:
+        reserve.keep(paths.root)
+        status.write(report)
+
+    reporter = Reporter(credentials, store, link, config.report, compose, write_status)
 
     def on_doorbell(doorbell: Doorbell) -> None:
         bell.ring(doorbell.director_version)
