@@ -16,13 +16,13 @@ from modules.messages import MAX_BLOCK_BYTES
 PIECE_BYTES = 16 * 1024  # the smallest block; blocks smaller than a chunk are cut at multiples of it
 BLOCK_S = 0.04  # a block takes this long on the link: so coarse is the control, and so long waits a command behind it
 # Beyond what fills the link, for the unevenness of broker, hub and this process; in seconds of the link, and in blocks.
-AHEAD_S, BLOCKS_AHEAD = 0.06, 2
+AHEAD_S, BLOCKS_AHEAD = 0.09, 2
 GROW_S = 0.1  # a quarter of the round trip, at most this: what the window grows by while the link is not full
 QUEUE_S = 0.15  # a queue that stands longer than this shrinks the window whatever the model says
 START_QUEUE_S = 0.05
 START_GAIN = 3.0
 RATE_ROUNDS, RATE_S = 10, 1.0  # how long a highest rate counts
-BASE_S, BASE_TRIPS = 10.0, 20  # how long a shortest round trip counts before it is looked for again
+BASE_S, BASE_TRIPS = 30.0, 20  # how long a shortest round trip counts before it is looked for again
 DRAINED = 0.7  # of what fills the link, while it is looked for
 MOST_BYTES = 16 * 1024 * 1024
 GROWN = 1.25
