@@ -14,11 +14,12 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from typing import Final
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cloud_hub.clock import Clock
 from cloud_hub.events import Events
+from cloud_hub.monitoring.allowance import Allowance
 from cloud_hub.monitoring.intake import (
     CountedWindow,
     KeptSample,
@@ -41,6 +42,8 @@ MAX_EPOCH: Final = 63
 MAX_SEQUENCE: Final = 2**62
 CLOSED: Final = MAX_SEQUENCE + 1  # the mark of an epoch of which this database has lost a part
 MAX_TEXT: Final = 500
+# Epochs of one stream of one device that are remembered: an honest device begins one when a database was lost.
+MAX_EPOCHS: Final = 16
 _EVENT_KEY = re.compile(r"[a-z0-9][a-z0-9.-]{0,49}")
 
 _log = logging.getLogger(__name__)
@@ -65,6 +68,7 @@ class Ingest:
         self._clock = clock
         self._look_s = look_s
         self._on_counts = on_counts
+        self._allowance = Allowance(clock)
 
     async def commit(self, device: str, batch: Batch) -> Ack | None:
         """Store what is new in the batch and say up to where the device may forget.
@@ -94,7 +98,7 @@ class Ingest:
             upto = max(mark, entries[-1][0] if entries else 0)
             if fresh:
                 await self._keep(connection, device, batch, fresh)
-                await _move_mark(connection, device, batch, upto)
+                await self._move_mark(connection, device, batch, upto)
         if touched := _touched(device, fresh):
             self._on_counts(touched)
         return Ack(batch.stream, batch.epoch, upto)
@@ -106,10 +110,8 @@ class Ingest:
             if batch.acked <= mark < CLOSED:
                 return None  # an older copy of what was lost has come meanwhile
             if mark != CLOSED:
-                await _move_mark(connection, device, batch, CLOSED)
-                await self._events.record(
-                    connection, f"{batch.stream}.lost", f"device:{device}", device, had=mark, acknowledged=batch.acked
-                )
+                await self._move_mark(connection, device, batch, CLOSED)
+                await self._record(connection, f"{batch.stream}.lost", device, had=mark, acknowledged=batch.acked)
                 text = "this hub no longer has what it acknowledged, the device begins a new epoch"
                 _log.warning(text, extra={"device": device, "stream": batch.stream, "had": mark})
         return Ack(batch.stream, batch.epoch, 0, lost=True)
@@ -171,10 +173,9 @@ class Ingest:
 
     async def _keep_event(self, connection: AsyncConnection, device: str, event: AgentEvent) -> None:
         key = event.key if _EVENT_KEY.fullmatch(event.key) else "other"
-        await self._events.record(
+        await self._record(
             connection,
             f"agent.{key}",
-            f"device:{device}",
             device,
             level=event.level,
             text=event.text[:MAX_TEXT],
@@ -189,10 +190,9 @@ class Ingest:
         reasons = Counter((item.key, item.manifest_sha256, item.module) for item in problems)
         texts = {item.key: item.text for item in problems}
         for (key, manifest_sha256, module), count in reasons.items():
-            await self._events.record(
+            await self._record(
                 connection,
                 f"{batch.stream}.refused",
-                f"device:{device}",
                 device,
                 key=key,
                 text=texts[key][:MAX_TEXT],
@@ -200,6 +200,34 @@ class Ingest:
                 module=module,
                 manifest_sha256=manifest_sha256,
             )
+
+    async def _record(self, connection: AsyncConnection, kind: str, device: str, **details: object) -> None:
+        """An event that the device causes, as far as its allowance goes; how many it did not go for is told later."""
+        if not self._allowance.allows(device):
+            return
+        if missed := self._allowance.missed(device):
+            _log.warning("a device caused too many events", extra={"device": device, "not_recorded": missed})
+            await self._events.record(connection, "device.flooded", "hub", device, not_recorded=missed)
+        await self._events.record(connection, kind, f"device:{device}", device, **details)
+
+    async def _move_mark(self, connection: AsyncConnection, device: str, batch: Batch, mark: int) -> None:
+        place = {"device": device, "stream": batch.stream, "epoch": batch.epoch}
+        now = self._clock()
+        where = [streams.c[name] == value for name, value in place.items()]
+        if (await connection.execute(update(streams).where(*where).values(mark=mark, heard_at=now))).rowcount:
+            return
+        await self._forget_epochs(connection, device, batch)
+        await connection.execute(insert(streams).values(**place, mark=mark, heard_at=now))
+
+    async def _forget_epochs(self, connection: AsyncConnection, device: str, batch: Batch) -> None:
+        """The marks that have not moved for longest, so that a device cannot fill the table with epochs."""
+        of = (streams.c.device == device, streams.c.stream == batch.stream)
+        newest = func.coalesce(streams.c.heard_at, 0.0).desc()
+        known = (await connection.execute(select(streams.c.epoch).where(*of).order_by(newest))).scalars().all()
+        if len(known) >= MAX_EPOCHS:
+            gone = known[MAX_EPOCHS - 1 :]
+            await connection.execute(delete(streams).where(*of, streams.c.epoch.in_(gone)))
+            await self._record(connection, f"{batch.stream}.epochs", device, kept=MAX_EPOCHS, forgotten=len(gone))
 
 
 def _well_formed(batch: Batch) -> bool:
@@ -222,13 +250,6 @@ async def _mark(connection: AsyncConnection, device: str, batch: Batch) -> int:
         streams.c.device == device, streams.c.stream == batch.stream, streams.c.epoch == batch.epoch
     )
     return (await connection.execute(query)).scalar_one_or_none() or 0
-
-
-async def _move_mark(connection: AsyncConnection, device: str, batch: Batch, mark: int) -> None:
-    place = {"device": device, "stream": batch.stream, "epoch": batch.epoch}
-    query = update(streams).where(*(streams.c[name] == value for name, value in place.items())).values(mark=mark)
-    if not (await connection.execute(query)).rowcount:
-        await connection.execute(insert(streams).values(**place, mark=mark))
 
 
 async def _keep_samples(connection: AsyncConnection, device: str, items: list[KeptSample], now: float) -> None:

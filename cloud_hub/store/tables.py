@@ -243,6 +243,7 @@ streams = Table(
     Column("stream", String(16), primary_key=True),
     Column("epoch", String(63), primary_key=True),
     Column("mark", BigInteger, nullable=False),
+    Column("heard_at", Float),  # when the mark last moved; null: before 0.2
 )
 windows = Table(
     "windows",
