@@ -210,8 +210,9 @@ class Fetcher:
                 await stack.enter_async_context(lock)
             yield
 
-    async def _on_disk(self, work: Callable[[], _T]) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._disk, work)
+    def _on_disk(self, work: Callable[[], _T]) -> asyncio.Future[_T]:
+        """In the order of the calls, one after the other."""
+        return asyncio.get_running_loop().run_in_executor(self._disk, work)
 
 
 class _Job:

@@ -18,17 +18,19 @@ from agent.transfer.source import MqttSource, Source, Suspect
 from agent.transfer.window import Flight, Window
 
 REST_FIRST_S, REST_MOST_S = 5.0, 600.0
+# When the disk is slower than the link, the link waits: an interruption costs what is under way and what is unwritten.
+MOST_UNWRITTEN_BYTES = 2 * 1024 * 1024
 PAUSE_FIRST_S, PAUSE_MOST_S = 0.2, 5.0
 
 
 class Lane:
-    """`admit`, then `sent` or `leave`; then `read`. `held_back` says that nothing may be asked for now."""
+    """`admit`, then `sent` or `leave`; then `read`. `unwritten`: the bytes that have come and wait for the disk."""
 
-    def __init__(self, source: Source, limits: FetchLimits, held_back: Callable[[], bool]) -> None:
+    def __init__(self, source: Source, limits: FetchLimits, unwritten: Callable[[], int]) -> None:
         self.name = source.name
         self.window = Window(limits.window_bytes, limits.block_bytes)
         self.down = False  # the last thing heard of it is that it cannot be reached
-        self._source, self._timeout_s, self._held_back = source, limits.chunk_timeout_s, held_back
+        self._source, self._timeout_s, self._unwritten = source, limits.chunk_timeout_s, unwritten
         self._turns: deque[asyncio.Future[None]] = deque()
         self._granted = False
         self._failures, self._rests_until, self._paused_until = 0, 0.0, 0.0
@@ -102,7 +104,9 @@ class Lane:
 
     def next(self) -> None:
         """Gives the next turn where there is room."""
-        if self._granted or not self._turns or self.window.room() <= 0 or self._held_back():
+        if self._granted or not self._turns or self.window.room() <= 0:
+            return
+        if self._unwritten() > min(MOST_UNWRITTEN_BYTES, self.window.size):
             return
         self._granted = True
         self._turns.popleft().set_result(None)

@@ -84,6 +84,7 @@ class Partial:
         self._have = array("H", bytes(2 * len(plan.stretches)))  # for each stretch its pieces, one bit each
         self._unsynced, self._sync_after = 0, 0.0
         self._files: list[int] = []
+        self._data = self._marks = -1
         try:
             self._data = self._open(self._part)
             self._marks = self._open(self._map)
@@ -199,6 +200,7 @@ class Partial:
             self._close()
 
     def _close(self) -> None:
+        self._data = self._marks = -1  # a write that comes too late fails, and meets no other file
         while self._files:
             os.close(self._files.pop())
 

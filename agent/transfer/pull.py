@@ -22,8 +22,6 @@ from agent.transfer.todo import Block, Todo
 from agent.transfer.traffic import Traffic
 from agent.transfer.window import Flight
 
-# Blocks that came and wait for the disk: when it is slower than the link, the link waits.
-UNWRITTEN_BYTES = 2 * 1024 * 1024
 LEAST_SYNC_BYTES = 64 * 1024
 
 _T = TypeVar("_T")
@@ -37,7 +35,7 @@ class Pull:
     def __init__(
         self, sources: Sequence[Source], limits: FetchLimits, on_disk: OnDisk[Written], gate: Gate, traffic: Traffic
     ) -> None:
-        self._lanes = [Lane(source, limits, self._disk_is_behind) for source in sources]
+        self._lanes = [Lane(source, limits, self._unwritten_bytes) for source in sources]
         self._limits, self._on_disk, self._gate, self._traffic = limits, on_disk, gate, traffic
         self._unwritten = 0
 
@@ -124,7 +122,8 @@ class Pull:
         self._unwritten += len(data)
         try:
             sync_every = max(LEAST_SYNC_BYTES, lane.window.size)
-            written = await self._on_disk(bind(partial.write, block.start, data, sync_every))
+            # What has come is kept, also when nobody waits for it any more.
+            written = await asyncio.shield(self._on_disk(bind(partial.write, block.start, data, sync_every)))
         finally:
             self._unwritten -= len(data)
             for waiting in self._lanes:
@@ -199,8 +198,8 @@ class Pull:
             text = f"{run.todo.name}: not here after {self._limits.deadline_s} s; what has arrived is kept"
             raise FetchError(text, "deadline")
 
-    def _disk_is_behind(self) -> bool:
-        return self._unwritten > UNWRITTEN_BYTES
+    def _unwritten_bytes(self) -> int:
+        return self._unwritten
 
 
 class _Run:
