@@ -80,9 +80,7 @@ class Lane:
         try:
             await turn
         except asyncio.CancelledError:
-            if turn in self._turns:
-                self._turns.remove(turn)
-            else:
+            if not turn.cancelled():
                 self.leave()
             raise
 
@@ -104,6 +102,8 @@ class Lane:
 
     def next(self) -> None:
         """Gives the next turn where there is room."""
+        while self._turns and self._turns[0].done():  # whoever waited was cancelled
+            self._turns.popleft()
         if self._granted or not self._turns or self.window.room() <= 0:
             return
         if self._unwritten() > min(MOST_UNWRITTEN_BYTES, self.window.size):
