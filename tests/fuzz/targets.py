@@ -7,6 +7,7 @@ other exception is a bug. Run by `test_parsers.py` (Hypothesis) and by `device.p
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -19,7 +20,16 @@ from agent.endpoint.oip import Parser
 from agent.sandbox.protocol import FrameError, Pong, Stats, WindowClosed, frame, read_notice
 from firmware_profiles.profile import DeviceProfile
 from modules.enrolment import ClaimToken, EnrolmentError
-from modules.errors import MALFORMED, ManifestError, MessageError, ModuleError, TargetError, TopicError, WindowError
+from modules.errors import (
+    MALFORMED,
+    ManifestError,
+    MessageError,
+    ModuleError,
+    PatchError,
+    TargetError,
+    TopicError,
+    WindowError,
+)  # fmt: skip
 from modules.manifest import Lineage, Manifest, Runtime, decode_manifest, encode_manifest
 from modules.messages import (
     Ack,
@@ -40,6 +50,7 @@ from modules.messages import (
     encode,
     encode_report,
 )  # fmt: skip
+from modules.patch import apply as apply_patch
 from modules.targets import (
     DirectorCustom,
     ImageCustom,
@@ -63,6 +74,7 @@ from modules.windows import (
     pack_counts,
     unpack_counts,
 )  # fmt: skip
+from support.golden_patch import BASE, PATCH, SIZE
 from support.repository import make_module
 
 X, Y = TensorSpec("x", "FP32", (-1, 2)), TensorSpec("y", "BYTES", (-1,))
@@ -242,6 +254,14 @@ CUSTOMS = tuple(
 )
 PATH = b"modules/dev/digits/1/pi.json"
 
+
+def patch(data: bytes) -> None:
+    """The decoder writes nothing behind the size that was signed."""
+    made = io.BytesIO()
+    apply_patch(io.BytesIO(BASE), io.BytesIO(data), made.write, SIZE)
+    assert made.tell() == SIZE
+
+
 TARGETS: dict[str, Target] = {
     "topic": Target(
         refusing(lambda data: Topic.parse(text(data)), TopicError),
@@ -269,5 +289,6 @@ TARGETS: dict[str, Target] = {
     ),
     "infer request": Target(infer, _infer_corpus()),
     "http": Target(http, _http_corpus()),
+    "patch": Target(refusing(patch, PatchError), (PATCH,)),
     "worker notice": Target(notices, (frame(Pong(Stats())) + frame(WindowClosed(encode_window(WINDOW))),)),
 }

@@ -22,12 +22,10 @@ from modules.errors import PatchError
 from modules.patch import apply
 from modules.patch.codecs import LZMA_FILTERS, zstandard
 from modules.patch.form import MAGIC, MAX_BLOCK, MAX_CONTROL, STREAM_BITS, Codec, Mode, Op
-from support.patches import GOLDEN, golden_base, patched, safetensors_file
+from support.golden_patch import BASE, DIGEST, PATCH, SIZE
+from support.patch_by_the_book import decode
+from support.patches import patched, safetensors_file
 
-BASE = golden_base()
-PATCH = (GOLDEN / "patch.mpt").read_bytes()
-SIZE = 18237
-DIGEST = "a3acccf08f1c9104a785842c234ebcfa734cb7b4b15578eabde398343d9a5b8a"
 U4 = 2 << 4
 
 
@@ -58,8 +56,12 @@ def deflate(data: bytes) -> bytes:
 
 
 def test_patches_of_the_first_release_are_read_for_ever() -> None:
-    """Made once, of every codec, mode and width; docs/understand/patches.md is enough to read it."""
+    """Made once, of every codec, mode and width."""
     assert hashlib.sha256(patched(BASE, PATCH, SIZE)).hexdigest() == DIGEST
+
+
+def test_the_page_about_the_format_is_enough_to_write_a_decoder() -> None:
+    assert hashlib.sha256(decode(BASE, PATCH)).hexdigest() == DIGEST
 
 
 def test_every_cut_is_noticed() -> None:
