@@ -148,6 +148,9 @@ async def _build(
     def changed() -> None:
         reporter.changed()
 
+    def damaged() -> None:
+        bell.ask()
+
     def compose() -> DeviceReport:
         report = _report(config, ledger, keeper, engine, attacks, outbox)
         modules = (*report.modules, *releases.reports(of_kind(engine.serving, AGENT)))
@@ -155,7 +158,7 @@ async def _build(
 
     news = News(outbox.offer)
     runtime = ProcessRuntime(paths, config.serving, store, slots, outbox.offer, cages)
-    keeper = Keeper(runtime, config.serving, changed, news.tell)
+    keeper = Keeper(runtime, config.serving, changed, news.tell, damaged)
     folder = FolderSource(config.device)
     transports = Transports(config, paths, link, slots.find, news.tell)
     fetcher = FolderFetcher(

@@ -97,6 +97,17 @@ class Slots:
             return False
         return True
 
+    def recheck(self, manifest_sha256: str) -> str:
+        """Reads every file of a slot back, and removes a slot that is damaged: what was wrong, or nothing."""
+        try:
+            slot = self.open(manifest_sha256)
+            for entry in slot.manifest.files:
+                verify_file(slot.path / entry.path, entry, names=2)  # until an update is committed, staging has one
+        except SlotError as error:
+            _remove(self.path(manifest_sha256))
+            return str(error)
+        return ""
+
     def make(
         self, manifest_bytes: bytes, manifest: Manifest, source: Callable[[FileEntry], Path], stop: Stop = never
     ) -> Slot:
@@ -173,14 +184,14 @@ def _made_at(path: Path) -> float:
         return 0.0
 
 
-def verify_file(path: Path, entry: FileEntry, stop: Stop = never) -> None:
-    """That `path` is a plain file, with no second name, of exactly the signed bytes. Raises SlotError."""
+def verify_file(path: Path, entry: FileEntry, stop: Stop = never, names: int = 1) -> None:
+    """That `path` is a plain file, with no more than `names`, of exactly the signed bytes. Raises SlotError."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise SlotError(f"{entry.path}: cannot be opened as a plain file: {error.strerror}", "not-regular") from error
     try:
-        _check_status(os.fstat(handle), entry)
+        _check_status(os.fstat(handle), entry, names)
         digest = hashlib.sha256()
         while block := os.read(handle, _READ_BYTES):
             digest.update(block)
@@ -198,10 +209,10 @@ def _go_on(stop: Stop) -> None:
         raise SlotError("it is not wanted any more", "cancelled")
 
 
-def _check_status(status: os.stat_result, entry: FileEntry) -> None:
+def _check_status(status: os.stat_result, entry: FileEntry, names: int) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise SlotError(f"{entry.path}: expected a plain file, got mode {status.st_mode:o}", "not-regular")
-    if status.st_nlink != 1:
+    if status.st_nlink > names:
         raise SlotError(f"{entry.path}: expected one name, got {status.st_nlink}", "link-count")
     if status.st_size != entry.size:
         raise SlotError(f"{entry.path}: expected {entry.size} bytes, got {status.st_size}", "length-or-hash")

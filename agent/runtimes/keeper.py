@@ -19,7 +19,7 @@ from agent.installed import Installed, ModuleSet
 from agent.news import Tell, nobody
 from agent.runtimes.past import Before
 from agent.runtimes.process import ProcessRuntime
-from agent.runtimes.unit import Unit
+from agent.runtimes.unit import Unit, nothing
 from agent.sandbox.host import WorkerProcess
 from agent.sandbox.protocol import Stats
 from modules.messages import ModuleReport
@@ -29,17 +29,23 @@ _logger = logging.getLogger(__name__)
 
 class Keeper:
     """`set` is what was asked for last. `close` drains everything. `changed` is called on every change of a state,
-    `tell` hears of workers that end by themselves.
+    `tell` hears of workers that end by themselves, `damaged` when a module's files had to be removed.
     """
 
     def __init__(
-        self, runtime: ProcessRuntime, settings: ServingSettings, changed: Callable[[], None], tell: Tell = nobody
+        self,
+        runtime: ProcessRuntime,
+        settings: ServingSettings,
+        changed: Callable[[], None],
+        tell: Tell = nobody,
+        damaged: Callable[[], None] = nothing,
     ) -> None:
         self.set = ModuleSet()
         self._runtime = runtime
         self._settings = settings
         self._changed = changed
         self._tell = tell
+        self._damaged = damaged
         self._units: dict[str, Unit] = {}
         self._leaving: set[asyncio.Task[None]] = set()
         self._lock = asyncio.Lock()
@@ -175,7 +181,7 @@ class Keeper:
             await asyncio.wait(set(self._leaving))
 
     def _begin(self, module: Installed, worker: WorkerProcess | None) -> None:
-        unit = Unit(module, self._runtime, self._settings, self._changed, self._tell)
+        unit = Unit(module, self._runtime, self._settings, self._changed, self._tell, self._damaged)
         self._units[module.name] = unit
         unit.begin(worker)
 

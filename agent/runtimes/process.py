@@ -163,6 +163,10 @@ class ProcessRuntime:
             return ""
         return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
+    async def recheck(self, module: Installed) -> str:
+        """What is wrong with the module's files on the disk, or nothing; a damaged slot is removed, to be made anew."""
+        return await asyncio.to_thread(self._slots.recheck, module.manifest_sha256)
+
     def policy(self, module: Installed) -> SamplingPolicy:
         """The director's word, or else the manifest's own. Raises SlotError."""
         return module.sampling or self._slots.open(module.manifest_sha256).manifest.sampling

@@ -31,8 +31,14 @@ FAILED_AFTER = 5  # failures in a row, from which the report says failed instead
 _logger = logging.getLogger(__name__)
 
 
+def nothing() -> None:
+    """For rooms where nobody can fetch a module again."""
+
+
 class Unit:
-    """A module and its worker. `changed` is called on every change of `state`, `tell` hears of workers that ended."""
+    """A module and its worker. `changed` is called on every change of `state`, `tell` hears of workers that ended,
+    `damaged` is called when the module's files had to be removed.
+    """
 
     def __init__(
         self,
@@ -41,6 +47,7 @@ class Unit:
         settings: ServingSettings,
         changed: Callable[[], None],
         tell: Tell = nobody,
+        damaged: Callable[[], None] = nothing,
     ) -> None:
         self.module = module
         self.state: ModuleState = "starting"
@@ -52,6 +59,7 @@ class Unit:
         self._settings = settings
         self._changed = changed
         self._tell = tell
+        self._damaged = damaged
         self._worker: WorkerProcess | None = None
         self._task: asyncio.Task[None] | None = None
         self._past = Past()
@@ -124,7 +132,16 @@ class Unit:
                 await self._discard()
             finally:  # also when somebody ends the unit just now
                 self._report_failure(loaded)
+            if self._failures == FAILED_AFTER:
+                await self._recheck()
             await asyncio.sleep(delay_s)
+
+    async def _recheck(self) -> None:
+        """What never comes up may lie on a bad disk: then it is fetched again."""
+        wrong = await self._runtime.recheck(self.module)
+        if wrong:
+            self._tell("error", "slot-damaged", f"it is fetched again: {wrong}", self.module.name)
+            self._damaged()
 
     async def _serve(self) -> None:
         """Raises the AgentError that ended the worker."""

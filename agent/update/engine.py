@@ -13,8 +13,7 @@ import asyncio
 import logging
 import os
 import signal
-import time
-from collections.abc import Awaitable, Callable, Collection, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import msgspec
@@ -25,6 +24,7 @@ from agent.installed import ModuleSet, all_verified
 from agent.news import Level, Tell, nobody
 from agent.update.attacks import Attacks
 from agent.update.bell import Bell
+from agent.update.patience import finished, run_out
 from agent.update.record import Ledger, Record
 from agent.update.resolve import Resolver
 from agent.update.states import Event, State, after, bounded, row
@@ -32,7 +32,6 @@ from agent.update.steps import Steps
 from modules.messages import UpdateReport
 
 COMMIT_PAUSE_S = 5.0
-LOOK_S = 5.0  # how exactly the time of a download is kept
 # Failures that another attempt may not meet: the way was bad, not the module.
 RETRIED = frozenset({
     "chunk-mismatch", "deadline", "disk", "disk-budget", "disk-full", "endpoint", "file-mismatch", "io",
@@ -189,49 +188,28 @@ class Engine:
     async def _fetch(self) -> Event:
         """The download, unless the hub wants something newer meanwhile: what has arrived stays in staging."""
         known = self._ledger.record.director_version
-        fetching = asyncio.ensure_future(self._steps.fetch(self._target, self._held, self._changed))
-        others = {asyncio.ensure_future(self._bell.newer(known)), asyncio.ensure_future(self._out_of_time())}
+        fetch = self._steps.fetch(self._target, self._held, self._changed)
+        deadline = run_out(row(State.FETCHING).deadline_s, self._may_arrive)
         try:
-            await asyncio.wait({fetching, *others}, return_when=asyncio.FIRST_COMPLETED)
-            if not fetching.done():
-                return Event.LATER if self._bell.news(known) else self._not_in_time()
-            fetching.result()
-            return Event.OK
+            if await finished(fetch, self._bell.newer(known), deadline):
+                return Event.OK
         except FetchError as error:
             if error.key == "offline":
                 return self._leave()
             if error.key == "stalled" and self._steps.arrived_bytes:
                 self._ledger.believe(attempt=1)  # tries that came nearer are not counted
             raise
-        finally:
-            await _end({fetching, *others})
-
-    async def _out_of_time(self) -> None:
-        """Returns at the deadline of a download; time in which nothing may come does not count."""
-        spent_s = 0.0
-        while spent_s < row(State.FETCHING).deadline_s:
-            began = time.monotonic()
-            await asyncio.sleep(LOOK_S)
-            if self._bell.reachable and not self._steps.waiting:
-                spent_s += time.monotonic() - began
-
-    def _not_in_time(self) -> Event:
-        """A large file over a slow link goes on after a look at what is wanted. Raises TimeoutError if none came."""
-        if not self._steps.arrived_bytes:
+        if not self._bell.news(known) and not self._steps.arrived_bytes:
             raise TimeoutError
-        return self._leave()
+        return self._leave()  # also a large file over a slow link: it goes on after a look at what is wanted
+
+    def _may_arrive(self) -> bool:
+        return self._bell.reachable and not self._steps.waiting
 
     async def _while_wanted(self, work: Coroutine[Any, Any, None]) -> Event:
         """`work`, unless the hub no longer wants what it is for: then it is cancelled, and left without blame."""
-        working, asking = asyncio.ensure_future(work), asyncio.ensure_future(self._resolver.withdrawn())
-        try:
-            await asyncio.wait({working, asking}, return_when=asyncio.FIRST_COMPLETED)
-            if working.done():
-                working.result()
-                return Event.OK
-            asking.result()
-        finally:
-            await _end({working, asking})
+        if await finished(work, self._resolver.withdrawn()):
+            return Event.OK
         await self._steps.discard()
         return self._leave()
 
@@ -290,7 +268,7 @@ class Engine:
         if state is State.TRYING:
             return self._steps.trial_deadline_s(self._target, self._held)
         if state is State.FETCHING:
-            return None  # see _out_of_time
+            return None  # not all of its time counts, see _fetch
         if state is State.PROBATION:
             return self._steps.probation_deadline_s(self._target, self._held)
         return row(state).deadline_s or None
@@ -305,15 +283,6 @@ _LEVELS: dict[str, Level] = {"committed": "info", "failed": "warning"}
 
 def _gist(report: UpdateReport) -> tuple[str, int, str]:
     return report.state, report.director_version, report.reason_key
-
-
-async def _end(tasks: Collection[asyncio.Future[Any]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.wait(tasks)
-    for task in tasks:
-        if not task.cancelled():
-            task.exception()  # whoever wanted it has it
 
 
 def _outcome(last: UpdateReport, record: Record) -> tuple[Level, str, str, str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator
 
 import msgspec
@@ -239,6 +241,15 @@ async def test_a_set_is_applied_as_a_whole_or_not_at_all(updated: Edge, hub: Hub
     assert await served_version(await updated.address("other"), "other") == 1
 
 
+async def test_one_bad_module_of_two_takes_both_back_from_probation(updated: Edge, hub: HubSide) -> None:
+    version = await hub.deploy(build(version=2, health=LONG), build_script(CRASHES, name="other", health=LONG))
+    assert await updated.ended(version) == "reverting"
+    assert updated.ledger.last.reason_key == "crashed"
+    assert await served_version(await updated.address()) == 1
+    assert [(m.name, m.version) for m in updated.ledger.current.modules] == [("iris", 1)]
+    assert [report.name for report in updated.keeper.reports()] == ["iris"]
+
+
 async def test_what_stays_in_the_set_is_not_touched(updated: Edge, hub: HubSide) -> None:
     unit = updated.keeper.unit("iris")
     assert await updated.ended(await hub.deploy(build(version=1), build("other"))) == "committed"
@@ -375,6 +386,24 @@ async def test_a_damaged_slot_is_fetched_again(
     async with running_edge(agent_config, state_dir, agent_store, broker) as edge:
         assert await served_version(await edge.address()) == 1
         assert isinstance(edge.ledger.current, ModuleSet)
+
+
+async def test_a_file_that_rots_on_the_disk_is_noticed_when_the_module_does_not_start_and_fetched_again(
+    updated: Edge, hub: HubSide
+) -> None:
+    model = updated.slots.path(build(version=1).sha256) / "model.onnx"
+    model.chmod(0o600)
+    data = model.read_bytes()
+    model.write_bytes(bytes(len(data)))  # of the size that was signed
+    unit = updated.keeper.unit("iris")
+    assert unit is not None
+    assert unit._worker is not None
+    os.kill(unit._worker.pid, signal.SIGKILL)
+    await until(lambda: State.FETCHING in updated.states, "the module to be fetched again")
+    await until(lambda: updated.states[-1:] == [State.IDLE], "the update to end")
+    assert await served_version(await updated.address()) == 1
+    assert (updated.slots.path(build(version=1).sha256) / "model.onnx").read_bytes() == data
+    assert any(key == "slot-damaged" for key, _ in updated.told)
 
 
 async def test_a_device_that_is_offline_serves_what_it_has(

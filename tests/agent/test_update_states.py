@@ -6,11 +6,13 @@ from typing import get_args
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from agent.installed import Installed, ModuleSet, all_verified, carry_verified, changes
 from agent.sandbox.protocol import Stats
 from agent.update.probation import Seen, Verdict, judge
-from agent.update.states import MAX_WRITES, TABLE, Event, State, StateError, after, bounded
+from agent.update.states import MAX_WRITES, TABLE, Event, State, StateError, after, bounded, row
 from modules.manifest import Health, SamplingPolicy
 from modules.messages import UpdateState
 
@@ -77,6 +79,60 @@ def test_from_every_state_failures_alone_lead_back_to_idle_once_loops_are_broken
             writes += 1
             state = bounded(state, after(state, Event.FAIL), writes)
             assert writes < MAX_WRITES + 5, f"{start} does not end"
+
+
+class Life:
+    """A device under the table: what it serves, what it has committed, and whether its power is cut."""
+
+    def __init__(self) -> None:
+        self.state, self.writes, self.serves, self.committed = State.IDLE, 0, "old", "old"
+
+    def event(self, event: Event) -> None:
+        if self.state is State.COMMITTED and event is Event.OK:
+            self.committed = self.serves
+        if self.state is State.REVERTING and event is Event.OK:
+            self.serves = self.committed
+        if self.state is State.ACTIVATING:
+            self.serves = "new" if event is Event.OK else "either"
+        if (self.state, event) == (State.RESOLVING, Event.SETTLED):
+            self.serves = "new"
+        self.enter(after(self.state, event))
+
+    def cut(self) -> None:
+        self.serves = "new" if row(self.state).serves_new else self.committed
+        if self.state is not State.IDLE:
+            self.enter(row(self.state).resume_as)
+
+    def enter(self, wanted: State) -> None:
+        before = self.state
+        self.writes += 1
+        self.state = bounded(before, wanted, self.writes)
+        if self.state is State.IDLE:
+            assert self.serves == self.committed, f"{before} leads to idle while {self.serves} serves"
+            self.writes, self.committed, self.serves = 0, "old", "old"
+        if self.state is State.PROBATION:
+            assert self.serves == "new"
+
+
+@given(st.lists(st.one_of(st.just("cut"), st.sampled_from(Event)), max_size=120))
+def test_whatever_happens_and_wherever_power_is_cut_idle_serves_what_was_committed(happens: list[str | Event]) -> None:
+    life = Life()
+    for what in happens:
+        if isinstance(what, str):
+            life.cut()
+        elif what in (Event.OK, Event.FAIL) or what in row(life.state).also:
+            life.event(what)
+        assert life.writes <= MAX_WRITES + 5 or life.state is State.COMMITTED, "it loops"
+
+
+@given(st.sampled_from(State), st.integers(0, MAX_WRITES))
+def test_power_cuts_alone_end_every_update(state: State, writes: int) -> None:
+    life = Life()
+    life.state, life.writes = state, writes
+    life.serves = "new" if row(state).serves_new else "either" if state is State.ACTIVATING else "old"
+    for _ in range(MAX_WRITES + 1):
+        life.cut()
+    assert life.state in (State.IDLE, State.FAILED, State.REJECTED, State.REVERTING, State.COMMITTED)
 
 
 def module(name: str = "m", digest: str = "a", **fields: object) -> Installed:

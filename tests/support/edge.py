@@ -92,7 +92,7 @@ class Edge:
         self.slots, self.ledger, self.attacks = Slots(paths.slots), Ledger(store), Attacks(store)
         self.runtime = ProcessRuntime(paths, SERVING, store, self.slots, lambda stream, payload: None)
         self.told: list[tuple[str, str]] = []  # keys and words of what an operator would see
-        self.keeper = Keeper(self.runtime, SERVING, lambda: None, self._tell)
+        self.keeper = Keeper(self.runtime, SERVING, lambda: None, self._tell, lambda: self.bell.ask())
         self.verifier = Verifier(build_trust(paths, config.device, config.profile.name, time.time), link)
         self.fetcher = Fetcher(link, paths.staging, config.fetch, self.slots.find)
         kinds = Kinds({PROCESS: Processes(self.keeper, self.slots, UPDATE)})
