@@ -38,10 +38,10 @@ log = logging.getLogger(__name__)
 
 def application(rooms: Rooms, routes: Sequence[Route], gate: Gate | None = None) -> web.Application:
     """Serves `routes` below /api/v1. Without a `gate` one that knows tokens and users of this hub only."""
-    gate = gate or Gate(rooms.store, Events(rooms.store, rooms.clock), rooms.clock, allows=rooms.capabilities.allows)
+    gate = gate or Gate(rooms.store, Events(rooms.store, rooms.clock), rooms.clock)
     app = web.Application(client_max_size=MAX_JSON_BYTES, middlewares=[_errors])
     app[DOCUMENT] = msgspec.json.encode(document(routes))
-    app[TRANSFERS] = Transfers(rooms.config.transfer)
+    app[TRANSFERS] = Transfers()
     app.on_response_prepare.append(_add_headers)
     for route in routes:
         app.router.add_route(route.method, PREFIX + route.path, _endpoint(rooms, route, gate))

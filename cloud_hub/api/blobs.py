@@ -62,14 +62,13 @@ class Stretch:
 class Transfers:
     """How many files are being sent, in all and to each address."""
 
-    def __init__(self, settings: TransferSettings) -> None:
-        self.settings = settings
+    def __init__(self) -> None:
         self.under_way: Counter[str] = Counter()
 
     @contextmanager
-    def one(self, sender: str) -> Iterator[None]:
+    def one(self, sender: str, settings: TransferSettings) -> Iterator[None]:
         """Raises TooMany `transfers-busy`."""
-        most, each = self.settings.transfers, self.settings.transfers_per_address
+        most, each = settings.transfers, settings.transfers_per_address
         if self.under_way.total() >= most or self.under_way[sender] >= each:
             text = f"files: expected at most {most} transfers at a time, {each} to one address; try again"
             raise TooMany("transfers-busy", text, retry_after_s=RETRY_AFTER_S)
@@ -130,10 +129,10 @@ async def _send(rooms: Rooms, call: Call) -> web.StreamResponse:
     if request.method == "HEAD":
         await response.prepare(request)
         return response
-    transfers = request.app[TRANSFERS]
-    with transfers.one(network_of(request.remote)):
+    settings = rooms.config.transfer
+    with request.app[TRANSFERS].one(network_of(request.remote), settings):
         await response.prepare(request)
-        await _copy(rooms.blobs.path(digest), part, response, request, transfers.settings.write_s)
+        await _copy(rooms.blobs.path(digest), part, response, request, settings.write_s)
     return response
 
 

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import socket
 from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import msgspec
@@ -132,13 +133,17 @@ async def test_a_right_to_a_file_that_is_gone_finds_nothing(world: World) -> Non
 
 
 async def test_transfers_are_bounded_in_all_and_for_each_address() -> None:
-    transfers = Transfers(TransferSettings(transfers=3, transfers_per_address=2))
-    with transfers.one("a"), transfers.one("a"):
-        with pytest.raises(HubError, match="2 to one address"), transfers.one("a"):
+    transfers, bounds = Transfers(), TransferSettings(transfers=3, transfers_per_address=2)
+
+    def one(sender: str) -> AbstractContextManager[None]:
+        return transfers.one(sender, bounds)
+
+    with one("a"), one("a"):
+        with pytest.raises(HubError, match="2 to one address"), one("a"):
             pass
-        with transfers.one("b"), pytest.raises(HubError, match="at most 3 transfers"), transfers.one("c"):
+        with one("b"), pytest.raises(HubError, match="at most 3 transfers"), one("c"):
             pass
-        with transfers.one("c"):
+        with one("c"):
             pass
     assert transfers.under_way.total() == 0
     assert not transfers.under_way, "addresses that are done are forgotten"
