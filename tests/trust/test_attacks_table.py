@@ -17,7 +17,7 @@ def rows(repository: Path) -> dict[int, str]:
 
 
 def test_every_attack_has_its_row(rows: dict[int, str]) -> None:
-    assert sorted(rows) == list(range(1, 70))
+    assert sorted(rows) == list(range(1, 76))
 
 
 def test_every_row_of_the_device_names_a_test_or_says_why_not(rows: dict[int, str]) -> None:
