@@ -22,6 +22,7 @@ from agent.config import AgentConfig, ServingSettings, StatePaths
 from agent.errors import AgentError
 from agent.hardening import check_private
 from agent.identity import Identity
+from agent.neighbours import device_authorities
 from agent.runtimes.process import MAX_SOCKET_PATH, first_uid
 from agent.sandbox.cage import Cages
 from agent.sandbox.environment import worker_environment
@@ -54,7 +55,8 @@ async def examine(paths: StatePaths) -> list[Check]:
         identity = Identity.load(paths)
     except AgentError as error:
         return [Check("identity", "fail", f"{error}; run mooring-agent enroll"), *checks]
-    return [_identity(identity, time.time()), _private(paths), await _broker(config, identity), *checks]
+    checks = [_identity(identity, time.time()), _private(paths), await _broker(config, identity), *checks]
+    return [*checks, _neighbours(paths)] if config.gateway.listen or config.fetch.gateways else checks
 
 
 def _serving(paths: StatePaths) -> ServingSettings:
@@ -74,6 +76,15 @@ def _identity(identity: Identity, now: float) -> Check:
     if left < (1 - RENEWAL_LATE) * life:
         return Check("identity", "warn", f"{text}: it should have been renewed; see the agent's log")
     return Check("identity", "ok", text)
+
+
+def _neighbours(paths: StatePaths) -> Check:
+    """What a gateway and those who ask it need to know each other."""
+    try:
+        known = device_authorities(paths)
+    except (AgentError, OSError) as error:
+        return Check("gateway", "warn", f"{error}; until then files come another way")
+    return Check("gateway", "ok", f"knows {len(known)} authorities of this fleet's devices")
 
 
 def _private(paths: StatePaths) -> Check:

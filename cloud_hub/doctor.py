@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import shutil
 import socket
 import sqlite3
@@ -56,6 +57,7 @@ def examine(paths: HubPaths, clock: Clock = system_clock) -> list[Finding]:
         ("database", lambda: _database(paths)),
         ("patches", lambda: _patches(paths, config)),
         ("signed metadata", lambda: _signed_metadata(paths, clock())),
+        ("files elsewhere", lambda: _elsewhere(config)),
         ("broker", lambda: _broker(config)),
         ("ports", lambda: _ports(config)),
         ("disk", lambda: _disk(paths)),
@@ -181,6 +183,16 @@ async def _states(paths: HubPaths) -> list[RoleState]:
             return await read_states(connection)
     finally:
         await store.close()
+
+
+def _elsewhere(config: HubConfig) -> Finding:
+    settings = config.transfer.s3
+    if not settings.bucket:
+        return Finding("files elsewhere", "ok", "no bucket is set: files come from this hub")
+    if importlib.util.find_spec("obstore") is None:
+        return Finding("files elsewhere", "problem", "no library for it: pip install 'mooring[s3]'")
+    key_id = settings.load_credentials().access_key_id
+    return Finding("files elsewhere", "ok", f"bucket {settings.bucket} at {settings.endpoint}, as {key_id}")
 
 
 def _broker(config: HubConfig) -> Finding:

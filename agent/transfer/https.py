@@ -47,6 +47,25 @@ class _Idle:
     since: float
 
 
+@dataclass
+class _Request:
+    """One question, while a thread works on it. `unwanted`: nobody waits for the answer any more."""
+
+    origin: Origin
+    path: str
+    headers: Mapping[str, str]
+    most: int
+    ends_at: float
+    connection: Connection | None = None
+    unwanted: bool = False
+
+    def abandon(self) -> None:
+        """The thread must not wait on for what nobody wants."""
+        self.unwanted = True
+        if self.connection is not None:
+            self.connection.abort()
+
+
 class Pool:
     """Connections that are kept for a while, and the threads that wait on them. `connect` makes one to an origin."""
 
@@ -60,11 +79,8 @@ class Pool:
 
     async def get(self, origin: Origin, path: str, headers: Mapping[str, str], most: int, timeout_s: float) -> Reply:
         """At most `most` bytes of the answer, within `timeout_s` in all. Raises LinkDown, LinkTimeout, LinkError."""
-        busy: list[Connection] = []
-        ends_at = time.monotonic() + timeout_s
-        work = asyncio.get_running_loop().run_in_executor(
-            self._executor, self._get, origin, path, headers, most, ends_at, busy
-        )
+        request = _Request(origin, path, headers, most, time.monotonic() + timeout_s)
+        work = asyncio.get_running_loop().run_in_executor(self._executor, self._get, request)
         try:
             async with asyncio.timeout(timeout_s):
                 return await work
@@ -73,8 +89,7 @@ class Pool:
         finally:
             self._sweep_later()
             if not work.done() or work.cancelled():
-                for connection in busy:
-                    connection.abort()  # the thread must not wait on for what nobody wants
+                request.abandon()
 
     def sweep(self, older_than_s: float = IDLE_S) -> None:
         """Closes connections that nobody has used for so long."""
@@ -101,61 +116,45 @@ class Pool:
         if not self._closed:
             self._later = asyncio.get_running_loop().call_later(IDLE_S + 1.0, self.sweep)
 
-    def _get(
-        self,
-        origin: Origin,
-        path: str,
-        headers: Mapping[str, str],
-        most: int,
-        ends_at: float,
-        busy: list[Connection],
-    ) -> Reply:
+    def _get(self, request: _Request) -> Reply:
+        where = f"{request.origin[0]}:{request.origin[1]}"
         try:
-            kept = self._take(origin)
+            kept = self._take(request.origin)
             if kept is not None:
                 try:
-                    return self._ask(origin, kept, path, headers, most, ends_at, busy)
+                    return self._ask(request, kept)
                 except _STALE:
-                    pass  # the other side had ended it meanwhile; asking again for bytes is safe
-            return self._ask(origin, self._connect(origin), path, headers, most, ends_at, busy)
+                    # The other side had ended it meanwhile; asking again for bytes is safe.
+                    if request.unwanted:
+                        raise
+            return self._ask(request, self._connect(request.origin))
         except TimeoutError as error:
-            raise LinkTimeout(f"{origin[0]}:{origin[1]}: {error}") from error
+            raise LinkTimeout(f"{where}: {error}") from error
         except ssl.SSLCertVerificationError as error:
-            text = (
-                f"{origin[0]}:{origin[1]}: its certificate is not good: {getattr(error, 'verify_message', '') or error}"
-            )
-            raise LinkError(text, "bad-certificate") from error
+            why = getattr(error, "verify_message", "") or error
+            raise LinkError(f"{where}: its certificate is not good: {why}", "bad-certificate") from error
         except OSError as error:
-            raise LinkDown(f"{origin[0]}:{origin[1]}: {error}") from error
+            raise LinkDown(f"{where}: {error}") from error
         except (HTTPException, ValueError) as error:
-            raise LinkError(f"{origin[0]}:{origin[1]}: {error!r}", "bad-answer") from error
+            raise LinkError(f"{where}: {error!r}", "bad-answer") from error
 
-    def _ask(
-        self,
-        origin: Origin,
-        connection: Connection,
-        path: str,
-        headers: Mapping[str, str],
-        most: int,
-        ends_at: float,
-        busy: list[Connection],
-    ) -> Reply:
+    def _ask(self, request: _Request, connection: Connection) -> Reply:
         keep = False
-        busy.append(connection)
+        request.connection = connection
         try:
-            connection.until(ends_at)
-            connection.request("GET", path, headers={"Accept-Encoding": "identity", **headers})
+            connection.until(request.ends_at)
+            connection.request("GET", request.path, headers={"Accept-Encoding": "identity", **request.headers})
             with connection.getresponse() as answer:
-                body = answer.read(most + 1)
-                more = len(body) > most
+                body = answer.read(request.most + 1)
+                more = len(body) > request.most
                 if not more and answer.length:
                     raise ConnectionResetError(f"expected {answer.length} bytes more, and it ended")
                 keep = not more and not answer.will_close
                 headers = {name.lower(): value for name, value in answer.headers.items()}
-                return Reply(answer.status, headers, body[:most], more)
+                return Reply(answer.status, headers, body[: request.most], more)
         finally:
-            busy.remove(connection)
-            if not (keep and self._give_back(origin, connection)):
+            request.connection = None
+            if not (keep and self._give_back(request.origin, connection)):
                 connection.close()
 
     def _take(self, origin: Origin) -> Connection | None:

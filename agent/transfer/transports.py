@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from agent.config import AgentConfig, StatePaths, parse_place
 from agent.errors import ConfigError
@@ -16,24 +17,22 @@ from agent.https import address
 from agent.identity import pinned_tls
 from agent.link import Link
 from agent.news import Tell
-from agent.transfer.gateway import Gateway
-from agent.transfer.gateway_cache import Cache
-from agent.transfer.gateway_source import GatewaySource
-from agent.transfer.gateway_store import GatewayStore, OwnSource
 from agent.transfer.https import HttpsSource
 from agent.transfer.offers import Offering
 from agent.transfer.schedule import Gate
 from agent.transfer.source import MqttSource, Source
 
+if TYPE_CHECKING:
+    from agent.transfer.gateway import Gateway
+
+Find = Callable[[str], Path | None]
 _log = logging.getLogger(__name__)
 
 
 class Transports:
     """`sources` in their order; `gateway` is None where this device is none. `find` looks up a whole file in a slot."""
 
-    def __init__(
-        self, config: AgentConfig, paths: StatePaths, link: Link, find: Callable[[str], Path | None], tell: Tell
-    ) -> None:
+    def __init__(self, config: AgentConfig, paths: StatePaths, link: Link, find: Find, tell: Tell) -> None:
         """Raises ConfigError (bad-address)."""
         fetch = config.fetch
         self.offering = Offering(link)
@@ -41,7 +40,7 @@ class Transports:
         self.gateway: Gateway | None = None
         self._close: list[Callable[[], None]] = []
         make: dict[str, Callable[[], Source | None]] = {
-            "gateway": partial(self._neighbour, config, paths, link, find, tell),
+            "gateway": partial(self._gateway, config, paths, link, find, tell),
             "https": partial(self._https, config, paths),
             "mqtt": lambda: MqttSource(link),
         }
@@ -62,19 +61,28 @@ class Transports:
         self._close.append(source.close)
         return source
 
-    def _neighbour(
-        self, config: AgentConfig, paths: StatePaths, link: Link, find: Callable[[str], Path | None], tell: Tell
-    ) -> Source | None:
+    def _gateway(self, config: AgentConfig, paths: StatePaths, link: Link, find: Find, tell: Tell) -> Source | None:
         """A gateway fetches for itself as it does for neighbours; others ask the gateways that they are told."""
-        settings, fetch = config.gateway, config.fetch
-        if settings.listen:
-            cache = Cache(paths.gateway, settings.cache_bytes, fetch.disk_margin_bytes, find)
-            store = GatewayStore(link, cache, fetch, self.gate)
-            self.gateway = Gateway(settings, paths, store)
-            return OwnSource(store, self.offering)
-        if not fetch.gateways:
-            return None
-        places = [parse_place(text) for text in fetch.gateways]
+        if config.gateway.listen:
+            return self._own(config, paths, link, find)
+        return self._neighbour(config, paths, tell) if config.fetch.gateways else None
+
+    # Imported only where they are used: most devices are no gateways and know none, and memory is dear.
+
+    def _own(self, config: AgentConfig, paths: StatePaths, link: Link, find: Find) -> Source:
+        from agent.transfer.gateway import Gateway
+        from agent.transfer.gateway_cache import Cache
+        from agent.transfer.gateway_store import GatewayStore, OwnSource
+
+        cache = Cache(paths.gateway, config.gateway.cache_bytes, config.fetch.disk_margin_bytes, find)
+        store = GatewayStore(link, cache, config.fetch, self.gate)
+        self.gateway = Gateway(config.gateway, paths, store)
+        return OwnSource(store, self.offering)
+
+    def _neighbour(self, config: AgentConfig, paths: StatePaths, tell: Tell) -> Source:
+        from agent.transfer.gateway_source import GatewaySource
+
+        places = [parse_place(text) for text in config.fetch.gateways]
         source = GatewaySource(places, paths, self.offering, tell)
         self._close.append(source.close)
         return source
