@@ -182,7 +182,8 @@ def _tidy(connection: sqlite3.Connection) -> None:
                 connection.execute(f"pragma auto_vacuum = {_INCREMENTAL}")
                 connection.execute("vacuum")
         elif free * size >= LEAST_FREED_BYTES:
-            connection.execute(f"pragma incremental_vacuum({MAX_FREED_BYTES // size})").fetchall()
+            # As a script, because `execute` stops after the first page.
+            connection.executescript(f"pragma incremental_vacuum({MAX_FREED_BYTES // size})")
         connection.execute("pragma wal_checkpoint(truncate)").fetchall()
     except sqlite3.Error as error:
         raise StoreError(f"agent store: {error}") from error
