@@ -32,8 +32,8 @@ from agent.trust_floor import Floor, Versions
 from faults.modules import NAMES, label, make
 from faults.shim import Fault, environment, operations
 from firmware_profiles.catalog import built_in
-from modules.messages import Get, Sample, encode
-from modules.topics import up
+from modules.messages import Get, Offered, Offers, Sample, decode, encode
+from modules.topics import down, up
 from support.agents import enrolled
 from support.edge import SERVING, UPDATE, HubSide
 from support.hub import FakeHub
@@ -50,6 +50,18 @@ LOG_LINES = 25
 PASSING = ("-wal", "-shm", ".status.json.new")
 Items = frozenset[bytes]
 STREAMS = ("window", "sample")
+
+
+class Hub(FakeHub):
+    """A hub that has no other ways than MQTT, and says so; one of before 0.2 would keep silent for ten seconds."""
+
+    async def _hear(self, message: aiomqtt.Message) -> None:
+        assert isinstance(message.payload, bytes)
+        said = decode(message.payload)
+        if not isinstance(said, Offers):
+            return await super()._hear(message)
+        correlation = getattr(message.properties, "CorrelationData", b"")
+        return await self.say(down(DEVICE, "data"), encode(Offered((), 600.0)), correlation=correlation)
 
 
 class Rig:
@@ -284,7 +296,7 @@ async def rig(folder: Path, library: Path) -> AsyncIterator[Rig]:
     await broker.start()
     world = World(DEVICE)
     try:
-        async with FakeHub(broker, world.files) as hub:
+        async with Hub(broker, world.files) as hub:
             made = Rig(folder, library, broker, hub, HubSide(world, hub))
             try:
                 await made.prepare()
