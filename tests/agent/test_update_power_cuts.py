@@ -141,6 +141,7 @@ async def test_a_report_goes_to_the_hub_signed_with_a_counter_that_grows_over_re
 
 
 async def test_a_second_agent_on_the_same_state_directory_is_refused(agent: AgentProcess, hub: HubSide) -> None:
+    await hub.deploy(OLD, deployment="first")  # a hub that wants nothing would have it stopped
     await agent.start()
     await agent.serving()
     second = AgentProcess(agent.paths)
@@ -150,6 +151,7 @@ async def test_a_second_agent_on_the_same_state_directory_is_refused(agent: Agen
 
 
 async def test_workers_end_with_an_agent_that_is_killed(agent: AgentProcess, hub: HubSide) -> None:
+    await hub.deploy(OLD, deployment="first")  # a hub that wants nothing would have it stopped
     await agent.start()
     address = await agent.serving()
     await agent.kill()
