@@ -117,6 +117,13 @@ def test_tensors_that_moved_are_still_found_in_the_base(form: str, change: str, 
     assert result.patch_size < fresh + 1_000
 
 
+def test_tensors_with_new_names_in_another_order_are_known_by_their_bytes(form: str, tmp_path: Path) -> None:
+    one, other = weights(1, rows=1000)["first"], weights(7, rows=1000)["first"]
+    old, new = FORMS[form]({"a": one, "b": other}), FORMS[form]({"c": other, "d": one})
+    result = there_and_back(tmp_path, old, new)
+    assert result.patch_size < 400
+
+
 def test_a_layer_with_more_rows_is_compared_with_the_rows_it_had(form: str, tmp_path: Path) -> None:
     old, new = weights(rows=200), moved(weights(rows=200), 1e-3)
     new["second"] = np.concatenate([new["second"], weights(7, rows=200)["second"][:4]])

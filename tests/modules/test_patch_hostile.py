@@ -21,7 +21,7 @@ from cloud_hub.patches.encode_sections import sint, uint
 from modules.errors import PatchError
 from modules.patch import apply
 from modules.patch.codecs import LZMA_FILTERS, zstandard
-from modules.patch.form import MAGIC, MAX_BLOCK, MAX_CONTROL, STREAM_BITS, Codec, Mode, Op
+from modules.patch.form import MAGIC, MAX_BLOCK, MAX_CONTROL, MAX_WINDOW_LOG, STREAM_BITS, Codec, Mode, Op
 from support.golden_patch import BASE, DIGEST, PATCH, SIZE
 from support.patch_by_the_book import decode
 from support.patches import patched, safetensors_file
@@ -88,6 +88,8 @@ def test_a_base_of_another_size_is_refused_before_a_byte_is_written(base: bytes)
 
 BOMB = bytes(50 << 20)
 TINY_ZSTD = zstandard().compress(b"x" * 10, 3)
+WIDE = zstandard().ZstdCompressor(options={zstandard().CompressionParameter.window_log: MAX_WINDOW_LOG + 1})
+WIDE_ZSTD = WIDE.compress(b"x" * 10) + WIDE.flush()
 HOSTILE = {
     "nothing": b"",
     "another magic": b"MPT\x02" + PATCH[4:],
@@ -115,8 +117,8 @@ HOSTILE = {
     "wide bytes": head(12) + block(segment(1, 12), bytes([Mode.BYTES | U4])),
     "more than a block may hold": head(MAX_BLOCK + 1) + plain(MAX_BLOCK + 1, bytes([Codec.ZERO])),
     "an unknown codec": head(10) + plain(10, b"\x63\x01\x01"),
-    "more zero bits than there are": head(4) + block(segment(1, 4), bytes([Mode.NEW_FLOAT | U4]), b"\x20"),
-    "a shift of all bits": head(4) + block(segment(1, 4), bytes([Mode.NEW_FLOAT | U4]), b"\x00\xff\x20"),
+    "more zero bits than there are": head(4) + block(segment(1, 4), bytes([Mode.NEW_FLOAT | U4]), b"\x20\xff\x00"),
+    "a shift of all bits": head(4) + block(segment(1, 4), bytes([Mode.NEW_FLOAT | U4]), b"\x00\xff\x20\x00"),
     "magnitudes of no base": head(4) + block(segment(1, 4), bytes([Mode.NEW_FLOAT | U4]), b"\x00\x17\x00\x00\x00"),
     "magnitudes of no bits": head(4) + block(segment(1, 4, 0), bytes([Mode.FLOAT | U4]), b"\x00\x20\x00\x00\x00"),
     "a prefix outside the base": head(10) + plain(10, bytes([Codec.ZSTD_PREFIX]) + uint(len(BASE)) + uint(9)),
@@ -134,6 +136,7 @@ HOSTILE = {
     "a zstd bomb": head(10) + plain(10, coded(Codec.ZSTD, zstandard().compress(BOMB, 3)[:1000])),
     "an lzma bomb": head(10)
     + plain(10, coded(Codec.LZMA, lzma.compress(BOMB[: 5 << 20], lzma.FORMAT_RAW, filters=LZMA_FILTERS)[:1000])),
+    "a window larger than allowed": head(10) + plain(10, coded(Codec.ZSTD, WIDE_ZSTD)),
     "a frame of nothing": head(10) + bytes([Op.FRAME]) + uint(0) + bytes([Codec.RAW]) + uint(0),
     "a frame behind the target": head(10) + bytes([Op.FRAME]) + uint(11) + bytes([Codec.RAW]) + uint(11) + bytes(11),
     "a sparse frame": head(10) + bytes([Op.FRAME]) + uint(10) + bytes([Codec.SPARSE]) + uint(0),
