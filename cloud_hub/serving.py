@@ -81,7 +81,7 @@ class Serving:
             return await self._permitted(connection, device, digests)
 
     async def _answer(self, device: str, get: Get) -> Answer | Refusal:
-        if get.repository == "blob" and self._permits.holds(device, get.name, get.grant):
+        if get.repository == "blob" and self._permits.holds(device, get.name, get.grant) and self._still(get):
             return await self._blob(get)
         async with self._store.read() as connection:
             if not await _is_welcome(connection, device):
@@ -94,6 +94,10 @@ class Serving:
         length = min(get.length, MAX_BLOCK_BYTES)
         body = await self._metadata(device, get, get.name)
         return Answer(len(body), get.offset, body[get.offset : get.offset + length])
+
+    def _still(self, get: Get) -> bool:
+        """A grant ends when it says, however lately it was good; to ask is cheap."""
+        return not get.grant or self._granted(get.name, get.grant)
 
     async def _blob(self, get: Get) -> Answer:
         size = self._blobs.size(get.name)
