@@ -45,7 +45,7 @@ from support.waiting import until, until_async
 DEVICE = "cam-17"
 OLD, NEW = 1, 2
 DEADLINE_S = 40.0
-PAUSE_S = 0.03
+PAUSE_S = 0.1  # of the application between two rounds
 LOG_LINES = 25
 PASSING = ("-wal", "-shm", ".status.json.new")
 Items = frozenset[bytes]
