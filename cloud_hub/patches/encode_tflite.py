@@ -22,6 +22,8 @@ _MODEL_SUBGRAPHS, _MODEL_BUFFERS = 2, 4
 _SUBGRAPH_TENSORS = 0
 _TENSOR_SHAPE, _TENSOR_TYPE, _TENSOR_BUFFER, _TENSOR_NAME = 0, 1, 2, 3
 _BUFFER_DATA, _BUFFER_OFFSET, _BUFFER_SIZE = 0, 1, 2
+# A damaged file can name the same table again and again.
+_MOST_TENSORS = 1_000_000
 
 
 def tflite_tensors(data: Buffer) -> Iterator[Tensor]:
@@ -30,15 +32,18 @@ def tflite_tensors(data: Buffer) -> Iterator[Tensor]:
         return
     model = _Table(data, _number(data, 0, "<I"))
     buffers = list(model.tables(_MODEL_BUFFERS))
+    subgraphs = model.tables(_MODEL_SUBGRAPHS)
+    tables = (table for subgraph in subgraphs for table in subgraph.tables(_SUBGRAPH_TENSORS))
     told = set()
-    for subgraph in model.tables(_MODEL_SUBGRAPHS):
-        for table in subgraph.tables(_SUBGRAPH_TENSORS):
-            number = table.scalar(_TENSOR_BUFFER, "<I")
-            element = _ELEMENTS.get(table.scalar(_TENSOR_TYPE, "<b"))
-            start, size = _place(buffers[number])
-            if number not in told and element is not None and size and size % element.width == 0:
-                told.add(number)
-                yield Tensor(table.text(_TENSOR_NAME), element, table.numbers(_TENSOR_SHAPE), start, start + size)
+    for count, table in enumerate(tables):
+        if count > _MOST_TENSORS:
+            raise ValueError("more tensors than any model has")
+        number = table.scalar(_TENSOR_BUFFER, "<I")
+        element = _ELEMENTS.get(table.scalar(_TENSOR_TYPE, "<b"))
+        start, size = _place(buffers[number])
+        if number not in told and element is not None and size and size % element.width == 0:
+            told.add(number)
+            yield Tensor(table.text(_TENSOR_NAME), element, table.numbers(_TENSOR_SHAPE), start, start + size)
 
 
 class _Table:

@@ -198,6 +198,18 @@ def test_noise_costs_itself_and_a_few_bytes(tmp_path: Path) -> None:
     assert there_and_back(tmp_path, noise[:1000], noise).patch_size < len(noise) + 100
 
 
+@given(data=st.data())
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_damaged_model_has_tensors_within_it_or_none(form: str, data: st.DataObject) -> None:
+    damaged = bytearray(FORMS[form](weights(rows=2)))
+    for place in data.draw(st.lists(st.integers(0, min(400, len(damaged) - 9)), min_size=1, max_size=5)):
+        damaged[place : place + data.draw(st.integers(1, 4))] = data.draw(st.binary(max_size=6))
+    end = 0
+    for tensor in find_tensors(bytes(damaged)):
+        assert end <= tensor.start < tensor.end <= len(damaged)
+        end = tensor.end
+
+
 @st.composite
 def two_files(draw: st.DrawFn) -> tuple[bytes, bytes]:
     """A target of stretches of the base, changed ones, and new ones."""
