@@ -199,7 +199,7 @@ def test_noise_costs_itself_and_a_few_bytes(tmp_path: Path) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_damaged_model_has_tensors_within_it_or_none(form: str, data: st.DataObject) -> None:
     damaged = bytearray(FORMS[form](weights(rows=2)))
     for place in data.draw(st.lists(st.integers(0, min(400, len(damaged) - 9)), min_size=1, max_size=5)):
