@@ -60,13 +60,14 @@ class Keeper:
         self._runtime.sweep()
         self._changed()
 
-    async def spare(self, module: Installed) -> WorkerProcess:
+    async def spare(self, module: Installed, *, quietly: bool = True) -> WorkerProcess:
         """A loaded worker that has passed its golden inputs and serves nobody. The caller ends it or hands it over.
+        `quietly`: those that serve go before it, and it takes longer where they are busy.
 
         Raises WorkerError, SlotError, EndpointError.
         """
         try:
-            return await self._runtime.load(module, quietly=True)
+            return await self._runtime.load(module, quietly=quietly)
         except BaseException:
             if module.name not in self._units:
                 self._runtime.forget(module.name)

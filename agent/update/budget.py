@@ -61,7 +61,7 @@ class Budget:
     def check_memory(self, trial: Sequence[Manifest]) -> None:
         """That spare workers fit beside those that serve. Raises UpdateError `memory-budget` with the numbers."""
         need = sum(one.requires.memory_mib for one in trial if one.runtime.kind == PROCESS) * _MIB
-        available = _available()
+        available = _available(MEMINFO)
         if self._check_memory and need and available is not None and available < need:
             text = f"expected {_mib(need)} of memory to try the new modules beside the old, got {_mib(available)}"
             raise UpdateError(text, "memory-budget")
@@ -81,7 +81,7 @@ class Budget:
     def _staged(self, sha256: str) -> int:
         """Bytes of a file that are on the disk already, in whatever state."""
         path = self._fetcher.path(sha256)
-        return sum(_allocated(one) for one in (path, path.with_name(f"{path.name}.part")))
+        return sum(allocated(one) for one in (path, path.with_name(f"{path.name}.part")))
 
     def _remove_rubbish(self, new: Sequence[Manifest], keep: Collection[str]) -> Callable[[], None]:
         def remove() -> None:
@@ -100,14 +100,14 @@ class Budget:
 
     def _held(self, digests: Collection[str]) -> int:
         folders = (self._slots.path(digest) for digest in digests)
-        return sum(_allocated(path) for folder in folders for path in folder.rglob("*"))
+        return sum(allocated(path) for folder in folders for path in folder.rglob("*"))
 
     def _free(self) -> int:
         space = os.statvfs(self._staging)
         return space.f_bavail * space.f_frsize
 
 
-def _allocated(path: Path) -> int:
+def allocated(path: Path) -> int:
     """What a file takes on the disk: one with holes is smaller than it says."""
     try:
         return path.lstat().st_blocks * _BLOCK
@@ -115,7 +115,7 @@ def _allocated(path: Path) -> int:
         return 0
 
 
-def _available(path: Path = MEMINFO) -> int | None:
+def _available(path: Path) -> int | None:
     """Bytes that a new process may have without pushing others out; None where the kernel does not say."""
     try:
         fields = dict(line.split(":", 1) for line in path.read_text().splitlines())

@@ -259,7 +259,7 @@ class Engine:
             deployments=record.deployments,
             attempt=record.attempt,
             reason_key=record.reason_key,
-            reason=record.reason,
+            reason=record.reason or (self._steps.waiting if state is State.FETCHING else ""),
             done_bytes=self._steps.done_bytes,
             total_bytes=self._steps.total_bytes,
         )

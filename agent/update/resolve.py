@@ -56,7 +56,7 @@ class Resolver:
     async def withdrawn(self) -> None:
         """Returns once the hub no longer wants what is under way; asked only when the bell has rung."""
         record = self._ledger.record
-        new = changes(self._ledger.current, record.target).trial
+        new = changes(self._ledger.current, record.target)
         while True:
             await self._bell.newer(record.director_version)
             self.look_again, announced = True, self._bell.rung
@@ -68,8 +68,9 @@ class Resolver:
                 continue
             if self._bell.rung == announced:
                 self._bell.look()  # only now: who asks may be cancelled before there is an answer
-            wanted = {module.proof for module in to_set(desired).modules if module.serves}
-            if any(module.proof not in wanted for module in new):
+            wanted = to_set(desired)
+            served = {module.proof for module in wanted.modules if module.serves}
+            if any(m.proof not in served for m in new.trial) or {m.manifest_sha256 for m in new.fetch} - wanted.digests:
                 return
 
     async def _plan(self, desired: Desired) -> Event:

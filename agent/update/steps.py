@@ -26,7 +26,7 @@ from agent.runtimes.past import Before
 from agent.slots import Slots, Stop, verify_file
 from agent.transfer.fetch import Fetcher
 from agent.trust import Desired, DesiredModule, Verifier
-from agent.update.budget import Budget, Kept
+from agent.update.budget import Budget, Kept, allocated
 from agent.update.kinds import Kinds
 from agent.update.probation import Verdict
 from firmware_profiles.profile import Requirements, why_not
@@ -109,12 +109,12 @@ class Steps:
 
     def staged_bytes(self) -> int:
         """What lies in staging, whole or in part."""
-        return sum(path.lstat().st_blocks * 512 for path in self._paths.staging.glob("*"))
+        return sum(allocated(path) for path in self._paths.staging.glob("*"))
 
     @property
-    def waiting(self) -> bool:
-        """Whether the download stands still because it may not go on now."""
-        return bool(self._fetcher.waiting)
+    def waiting(self) -> str:
+        """For what the download stands still, in words; empty while it may go on."""
+        return self._fetcher.waiting
 
     async def fetch(self, target: ModuleSet, current: ModuleSet, progress: Callable[[], None]) -> None:
         """Raises FetchError, UpdateError."""
