@@ -57,7 +57,7 @@ class FetchLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     window_bytes: int = 16 * 1024 * 1024
-    block_bytes: int = 512 * 1024
+    block_bytes: int = 256 * 1024
     max_bytes_per_s: int = 0
     hours: tuple[str, ...] = ()
     transports: tuple[Transport, ...] = ("gateway", "https", "mqtt")
@@ -122,9 +122,9 @@ class OutboxLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What may wait on this device for the hub. Beyond its bounds the oldest entries are dropped, counted by reason.
 
     Each stream has its bytes and its age (seconds that agents have run here; 0 = no bound); beyond `total_bytes`
-    samples go first, then windows, then events. Events are committed after `commit_every_s`, windows and samples after
-    `lazy_commit_s`: what a power cut loses at most. What the hub has acknowledged is forgotten with the next commit,
-    after `forget_s` at the latest. Space is given back to the file system every `tidy_every_s`.
+    samples go first, then windows, then events. Entries are committed after `commit_every_s`; for windows and samples
+    alone at most once in `lazy_commit_s`, or when 16 KiB have come: what a power cut loses at most. What the hub has
+    acknowledged is forgotten with the next commit, after `forget_s` at the latest. Space is given back to the file system every `tidy_every_s`.
     """
 
     total_bytes: int = 256 * 1024 * 1024
@@ -135,8 +135,8 @@ class OutboxLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sample_age_s: float = 7 * 86_400.0
     event_age_s: float = 30 * 86_400.0
     commit_every_s: float = 0.1
-    lazy_commit_s: float = 5.0
-    forget_s: float = 60.0
+    lazy_commit_s: float = 60.0
+    forget_s: float = 300.0
     tidy_every_s: float = 600.0
     ack_timeout_s: float = 30.0
     batches_in_flight: int = 4

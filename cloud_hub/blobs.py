@@ -18,6 +18,7 @@ from typing import Final
 from cloud_hub.errors import BadRequest, NotFound, TooLarge
 from modules.bundle import check_digest
 from modules.errors import ChunkError
+from modules.messages import MAX_BLOCK_BYTES
 
 COPY_BYTES: Final = 1024 * 1024
 _TEMPORARY_PREFIX: Final = ".incoming-"
@@ -28,6 +29,7 @@ class Blobs:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._buffer = bytearray(MAX_BLOCK_BYTES)  # used on the loop only, and never across a wait
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     async def put(self, data: bytes) -> str:
@@ -54,8 +56,8 @@ class Blobs:
     async def read(self, sha256: str, offset: int = 0, length: int | None = None) -> bytes:
         """At most `length` bytes from `offset` on, or all the rest. Raises NotFound `blob-not-found`."""
         size = self.size(sha256)
-        if length is not None:
-            data = _read_cached(self.path(sha256), offset, max(0, min(length, size - offset)))
+        if length is not None and length <= len(self._buffer):
+            data = _read_cached(self.path(sha256), offset, max(0, min(length, size - offset)), self._buffer)
             if data is not None:
                 return data
         return await asyncio.to_thread(_read, self.path(sha256), offset, length)
@@ -167,17 +169,17 @@ def _read(path: Path, offset: int, length: int | None) -> bytes:
         return file.read() if length is None else file.read(length)
 
 
-def _read_cached(path: Path, offset: int, length: int) -> bytes | None:
+def _read_cached(path: Path, offset: int, length: int, buffer: bytearray) -> bytes | None:
     """What the kernel has in memory; None where it would have to wait for the disk, or cannot say (preadv2(2))."""
     if not hasattr(os, "RWF_NOWAIT"):
         return None
-    buffer = bytearray(length)
+    view = memoryview(buffer)[:length]
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            count = os.preadv(file, [buffer], offset, os.RWF_NOWAIT)
+            count = os.preadv(file, [view], offset, os.RWF_NOWAIT)
         finally:
             os.close(file)
     except OSError:
         return None
-    return bytes(buffer) if count == length else None
+    return bytes(view) if count == length else None

@@ -183,6 +183,7 @@ class HubLink:
             socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
         ) as client:
             client.pending_calls_threshold = 10_000
+            _send_without_copies(client)
             self._client = client
             await client.subscribe([(all_up(channel), qos) for channel, qos in _QOS.items()])
             self.session += 1
@@ -283,6 +284,17 @@ class HubLink:
         if client is None or not self.connected.is_set():
             raise aiomqtt.MqttError("not connected")
         await client.publish(topic, payload, qos=qos, retain=retain, properties=properties)
+
+
+def _send_without_copies(client: aiomqtt.Client) -> None:
+    """Paho cuts off what is left of a packet for each TLS record of 16 KiB: of bytes a copy, of a view nothing."""
+    paho = client._client
+    queue = paho._packet_queue
+
+    def queue_view(command: int, packet: bytes, mid: int, qos: int, info: object = None) -> object:
+        return queue(command, memoryview(packet), mid, qos, info)  # type: ignore[arg-type]
+
+    paho._packet_queue = queue_view  # type: ignore[method-assign, assignment]
 
 
 def _correlation(device: str, properties: Properties | None) -> bytes:

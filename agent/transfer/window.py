@@ -17,12 +17,13 @@ PIECE_BYTES = 16 * 1024  # the smallest block; blocks smaller than a chunk are c
 BLOCK_S = 0.04  # a block takes this long on the link: so coarse is the control, and so long waits a command behind it
 # Beyond what fills the link, for the unevenness of broker, hub and this process; in seconds of the link, and in blocks.
 AHEAD_S, BLOCKS_AHEAD = 0.09, 2
-GROW_S = 0.1  # a quarter of the round trip, at most this: what the window grows by while the link is not full
+# A quarter of the round trip, or what evens out its jitter, at most this: the window grows by it while there is room.
+GROW_S = 0.1
 QUEUE_S = 0.15  # a queue that stands longer than this shrinks the window whatever the model says
 START_QUEUE_S = 0.05
 START_GAIN = 3.0
 RATE_ROUNDS, RATE_S = 10, 1.0  # how long a highest rate counts
-BASE_S, BASE_TRIPS = 30.0, 20  # how long a shortest round trip counts before it is looked for again
+BASE_S, BASE_TRIPS = 10.0, 20  # how long a shortest round trip counts before it is looked for again
 DRAINED = 0.7  # of what fills the link, while it is looked for
 MOST_BYTES = 16 * 1024 * 1024
 GROWN = 1.25
@@ -133,7 +134,7 @@ class Window:
         if took <= 0:
             return
         rate = (self._delivered - flight.delivered) / took
-        keep = now - max(RATE_S, RATE_ROUNDS * self._smooth)
+        keep = now - max(RATE_S, RATE_ROUNDS * self.base_s)
         while self._rates and self._rates[0][0] < keep and len(self._rates) > 1:
             self._rates.popleft()
         if flight.limited and rate < self.rate:
@@ -172,7 +173,7 @@ class Window:
             self._flat = 0 if grew else self._flat + 1
             self._starting = self._flat < FLAT_ROUNDS
         elif queue > QUEUE_S + 2 * self.block / self.rate:
-            self._shrink(0.85, self._delivered)
+            self._shrink(max(0.5, 1 - queue), self._delivered)
         else:
             self._trim = min(1.0, 1.05 * self._trim)
         self._look_for_base(now)
@@ -180,11 +181,15 @@ class Window:
     def _look_for_base(self, now: float) -> None:
         """Empties the queue now and then, so that the shortest round trip shows: the way may have become longer."""
         if self._drained is not None:
-            if now >= self._draining_until:
-                self._base, self._drained = (*self._drained[:2], now), None
+            if self.in_flight > self._size:
+                self._draining_until = now + self.base_s  # the queue begins to be empty when no more is under way
+            elif now >= self._draining_until:
+                trip, size, _ = self._drained
+                own = (size - PIECE_BYTES) / self.rate  # as a small block would have found it
+                self._base, self._drained = (max(trip - own, trip / 2), PIECE_BYTES, now), None
         elif self._base is not None and now - self._base[2] > max(BASE_S, BASE_TRIPS * self.base_s):
             self._drained = (float("inf"), 0, now)
-            self._draining_until = now + 2 * self.base_s
+            self._draining_until = now + self.base_s
 
     def _shrink(self, factor: float, delivered: int) -> None:
         if delivered >= self._shrunk_at:
@@ -197,5 +202,6 @@ class Window:
             size = DRAINED * fills
         else:
             ahead = min(self.rate * AHEAD_S, BLOCKS_AHEAD * self.block)
-            size = self._trim * (fills + max(ahead, self.rate * min(self.base_s / 4, GROW_S)))
+            uneven_s = min(max(self.base_s / 4, 4 * self._spread), GROW_S)
+            size = self._trim * (fills + max(ahead, self.rate * uneven_s))
         self._size = int(min(max(size, 1), self._most))
