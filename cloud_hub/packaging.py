@@ -31,6 +31,7 @@ from firmware_profiles.profile import NAME_PATTERN, DeviceProfile, Requirements
 from modules.bundle import FileEntry
 from modules.errors import ModuleError
 from modules.manifest import (
+    MAX_MANIFEST_BYTES,
     Health,
     Lineage,
     Manifest,
@@ -143,6 +144,12 @@ class Packaging:
         finally:
             await asyncio.to_thread(shutil.rmtree, work, True)
         body = encode_manifest(manifest)
+        if len(body) > MAX_MANIFEST_BYTES:
+            raise Unprocessable(
+                "module-too-large",
+                f"module {manifest.name}: its {manifest.size} bytes need a manifest of {len(body)} bytes, expected at "
+                f"most {MAX_MANIFEST_BYTES}; nothing was built. About 10 GiB fit in one module",
+            )
         await self._blobs.put(body)
         return await self._remember(manifest, body, request.publisher or self._publisher, actor)
 
