@@ -124,7 +124,8 @@ class OutboxLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Each stream has its bytes and its age (seconds that agents have run here; 0 = no bound); beyond `total_bytes`
     samples go first, then windows, then events. Entries are committed after `commit_every_s`; for windows and samples
     alone at most once in `lazy_commit_s`, or when 16 KiB have come: what a power cut loses at most. What the hub has
-    acknowledged is forgotten with the next commit, after `forget_s` at the latest. Space is given back to the file system every `tidy_every_s`.
+    acknowledged is forgotten with the next commit, after `forget_s` at the latest. Space is given back to the file
+    system every `tidy_every_s`.
     """
 
     total_bytes: int = 256 * 1024 * 1024

@@ -46,7 +46,7 @@ EPOCHS_KEY, DROPS_KEY, CLOCK_KEY = "outbox.epochs", "outbox.drops", "outbox.cloc
 PRIORITY: tuple[Stream, ...] = ("event", "window", "sample")
 RETRY_S = 2.0
 IDLE_S = 3600.0
-KEEP_TIME_EVERY_S = 600.0
+KEEP_TIME_EVERY_S = 3600.0
 
 
 class Outbox:
@@ -69,6 +69,7 @@ class Outbox:
         self._offered = asyncio.Event()
         self._tidied_at = monotonic()
         self._freed = False
+        self._committed_at = float("-inf")
 
     async def open(self) -> None:
         """Reads where the streams stand. Before anything else. Raises StoreError."""
@@ -164,6 +165,7 @@ class Outbox:
                 for stream, change in changes.items():
                     self._lanes[stream].give_back(change)
                 raise
+            self._committed_at = time.monotonic()
             for stream, lane in self._lanes.items():
                 held = done.held[stream]
                 self._freed = self._freed or held.size < lane.held.size
@@ -209,7 +211,8 @@ class Outbox:
         """Until there is something to write, and a stream's interval has passed."""
         await asyncio.sleep(least_s)
         while True:
-            due = min((at for lane in self._lanes.values() if (at := lane.due()) is not None), default=None)
+            moments = [lane.due(self._committed_at) for lane in self._lanes.values()]
+            due = min((at for at in moments if at is not None), default=None)
             left = KEEP_TIME_EVERY_S if due is None else due - time.monotonic()
             if left <= 0:
                 return
@@ -266,8 +269,8 @@ class Outbox:
 def _bounds(stream: Stream, limits: OutboxLimits) -> Bounds:
     sizes = {"event": limits.event_bytes, "window": limits.window_bytes, "sample": limits.sample_bytes}
     ages = {"event": limits.event_age_s, "window": limits.window_age_s, "sample": limits.sample_age_s}
-    commit_s = limits.commit_every_s if stream == "event" else limits.lazy_commit_s
-    return Bounds(sizes[stream], ages[stream], commit_s, limits.forget_s)
+    apart_s = 0.0 if stream == "event" else limits.lazy_commit_s
+    return Bounds(sizes[stream], ages[stream], limits.commit_every_s, apart_s, limits.forget_s)
 
 
 def _split(name: str) -> tuple[str, str]:

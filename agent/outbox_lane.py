@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from agent.outbox_rows import BATCH_BYTES, ENTRY_BYTES, Change, Standing
 from modules.messages import MAX_MESSAGE_BYTES, Stream
 
-# What may wait in memory for the next commit, for each stream; and how much is committed without waiting for more.
+# What may wait in memory for the next commit, for each stream; and how much is committed without waiting for more,
+# because a commit writes about as much itself.
 MAX_UNCOMMITTED_BYTES = 8 * 1024 * 1024
-ENOUGH_BYTES = 256 * 1024
+ENOUGH_BYTES = 16 * 1024
 LEAST_BATCH_BYTES = 16 * 1024
 MOST_BATCH_BYTES = MAX_MESSAGE_BYTES - BATCH_BYTES
 # A batch should be through within this, so that one of a stream that matters more never waits much longer.
@@ -24,11 +25,14 @@ SLOW_S, QUICK_S = 1.0, 0.25
 
 @dataclass(frozen=True)
 class Bounds:
-    """Of one stream: bytes on the disk, seconds until an entry is too old, seconds until a commit."""
+    """Of one stream: bytes on the disk, seconds until an entry is too old; seconds that an entry waits for others
+    before it is committed, and that commits for its sake are apart at least; seconds until what is acknowledged goes.
+    """
 
     limit_bytes: int
     age_s: float
     commit_s: float
+    apart_s: float
     forget_s: float
 
 
@@ -71,12 +75,13 @@ class Lane:
         self.acked = upto
         self.moved.set()
 
-    def due(self) -> float | None:
+    def due(self, committed_at: float) -> float | None:
         """When the next commit should be, by the monotonic clock; None while there is nothing to write."""
         moments = []
-        if self.fresh:
-            enough = self.fresh_bytes >= ENOUGH_BYTES
-            moments.append(self._fresh_since + (0.0 if enough else self.bounds.commit_s))
+        if self.fresh_bytes >= ENOUGH_BYTES:
+            moments.append(self._fresh_since)
+        elif self.fresh:
+            moments.append(max(self._fresh_since + self.bounds.commit_s, committed_at + self.bounds.apart_s))
         if self.acked > self.held.acked:
             moments.append(self._acked_since + self.bounds.forget_s)
         return min(moments, default=None)

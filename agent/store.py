@@ -125,7 +125,7 @@ class AgentStore:
     async def tidy(self) -> None:
         """Gives unused space back to the file system, a bounded piece of work; for a quiet moment. Raises StoreError.
 
-        A file of before 0.2 cannot shrink until it was written anew, which is done once, when little is in it.
+        A file of before 0.2 cannot shrink until it was written anew, which is done once, when it has shrunk inside.
         """
         connection = self._connection
         if connection is None:
@@ -177,13 +177,14 @@ def _tidy(connection: sqlite3.Connection) -> None:
 
     try:
         free, pages, size = number("freelist_count"), number("page_count"), number("page_size")
-        if number("auto_vacuum") != _INCREMENTAL:
-            if (pages - free) * size <= MAX_REWRITTEN_BYTES:
-                connection.execute(f"pragma auto_vacuum = {_INCREMENTAL}")
-                connection.execute("vacuum")
-        elif free * size >= LEAST_FREED_BYTES:
+        if free * size < LEAST_FREED_BYTES:
+            return
+        if number("auto_vacuum") == _INCREMENTAL:
             # As a script, because `execute` stops after the first page.
             connection.executescript(f"pragma incremental_vacuum({MAX_FREED_BYTES // size})")
+        elif (pages - free) * size <= MAX_REWRITTEN_BYTES:
+            connection.execute(f"pragma auto_vacuum = {_INCREMENTAL}")
+            connection.execute("vacuum")
         connection.execute("pragma wal_checkpoint(truncate)").fetchall()
     except sqlite3.Error as error:
         raise StoreError(f"agent store: {error}") from error

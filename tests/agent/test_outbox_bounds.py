@@ -178,7 +178,7 @@ async def test_an_alarm_does_not_wait_behind_samples_that_nobody_acknowledges(
 
 
 def test_batches_are_small_on_a_bad_link_and_large_on_a_good_one() -> None:
-    lane = Lane("sample", Bounds(MIB, 0.0, 0.1, 0.1))
+    lane = Lane("sample", Bounds(MIB, 0.0, 0.1, 0.1, 0.1))
     for _ in range(10):
         lane.took(0.01, lane.batch_bytes)
     assert lane.batch_bytes == MOST_BATCH_BYTES

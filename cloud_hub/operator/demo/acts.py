@@ -71,6 +71,7 @@ async def enrol(world: World, tags: dict[str, dict[str, str]]) -> None:
     async def one(agent: AgentProcess) -> None:
         token = await world.client.create_token(NewToken(device=agent.name, tags=tags[agent.name]))
         await agent.enrol(world.client.context.url, token, local_profile())
+        agent.show_at_once()
         await agent.start()
 
     await asyncio.gather(*(one(agent) for agent in world.agents.values()))
