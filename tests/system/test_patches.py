@@ -146,7 +146,6 @@ async def test_a_hub_that_is_killed_while_it_builds_goes_on_when_it_is_back(tune
         await until(lambda: not _runs_encoder(pid), "the encoder to end with its hub", DEADLINE_S)
         await tuned.world.hub.start()
     assert max(patch.attempts for patch in await tuned.built()) == 2
-    assert await tuned.roll_out() < 0.6 * len(tuned.models[-1])
 
 
 @asynccontextmanager
