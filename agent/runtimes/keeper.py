@@ -60,14 +60,13 @@ class Keeper:
         self._runtime.sweep()
         self._changed()
 
-    async def spare(self, module: Installed, *, quietly: bool = True) -> WorkerProcess:
+    async def spare(self, module: Installed) -> WorkerProcess:
         """A loaded worker that has passed its golden inputs and serves nobody. The caller ends it or hands it over.
-        `quietly`: those that serve go before it, and it takes longer where they are busy.
 
         Raises WorkerError, SlotError, EndpointError.
         """
         try:
-            return await self._runtime.load(module, quietly=quietly)
+            return await self._runtime.load(module, quietly=True)
         except BaseException:
             if module.name not in self._units:
                 self._runtime.forget(module.name)

@@ -13,17 +13,39 @@ import asyncio
 import contextlib
 import os
 import resource
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from agent.sandbox.cgroup import CPU_WEIGHT, LOW_CPU_WEIGHT
 from agent.sandbox.host import WorkerProcess
 
-LOW = 10  # about a tenth of what others get: a busy device must still finish loading within the deadline
+LOW = 10  # about a tenth of what others get
 _CAP_SYS_NICE = 1 << 23
 _AGAIN_S, _TRIES = 0.11, 20  # the kernel takes one change of an autogroup in a tenth of a second
 
 
-async def lower(worker: WorkerProcess) -> None:
+@asynccontextmanager
+async def quiet(worker: WorkerProcess, at_most_s: float) -> AsyncIterator[None]:
+    """Inside, the worker yields to others, for `at_most_s` (0: not at all). Its share is the caller's to `restore`."""
+    if not at_most_s:
+        yield
+        return
+    await _lower(worker)
+    hurry = asyncio.create_task(_later(worker, at_most_s), name=f"hurry-{worker.name}")
+    try:
+        yield
+    finally:
+        hurry.cancel()
+        await asyncio.wait([hurry])
+
+
+async def _later(worker: WorkerProcess, wait_s: float) -> None:
+    await asyncio.sleep(wait_s)
+    await restore(worker)
+
+
+async def _lower(worker: WorkerProcess) -> None:
     """Whatever of it does not work here is left out."""
     if _can_raise():
         _renice(worker, LOW)

@@ -22,7 +22,7 @@ import msgspec
 from agent.config import ServingSettings, StatePaths
 from agent.errors import AgentError
 from agent.installed import Installed
-from agent.runtimes.priority import lower, restore
+from agent.runtimes.priority import quiet, restore
 from agent.sandbox.cage import Cage, Cages
 from agent.sandbox.host import OnItem, WorkerProcess, spawn
 from agent.sandbox.level import namespaces
@@ -39,6 +39,7 @@ _SET_IDS = 1 << 5 | 1 << 6 | 1 << 7
 # How long a port may still be held by a worker that dies with the agent before this one: the kernel frees its memory
 # first, which takes a second for some gigabytes.
 PORT_WAIT_S = 10.0
+QUIET_SHARE = 0.25  # of its deadline, for which loading yields to those that serve; then a busy device goes on in haste
 
 _logger = logging.getLogger(__name__)
 
@@ -141,13 +142,12 @@ class ProcessRuntime:
         uid = await self._uid(module.name)
         cage = self._cages.around(module.name, slot.path, uid, slot.manifest.resources)
         worker = await spawn(module.name, endpoint.handles, self._log(module.name), self._on_item, cage=cage)
+        deadline_s = slot.manifest.health.load_deadline_s
         try:
-            if quietly:
-                await lower(worker)
-            order = self._order(module, slot, endpoint, uid, cage)
-            await worker.start(order, slot.manifest.health.load_deadline_s)
-            if slot.manifest.health.golden:
-                await worker.self_test(slot.manifest.health.load_deadline_s)
+            async with quiet(worker, deadline_s * QUIET_SHARE if quietly else 0.0):
+                await worker.start(self._order(module, slot, endpoint, uid, cage), deadline_s)
+                if slot.manifest.health.golden:
+                    await worker.self_test(deadline_s)
         except BaseException:
             await worker.kill()
             raise

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import msgspec
 
 from agent.config import UpdateLimits
-from agent.errors import WorkerError
 from agent.installed import Installed, ModuleSet
 from agent.runtimes.keeper import Keeper
 from agent.runtimes.past import Before
@@ -32,21 +31,12 @@ class Processes:
         self._limits = limits or UpdateLimits()
         self._slots = slots
         self._spares: dict[str, WorkerProcess] = {}
-        self._late: set[tuple[str, bytes]] = set()  # what did not load in time
 
     async def try_out(self, trial: Sequence[Installed]) -> None:
         """A spare worker for each. Raises WorkerError, SlotError, EndpointError."""
         await self.discard()
         for module in trial:
-            self._spares[module.name] = await self._spare(module)
-
-    async def _spare(self, module: Installed) -> WorkerProcess:
-        """Loaded quietly, unless that was too slow the last time."""
-        try:
-            return await self._keeper.spare(module, quietly=module.proof not in self._late)
-        except WorkerError as error:
-            self._late = {module.proof} if error.key == "worker-timeout" else set()
-            raise
+            self._spares[module.name] = await self._keeper.spare(module)
 
     async def activate(self, target: ModuleSet, trial: Sequence[Installed]) -> dict[str, Before]:
         """Raises WorkerError when a spare does not take over."""

@@ -25,6 +25,7 @@ from agent.slots import Slots
 from agent.store import AgentStore
 from modules.manifest import SamplingPolicy
 from modules.messages import Stream, decode_sample
+from support import built
 from support.built import Built, build, build_script, install
 from support.predict import predict, served_version
 from support.waiting import until, until_async
@@ -279,7 +280,7 @@ def nice_values(pid: int) -> set[int]:
 
 async def test_a_worker_that_is_only_tried_yields_to_those_that_serve(bench: Bench) -> None:
     own = os.getpriority(os.PRIO_PROCESS, 0)
-    target = bench.set(build())
+    target = bench.set(build(health=msgspec.structs.replace(built.QUICK, load_deadline_s=600.0)))
     spare = await bench.keeper.spare(target.modules[0])
     group = Path(f"/proc/{spare.pid}/autogroup")
     tried = (nice_values(spare.pid), group.read_text().split()[-1] if group.exists() else "")
