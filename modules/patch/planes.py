@@ -78,10 +78,18 @@ def join_planes(patch: Input, count: int, width: int, planes: int) -> Numbers:
 
 def unpack_bits(packed: Bytes, count: int, bits: int, width: int) -> Numbers:
     """`count` numbers of `bits` bits each, lowest bit first, as numbers of `width` bytes."""
-    apart = np.unpackbits(packed, count=count * bits, bitorder="little").reshape(count, bits)
-    columns = np.zeros((count, width), np.uint8)
-    columns[:, : (bits + 7) // 8] = np.packbits(apart, axis=1, bitorder="little")
-    return columns.view(UNSIGNED[width]).reshape(count)
+    # Eight numbers fill whole bytes: each of the eight begins at the same bit in every row.
+    rows = np.zeros((-(-count // 8), bits), np.uint8)
+    rows.reshape(-1)[: packed.size] = packed
+    kind = UNSIGNED[width]
+    numbers = np.zeros((len(rows), 8), kind)
+    for place in range(8):
+        first, inside = divmod(place * bits, 8)
+        for step in range(-(-(inside + bits) // 8)):
+            part, move = rows[:, first + step].astype(kind), 8 * step - inside
+            numbers[:, place] |= part << kind.type(move) if move >= 0 else part >> kind.type(-move)
+    whole: Numbers = numbers.reshape(-1)[:count] & kind.type((1 << bits) - 1)
+    return whole
 
 
 def packed_size(count: int, bits: int) -> int:
