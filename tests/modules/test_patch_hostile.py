@@ -218,7 +218,7 @@ def test_any_bytes_are_refused_or_make_the_size(patch: bytes) -> None:
 @pytest.mark.soak
 @pytest.mark.timeout(1_800)
 @given(patch=ANY)
-@settings(max_examples=100_000, deadline=None)
+@settings(max_examples=30_000, deadline=None)
 def test_any_bytes_are_refused_or_make_the_size_for_long(patch: bytes) -> None:
     refused_or_made(patch)
 
