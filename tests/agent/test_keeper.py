@@ -291,6 +291,20 @@ async def test_a_worker_that_is_only_tried_yields_to_those_that_serve(bench: Ben
     assert tried[1] in ("", str(priority.LOW))
 
 
+async def test_a_worker_that_takes_long_to_load_yields_for_a_part_of_that_only(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "QUIET_SHARE", 0.02)
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    source = (
+        "import os, time\n"
+        f"def init():\n    while os.getpriority(os.PRIO_PROCESS, 0) > {own}:\n        time.sleep(0.01)\n"
+        "def predict(inputs):\n    return {}\n"
+    )
+    target = bench.set(build_script(source))
+    await bench.keeper.drop(await bench.keeper.spare(target.modules[0]))
+
+
 async def test_sockets_that_a_killed_agent_has_left_are_removed(bench: Bench) -> None:
     left = bench.paths.endpoints / "gone.sock"
     with socket.socket(socket.AF_UNIX) as sock:
