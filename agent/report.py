@@ -33,13 +33,17 @@ Compose = Callable[[], DeviceReport]  # everything but counter and time
 
 
 class Status(msgspec.Struct, frozen=True):
-    """`status.json`: the report as last composed, how the link stands, and what waits for the hub."""
+    """`status.json`: the report as last composed, how the link stands, and what waits for the hub.
+
+    `traffic`: bytes of files since the start, by where they came from, see `agent.transfer.traffic`.
+    """
 
     report: DeviceReport
     link: LinkStatus
     waiting: Mapping[str, int]
     pid: int
     written_at: float
+    traffic: Mapping[str, int] = {}
 
 
 class Reporter:

@@ -180,7 +180,7 @@ async def _build(
     reachable = asyncio.Event()
     bell = Bell(config.update, reachable)
     engine = Engine(ledger, steps, attacks, bell, config.update, changed, os.environ.get(CRASH_AT, ""), news.tell)
-    status = _StatusFile(paths.status, link, outbox)
+    status = _StatusFile(paths.status, link, outbox, fetcher.traffic.totals)
 
     def write_status(report: DeviceReport) -> None:
         reserve.keep(paths.root)
@@ -253,19 +253,21 @@ async def _serve(rooms: Rooms, config: AgentConfig, stop: asyncio.Event) -> None
 class _StatusFile:
     """Writes `status.json` when there is something new to say."""
 
-    def __init__(self, path: Path, link: Link, outbox: Outbox) -> None:
+    def __init__(self, path: Path, link: Link, outbox: Outbox, traffic: Callable[[], dict[str, int]]) -> None:
         self._path = path
         self._link = link
         self._outbox = outbox
+        self._traffic = traffic
         self._said: tuple[object, ...] = ()
 
     def write(self, report: DeviceReport) -> None:
         waiting = self._outbox.waiting()
-        said = (msgspec.structs.replace(report, at=0.0), self._link.status, waiting)
+        traffic = self._traffic()
+        said = (msgspec.structs.replace(report, at=0.0), self._link.status, waiting, traffic)
         if said == self._said:
             return
         try:
-            write_status(self._path, Status(report, self._link.status, waiting, os.getpid(), time.time()))
+            write_status(self._path, Status(report, self._link.status, waiting, os.getpid(), time.time(), traffic))
             self._said = said
         except OSError as error:
             _logger.warning("status file not written", extra={"why": str(error)})

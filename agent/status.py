@@ -70,6 +70,8 @@ def _lines(status: Status | None, is_running: bool) -> Iterator[str]:
         yield f"module    {_module(module)}"
     waiting = ", ".join(f"{count} {stream}" for stream, count in sorted(status.waiting.items()) if count)
     yield f"waiting   {waiting or 'nothing'} for the hub"
+    if status.traffic:
+        yield f"fetched   {', '.join(f'{count} bytes {origin}' for origin, count in sorted(status.traffic.items()))}"
     for attack in report.attacks:
         yield f"refused   {attack.key} ({attack.count} times, last {_time(attack.at)}): {attack.text}"
     yield f"written   {_time(status.written_at)}"
