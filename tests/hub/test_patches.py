@@ -99,6 +99,19 @@ async def test_a_patch_is_built_stored_and_makes_the_new_file(fleet: Fleet, cloc
     assert not await builder(fleet, clock).step()
 
 
+async def test_the_most_wanted_is_built_first_and_one_that_failed_waits(fleet: Fleet, clock: SetClock) -> None:
+    await fleet.release(3)
+    for name in ("cam-2", "cam-3"):
+        await fleet.device(name, holds=2)
+        await fleet.world.assign(name, MODULE, 3)
+    breaking = (sys.executable, "-c", "raise SystemExit(9)")
+    assert await builder(fleet, clock, breaking).step()
+    assert [(p.base_version, p.attempts) for p in await fleet.patches()] == [(2, 1), (1, 0), (1, 0)]
+    assert await builder(fleet, clock).step()
+    built = [patch for patch in await fleet.patches() if patch.state is PatchState.BUILT]
+    assert [(patch.base_version, patch.version, patch.devices) for patch in built] == [(1, 2, 1)]
+
+
 async def test_offers_are_the_cheapest_first_and_only_from_files_that_are_held(fleet: Fleet, clock: SetClock) -> None:
     near = np.frombuffer(weights(2), np.float32).copy()
     near[:100] += 1
