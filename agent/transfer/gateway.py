@@ -50,13 +50,13 @@ class Neighbours:
             return self.refused(Refused(404, "expected /blobs/SHA256/OFFSET-LENGTH/GRANT"))
         if self._under_way >= self._settings.requests:
             return self.refused(Refused(503, f"expected at most {self._settings.requests} requests at a time", RETRY))
+        self._under_way += 1
         return self._answer(match[1].decode(), int(match[2]), int(match[3]), match[4].decode())
 
     def refused(self, error: Refused) -> Reply:
         return Reply(error.status, msgspec.json.encode({"error": str(error)}), headers=error.headers)
 
     async def _answer(self, sha256: str, offset: int, length: int, grant: str) -> Reply:
-        self._under_way += 1
         try:
             async with asyncio.timeout(self._settings.request_s):
                 return Reply(200, await self._store.read(sha256, offset, length, grant), binary=True)

@@ -3,7 +3,7 @@ to go.
 
 A file that is complete is hashed once, and kept over a restart as `<sha256>`; one that is not what its name says is
 thrown away. What is on its way is `<sha256>.part`, and is gone after a restart. Blocking; called by `gateway_store` in
-its one thread.
+its one thread, but for the hashing, which has another.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from agent.transfer.partial import file_sha256
 from modules.bundle import check_digest
 from modules.errors import ChunkError
 
@@ -109,8 +108,14 @@ class Cache:
             self._found[sha256] = found, time.monotonic() + FOUND_S
         return found
 
-    def part(self, sha256: str, size: int) -> Part:
-        """What is here of a file of this size, at first nothing. Raises NoRoom, OSError."""
+    def look(self, sha256: str, size: int) -> Path | Part:
+        """The complete file, or what is here of it, at first nothing. Raises NoRoom, OSError.
+
+        In one step: a file that becomes whole in between must not be begun anew.
+        """
+        whole = self.whole(sha256)
+        if whole is not None:
+            return whole
         part = self._parts.get(sha256)
         if part is None or part.size != size:
             self._drop(sha256)
@@ -119,19 +124,17 @@ class Cache:
         part.used_at = time.monotonic()
         return part
 
-    def finish(self, part: Part) -> bool:
-        """Takes a complete file in, when it is what its name says; else throws it away. Whether it did."""
+    def finish(self, part: Part, digest: str) -> None:
+        """Takes a complete file in, when its digest is what its name says; else throws it away."""
         if self._parts.get(part.sha256) is not part:
-            return False
-        right = file_sha256(part.path) == part.sha256
-        if right:
+            return  # it was thrown away meanwhile
+        if digest == part.sha256:
             os.replace(part.path, self._folder / part.sha256)
             self._whole[part.sha256] = (part.size, time.monotonic())
             self._forget(part)
         else:
             _log.warning("what came for neighbours is not the file, thrown away: file=%s", part.sha256)
             self._drop(part.sha256)
-        return right
 
     def close(self) -> None:
         """Idempotent."""

@@ -13,7 +13,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import partial as bind
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -23,6 +23,7 @@ from agent.link import Link
 from agent.transfer.gateway_cache import UNIT_BYTES, Cache, NoRoom, Part
 from agent.transfer.lane import Lane
 from agent.transfer.offers import Offering
+from agent.transfer.partial import file_sha256
 from agent.transfer.schedule import Gate
 from modules.bundle import check_digest
 from modules.messages import MAX_BLOCK_BYTES
@@ -75,6 +76,7 @@ class GatewayStore:
         self._proofs: dict[tuple[str, str], asyncio.Task[int]] = {}
         self._proving = asyncio.Semaphore(PROOFS_AT_ONCE)
         self._coming: dict[tuple[str, int], asyncio.Task[None]] = {}  # by file and unit
+        self._finishing: dict[str, asyncio.Task[None]] = {}
 
     async def __aenter__(self) -> GatewayStore:
         self._disk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="gateway-disk")
@@ -82,7 +84,7 @@ class GatewayStore:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        tasks = {*self._proofs.values(), *self._coming.values()}
+        tasks = {*self._proofs.values(), *self._coming.values(), *self._finishing.values()}
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -108,13 +110,15 @@ class GatewayStore:
         stop = min(offset + min(length, MAX_BLOCK_BYTES), size)
         if offset >= stop:
             return b""
-        whole = await self._on_disk(lambda: self._cache.whole(sha256))
-        if whole is not None:
-            return await self._on_disk(lambda: _read(whole, offset, stop))
         try:
-            part = await self._on_disk(lambda: self._cache.part(sha256, size))
+            part = await self._on_disk(lambda: self._cache.look(sha256, size))
         except NoRoom as error:
             raise Refused(f"{sha256}: {error}", "not-found") from error
+        if isinstance(part, Path):
+            return await self._on_disk(bind(_read, part, offset, stop))
+        return await self._from_part(part, offset, stop, own)
+
+    async def _from_part(self, part: Part, offset: int, stop: int, own: bool) -> bytes:
         part.users += 1
         try:
             await self._fill(part, offset, stop, own)
@@ -156,7 +160,7 @@ class GatewayStore:
                 task = asyncio.create_task(self._fetch(part, group, own), name=f"gateway-fetch-{group.start}")
                 for unit in group:
                     self._coming[part.sha256, unit] = task
-                task.add_done_callback(partial(self._arrived, part.sha256, group))
+                task.add_done_callback(bind(self._arrived, part.sha256, group))
             waited = {self._coming[part.sha256, unit] for unit in missing if (part.sha256, unit) in self._coming}
             # Whoever asked first may leave; those who wait for the same do not leave with them.
             await asyncio.gather(*(asyncio.shield(task) for task in waited))
@@ -189,7 +193,11 @@ class GatewayStore:
             got = f"{len(data)} bytes from {start}"
             raise LinkError(f"{part.sha256}: expected {stop - start} bytes from {start}, got {got}", "bad-answer")
         self._lane.good()
-        await self._on_disk(lambda: self._write(part, start, data))
+        await self._on_disk(lambda: part.write(start, data))
+        if part.complete and part.sha256 not in self._finishing:
+            task = asyncio.create_task(self._finish(part), name="gateway-finish")
+            self._finishing[part.sha256] = task
+            task.add_done_callback(bind(self._finished, part.sha256))
 
     async def _ask(self, sha256: str, start: int, stop: int, own: bool) -> bytes:
         await self._lane.pause()
@@ -210,10 +218,14 @@ class GatewayStore:
             self._coming.pop((sha256, unit), None)
         _heard(task)
 
-    def _write(self, part: Part, start: int, data: bytes) -> None:
-        part.write(start, data)
-        if part.complete:
-            self._cache.finish(part)
+    async def _finish(self, part: Part) -> None:
+        """Hashes the whole file in a thread of its own, so that nobody waits for it."""
+        digest = await asyncio.to_thread(file_sha256, part.path)
+        await self._on_disk(lambda: self._cache.finish(part, digest))
+
+    def _finished(self, sha256: str, task: asyncio.Task[None]) -> None:
+        self._finishing.pop(sha256, None)
+        _heard(task)
 
     def _part_read(self, part: Part, offset: int, stop: int) -> bytes:
         """From where it lies by now: it may have become whole, or been thrown away, since it was filled."""

@@ -27,7 +27,7 @@ from cloud_hub.transfer_settings import TransferSettings
 
 PIECE_BYTES: Final = 256 * 1024
 RETRY_AFTER_S: Final = 2.0
-IMMUTABLE: Final = "public, max-age=31536000, immutable"
+IMMUTABLE: Final = "max-age=31536000, immutable"
 _RANGE: Final = re.compile(r"bytes=(?:(\d{1,18})-(\d{0,18})|-(\d{1,18}))")
 
 
@@ -115,7 +115,9 @@ async def _send(rooms: Rooms, call: Call) -> web.StreamResponse:
     request, digest = call.request, call.path["sha256"]
     etag = f'"{digest}"'
     size = rooms.blobs.size(digest)
-    headers = {"ETag": etag, "Accept-Ranges": "bytes", "Cache-Control": IMMUTABLE}
+    # What a token opened is nobody else's to keep: a shared cache would give it to those who have none.
+    whose = "public" if "right" in request.query else "private"
+    headers = {"ETag": etag, "Accept-Ranges": "bytes", "Cache-Control": f"{whose}, {IMMUTABLE}"}
     if _held(request.headers.get("If-None-Match"), etag):
         return web.Response(status=304, headers=headers)
     try:

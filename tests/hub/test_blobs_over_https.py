@@ -67,7 +67,7 @@ async def test_without_a_range_that_counts_the_whole_file_comes_and_may_be_kept(
     async with world.client.get(path, headers={"Range": asked} if asked else {}) as response:
         assert await response.read() == DATA
         assert response.status == 200
-        assert "immutable" in response.headers["Cache-Control"]
+        assert response.headers["Cache-Control"] == "public, max-age=31536000, immutable"
         assert response.headers["Accept-Ranges"] == "bytes"
 
 
@@ -121,7 +121,9 @@ async def test_a_right_opens_its_own_file_only_and_not_after_its_end(world: Worl
 async def test_operators_still_download_by_their_role_and_strangers_do_not(world: World) -> None:
     digest, _ = await stored(world)
     viewer = await world.token(Role.VIEWER)
-    assert (await world.ask(viewer, "GET", f"/blobs/{digest}")).status == 200
+    downloaded = await world.ask(viewer, "GET", f"/blobs/{digest}")
+    assert downloaded.status == 200
+    assert downloaded.headers["Cache-Control"].startswith("private"), "no shared cache may give it to others"
     assert (await world.ask("", "GET", f"/blobs/{digest}")).status == 401
     assert (await world.ask("", "GET", f"/blobs/{digest}?right=")).status == 403
 
