@@ -63,7 +63,7 @@ async def main() -> None:
         config = AgentConfig("cam-17", "https://localhost:1", "localhost", 1, built_in()["generic-x86_64"],
                              fetch=FetchLimits(disk_margin_bytes=0))  # fmt: skip
         config = enrolled(config, paths, broker)
-        config = msgspec.structs.replace(config, serving=ServingSettings(), update=UpdateLimits())
+        config = msgspec.structs.replace(config, serving=ServingSettings(), update=UpdateLimits(latency_factor=0.0))
         paths.config.write_text(config.to_toml())
         agent = AgentProcess(paths)
         try:

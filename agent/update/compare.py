@@ -10,6 +10,7 @@ Source: Hoeffding 1963, theorem 1 (the relative entropy bound on the binomial ta
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import msgspec
 
@@ -19,9 +20,18 @@ from agent.sandbox.protocol import Stats
 
 CHANCE = 1e-3
 MIN_ERRORS = 3  # of the new module: one or two are no rate
-# For each percentile compared: how many predictions both must have made, and below how many milliseconds more nobody
-# minds: that much comes and goes with whatever else the device does.
-_COMPARED = ((0.5, 50, 2.0), (0.99, 500, 20.0))
+
+
+@dataclass(frozen=True)
+class Percentile:
+    """One that is compared: `enough` predictions of both, and how much more nobody minds, because it comes and goes."""
+
+    share: float
+    enough: int
+    least_ms: float
+
+
+MEDIAN, TAIL = Percentile(0.5, 50, 2.0), Percentile(0.99, 500, 20.0)
 
 
 class Factors(msgspec.Struct, frozen=True):
@@ -47,25 +57,18 @@ def more_errors(before: Before, stats: Stats, factor: float) -> str:
     )
 
 
-def slower(before: Before, stats: Stats, factor: float) -> str:
+def slower(before: Before, stats: Stats, factor: float, at: Percentile) -> str:
     """Why the new module is slower than the one before; empty where it is not, or nobody can tell."""
-    if not factor:
-        return ""
-    return next(filter(None, (_slower_at(share, before, stats, factor) for share, _, _ in _COMPARED)), "")
-
-
-def _slower_at(share: float, before: Before, stats: Stats, factor: float) -> str:
-    enough, least_ms = next((enough, least) for known, enough, least in _COMPARED if known == share)
-    known = [percentile(r.latency, share) for r in (before.lived, before.lately) if r.predictions >= enough]
+    known = [percentile(r.latency, at.share) for r in (before.lived, before.lately) if r.predictions >= at.enough]
     made = sum(stats.latency)
-    if not known or made < enough:
+    if not factor or not known or made < at.enough:
         return ""
-    was, now = max(known), percentile(stats.latency, share)
-    bound = max(factor * was, was + least_ms * 1000.0)
-    if now <= bound or not surely_more(above(stats.latency, bound), made, 1.0 - share):
+    was, now = max(known), percentile(stats.latency, at.share)
+    bound = max(factor * was, was + at.least_ms * 1000.0)
+    if now <= bound or not surely_more(above(stats.latency, bound), made, 1.0 - at.share):
         return ""
     return (
-        f"percentile {100 * share:g} of latency is {now / 1000:.3g} ms over {made} predictions, of version "
+        f"percentile {100 * at.share:g} of latency is {now / 1000:.3g} ms over {made} predictions, of version "
         f"{before.version} before it {was / 1000:.3g} ms; expected at most {factor:g} times that"
     )
 

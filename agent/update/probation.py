@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from agent.runtimes.past import Before
 from agent.sandbox.protocol import Stats
-from agent.update.compare import AS_USUAL, Factors, more_errors, slower
+from agent.update.compare import AS_USUAL, MEDIAN, TAIL, Factors, more_errors, slower
 from modules.manifest import Health
 
 # Until the end, shares are of at least this many predictions: one early error is no verdict.
@@ -53,11 +53,16 @@ def judge(
         return broken
     if before is not None and (why := more_errors(before, seen.stats, factors.errors)):
         return _unhealthy(name, "more-errors", why)
-    if enough and before is not None and (why := slower(before, seen.stats, factors.latency)):
-        return _unhealthy(name, "slower", why)  # only now: the first minutes of a worker are not its best
+    late = elapsed_s >= health.probation_deadline_s
+    if enough and before is not None:  # only now: the first minutes of a worker are not its best
+        if why := slower(before, seen.stats, factors.latency, MEDIAN):
+            return _unhealthy(name, "slower", why)
+        if why := slower(before, seen.stats, factors.latency, TAIL):
+            # A device that is busy just now has long tails, too: time tells the one from the other.
+            return _unhealthy(name, "slower", why) if late else Judgement(Verdict.WAITING)
     if enough:
         return Judgement(Verdict.HEALTHY)
-    if elapsed_s >= health.probation_deadline_s:
+    if late:
         wanted, got = health.probation_inferences, seen.stats.requests
         return _unhealthy(name, "probation-deadline", f"expected {wanted} predictions in time, got {got}")
     return Judgement(Verdict.WAITING)

@@ -13,7 +13,7 @@ from agent.endpoint.counters import Latency
 from agent.latency import above, percentile
 from agent.runtimes.past import LATELY_S, Before, Past, Rates, rates
 from agent.sandbox.protocol import Stats
-from agent.update.compare import CHANCE, Factors, more_errors, slower, surely_more
+from agent.update.compare import CHANCE, MEDIAN, TAIL, Factors, more_errors, slower, surely_more
 from agent.update.probation import Seen, Verdict, judge
 from modules.manifest import Health
 
@@ -63,12 +63,14 @@ def test_the_reason_says_both_numbers() -> None:
     text = more_errors(before(10_000, 10), stats(1000, 60), 2.0)
     assert "60 of 1000 requests failed" in text
     assert "of version 7 before it 10 of 10000" in text
-    text = slower(before(1000, counts=latency(10.0, times=1000)), stats(1000, counts=latency(50.0, times=1000)), 2.0)
+    text = slower(
+        before(1000, counts=latency(10.0, times=1000)), stats(1000, counts=latency(50.0, times=1000)), 2.0, MEDIAN
+    )
     assert "50 of latency is 51.2 ms over 1000 predictions, of version 7 before it 9.73 ms" in text
 
 
 FAST, SLOW = latency(10.0, times=1000), latency(50.0, times=1000)
-TAIL = latency(*[10.0] * 95, *[200.0] * 5, times=10)
+LONG_TAIL = latency(*[10.0] * 95, *[200.0] * 5, times=10)
 
 
 @pytest.mark.parametrize(
@@ -77,8 +79,8 @@ TAIL = latency(*[10.0] * 95, *[200.0] * 5, times=10)
         (FAST, SLOW, True),
         (FAST, FAST, False),
         (SLOW, FAST, False),
-        (FAST, TAIL, True),  # the 99th percentile alone
-        (TAIL, TAIL, False),
+        (FAST, LONG_TAIL, True),  # the 99th percentile alone
+        (LONG_TAIL, LONG_TAIL, False),
         (FAST, latency(*[10.0] * 99, 200.0, times=5), False),  # five of five hundred are what one in a hundred gives
         (FAST, latency(50.0, times=49), False),  # too few
         (latency(10.0, times=49), SLOW, False),
@@ -89,12 +91,14 @@ TAIL = latency(*[10.0] * 95, *[200.0] * 5, times=10)
 def test_slower_than_before_counts_beyond_the_factor_and_beyond_chance(
     was: tuple[int, ...], now: tuple[int, ...], worse: bool
 ) -> None:
-    assert bool(slower(before(sum(was), counts=was), stats(sum(now), counts=now), 2.0)) is worse
+    found = [slower(before(sum(was), counts=was), stats(sum(now), counts=now), 2.0, at) for at in (MEDIAN, TAIL)]
+    assert any(found) is worse
+    assert (was, now) != (FAST, LONG_TAIL) or not found[0], "its median is the same"
 
 
 def test_being_slow_lately_excuses_the_new_module_as_well() -> None:
     was = before(1000, counts=FAST, lately=Rates(1000, 0, SLOW))
-    assert slower(was, stats(1000, counts=SLOW), 2.0) == ""
+    assert not any(slower(was, stats(1000, counts=SLOW), 2.0, at) for at in (MEDIAN, TAIL))
 
 
 def test_equal_modules_are_told_apart_by_chance_less_often_than_promised() -> None:
@@ -155,6 +159,8 @@ HEALTH = Health(probation_s=60.0, max_error_rate=1.0)
         (stats(1000, 0, SLOW), 59, Verdict.WAITING, ""),  # the first minutes of a worker are not its best
         (stats(1000, 0, SLOW), 60, Verdict.UNHEALTHY, "slower"),
         (stats(1000, 0, FAST), 60, Verdict.HEALTHY, ""),
+        (stats(1000, 0, LONG_TAIL), 60, Verdict.WAITING, ""),  # perhaps the device is busy just now
+        (stats(1000, 0, LONG_TAIL), 3600, Verdict.UNHEALTHY, "slower"),
     ],
 )
 def test_probation_holds_the_new_module_against_the_old_one(
