@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from faults.cuts import Cut, Problem, Result, perform
+from faults.checks import Problem
+from faults.cuts import Cut, Result, perform
 from faults.replay import Loss
 from faults.rig import Rig, rig
 from faults.shim import Fault, Mode, build

@@ -251,7 +251,8 @@ int rmdir(const char *name) { return unlinkat(AT_FDCWD, name, AT_REMOVEDIR); }
 
 int mkdirat(int folder, const char *name, mode_t bits) {
     struct op op = {.kind = MKDIR, .mode = bits};
-    if (!resolve(folder, name, op.path)) return (int)syscall(SYS_mkdirat, folder, name, bits);
+    struct stat status; /* what is there already is said before a disk is found full or read-only */
+    if (!resolve(folder, name, op.path) || !lstat(op.path, &status)) return (int)syscall(SYS_mkdirat, folder, name, bits);
     DO(&op, (int)syscall(SYS_mkdirat, folder, name, bits));
 }
 int mkdir(const char *name, mode_t bits) { return mkdirat(AT_FDCWD, name, bits); }

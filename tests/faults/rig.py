@@ -9,18 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 import os
 import secrets
 import shutil
 import signal
-import sqlite3
 import sys
-import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing, suppress
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import aiomqtt
 import msgspec
@@ -28,12 +24,12 @@ import numpy as np
 
 from agent.config import AgentConfig, FetchLimits, OutboxLimits, ReportLimits, StatePaths
 from agent.report import Status, read_status
-from agent.trust_floor import Floor, Versions
+from faults.around import STREAMS, Hub, Items, infer, lower_than, outbox_in
 from faults.modules import NAMES, label, make
 from faults.shim import Fault, environment, operations
 from firmware_profiles.catalog import built_in
-from modules.messages import Get, Offered, Offers, Sample, decode, encode
-from modules.topics import down, up
+from modules.messages import Get, Sample, encode
+from modules.topics import up
 from support.agents import enrolled
 from support.edge import SERVING, UPDATE, HubSide
 from support.hub import FakeHub
@@ -48,20 +44,6 @@ DEADLINE_S = 40.0
 PAUSE_S = 0.1  # of the application between two rounds
 LOG_LINES = 25
 PASSING = ("-wal", "-shm", ".status.json.new")
-Items = frozenset[bytes]
-STREAMS = ("window", "sample")
-
-
-class Hub(FakeHub):
-    """A hub that has no other ways than MQTT, and says so; one of before 0.2 would keep silent for ten seconds."""
-
-    async def _hear(self, message: aiomqtt.Message) -> None:
-        assert isinstance(message.payload, bytes)
-        said = decode(message.payload)
-        if not isinstance(said, Offers):
-            return await super()._hear(message)
-        correlation = getattr(message.properties, "CorrelationData", b"")
-        return await self.say(down(DEVICE, "data"), encode(Offered((), 600.0)), correlation=correlation)
 
 
 class Rig:
@@ -222,7 +204,7 @@ class Rig:
         value = next(self._values)
         try:
             async with asyncio.timeout(5):
-                answer = await _infer(address, name, value)
+                answer = await infer(address, name, value)
         except (OSError, TimeoutError, asyncio.IncompleteReadError, ValueError):
             return 0
         for version in (OLD, NEW):
@@ -255,11 +237,7 @@ class Rig:
 
     def forgotten(self) -> list[str]:
         """Versions of metadata that had been verified before the update and are not known any more."""
-        known = {
-            root: Floor.load(StatePaths(root).metadata / "floor.json") for root in (self.template, self.paths.root)
-        }
-        before, now = known.values()
-        return [f"{name} {versions}" for name, versions in before.repositories.items() if _lower(now, name, versions)]
+        return lower_than(self.template, self.paths.root)
 
     def arrived(self) -> list[bytes]:
         """Samples and windows that the hub has taken, over all epochs."""
@@ -269,23 +247,6 @@ class Rig:
         """The inputs of the samples that the hub has taken."""
         samples = (msgspec.msgpack.decode(item, type=Sample) for item in self.hub.items("sample"))
         return [int(np.frombuffer(sample.inputs[0].data, np.float32)[0]) for sample in samples]
-
-
-def _lower(now: Floor, name: str, before: Versions) -> bool:
-    held = now.repositories.get(name)
-    roles = ("root", "timestamp", "snapshot", "targets")
-    return held is None or any(getattr(held, role) < getattr(before, role) for role in roles)
-
-
-def outbox_in(folder: Path) -> Items:
-    """Samples and windows that the outbox of a device's folder holds. Reads a copy: opening would repair it."""
-    query = f"select payload from outbox where stream in {STREAMS!r}"
-    with tempfile.TemporaryDirectory() as copy:
-        for path in folder.glob("agent.sqlite3*"):
-            if not path.name.endswith("-shm"):
-                shutil.copy(path, copy)
-        with closing(sqlite3.connect(Path(copy, "agent.sqlite3"))) as connection:
-            return frozenset(bytes(row[0]) for row in connection.execute(query))
 
 
 @asynccontextmanager
@@ -319,29 +280,6 @@ def _config() -> AgentConfig:
         outbox=OutboxLimits(commit_every_s=0.05, lazy_commit_s=0.05, forget_s=0.05, ack_timeout_s=1.0),
         report=ReportLimits(debounce_s=0.02),
     )
-
-
-async def _infer(address: str, name: str, value: int) -> int:
-    """Raises OSError when nobody listens, ValueError for another answer than a prediction."""
-    where = urlsplit(address)
-    if not where.hostname:
-        raise OSError("no address yet")
-    tensor = {"name": "X", "shape": [1, 4], "datatype": "FP32", "data": [value, 0, 0, 0]}
-    body = json.dumps({"inputs": [tensor]}).encode()
-    reader, writer = await asyncio.open_connection(where.hostname, where.port)
-    try:
-        head = (
-            f"POST /v2/models/{name}/infer HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n"
-        )
-        writer.write(head.encode() + b"\r\n" + body)
-        answer = await reader.read()
-    finally:
-        writer.close()
-    status, _, rest = answer.partition(b"\r\n")
-    if b" 200 " not in status:
-        raise OSError(f"expected an answer, got {status!r}")
-    outputs = json.loads(rest.partition(b"\r\n\r\n")[2])["outputs"]
-    return int(next(output["data"][0] for output in outputs if output["name"] == "label"))
 
 
 def _sockets(folder: str, names: list[str]) -> list[str]:
