@@ -79,7 +79,10 @@ class Outbox:
             await self._store.put(EPOCHS_KEY, epochs)
         self._kept_at = await self._store.get(CLOCK_KEY, float) or 0.0
         self._began = self._monotonic() - self._kept_at
-        await self._store.run(partial(time_anew, now=self._now()))
+        try:
+            await self._store.run(partial(time_anew, now=self._now()))
+        except StoreError as error:  # a full disk must not keep modules from being served
+            log.warning("times of waiting entries stay those of another clock: error=%s", error)
         known = await self._store.get(DROPS_KEY, dict[str, int]) or {}
         self._drops = Counter({_split(name): count for name, count in known.items()})
         for stream, lane in self._lanes.items():

@@ -298,3 +298,12 @@ async def test_the_log_beside_the_database_stays_small(agent_store: AgentStore, 
         await offline.add("sample", bytes([number]) * 900_000)
     path = Path(await agent_store.run(lambda c: c.execute("pragma database_list").fetchone()[2]))
     assert path.with_name(f"{path.name}-wal").stat().st_size < 3 * MAX_WAL_BYTES
+
+
+async def test_an_outbox_opens_on_a_disk_that_takes_no_writes(agent_store: AgentStore, broker: Mosquitto) -> None:
+    outbox = await opened(agent_store, broker)
+    await outbox.add("sample", b"one")
+    late = "update outbox set at = at + 1e6"
+    await agent_store.run(lambda connection: connection.execute(late))
+    await agent_store.run(lambda connection: connection.execute("pragma query_only = on"))
+    assert (await opened(agent_store, broker)).waiting()["sample"] == 1
