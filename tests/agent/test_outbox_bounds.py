@@ -20,7 +20,7 @@ from agent.store import MAX_WAL_BYTES, AgentStore
 from support.hub import FakeHub
 from support.links import make_link, running
 from support.mosquitto import Mosquitto
-from support.waiting import until
+from support.waiting import until, until_async
 
 DEVICE = "cam-17"
 LIMITS = OutboxLimits(commit_every_s=0.01, lazy_commit_s=0.01, forget_s=0.01, tidy_every_s=0.0, ack_timeout_s=1.0)
@@ -213,15 +213,40 @@ async def test_a_hub_that_comes_back_is_noticed_without_waiting_for_an_ack(
             assert hub.items("event") == [b"nobody hears this yet"]
 
 
-async def test_what_comes_within_an_interval_shares_one_commit(agent_store: AgentStore, broker: Mosquitto) -> None:
-    outbox = await opened(agent_store, broker, lazy_commit_s=0.2)
-    said: list[str] = []
-    await agent_store.run(lambda connection: connection.set_trace_callback(said.append))
+async def test_windows_wait_for_each_other_and_go_with_the_next_commit(
+    agent_store: AgentStore, broker: Mosquitto
+) -> None:
+    outbox = await opened(agent_store, broker, lazy_commit_s=3600.0)
     async with sending(outbox):
-        for number in range(100):
-            assert outbox.offer("window", b"%d" % number)
-        await until(lambda: sum(text.startswith("insert into outbox") for text in said) == 100, "the commit")
-    assert sum(text == "commit" for text in said) == 2  # of this test's own run, and one for all
+        outbox.offer("window", b"first")
+        await until_held(agent_store, 1)  # after a quiet while at once
+        said: list[str] = []
+        await agent_store.run(lambda connection: connection.set_trace_callback(said.append))
+        for number in range(10):
+            outbox.offer("window", b"%d" % number)
+            for _ in range(5):  # there would be time for a commit
+                await agent_store.run(lambda connection: None)
+        assert not any(text.startswith("insert into") for text in said)
+        outbox.offer("event", b"alarm")
+        await until_held(agent_store, 12)
+        assert len([text for text in said if text.startswith("insert into streams")]) == 2, "one commit for both"
+
+
+async def test_a_commits_worth_of_samples_is_written_at_once(agent_store: AgentStore, broker: Mosquitto) -> None:
+    outbox = await opened(agent_store, broker, lazy_commit_s=3600.0)
+    async with sending(outbox):
+        outbox.offer("sample", b"first")
+        await until_held(agent_store, 1)
+        for _ in range(5):
+            outbox.offer("sample", b"x" * 4000)
+        await until_held(agent_store, 6)
+
+
+async def until_held(store: AgentStore, count: int) -> None:
+    async def so() -> bool:
+        return sum(len(items) for items in (await held(store)).values()) == count
+
+    await until_async(so, f"{count} entries on the disk", 30)
 
 
 async def test_acknowledged_entries_are_forgotten_with_the_next_commit_and_count_once_after_a_power_cut(
@@ -305,5 +330,6 @@ async def test_an_outbox_opens_on_a_disk_that_takes_no_writes(agent_store: Agent
     await outbox.add("sample", b"one")
     late = "update outbox set at = at + 1e6"
     await agent_store.run(lambda connection: connection.execute(late))
-    await agent_store.run(lambda connection: connection.execute("pragma query_only = on"))
+    refuse = "create trigger refuse before update on outbox begin select raise(abort, 'disk is full'); end"
+    await agent_store.run(lambda connection: connection.execute(refuse))
     assert (await opened(agent_store, broker)).waiting()["sample"] == 1
