@@ -26,7 +26,7 @@ from support.certificates import make_ca, make_client
 from support.edge import SERVING
 from support.predict import predict, served_version
 from support.repository import World
-from support.stick import largest_blob, write_stick
+from support.stick import write_stick
 from support.waiting import until
 
 ONE, TWO = build(version=1), build(version=2)
@@ -147,6 +147,11 @@ def served(agent: AgentProcess, version: int) -> bool:
     return status is not None and any((m.version, m.state) == (version, "serving") for m in status.report.modules)
 
 
+def new_file(site: Site) -> Path:
+    """Of version 2, which the device does not have."""
+    return site.stick / "blobs" / max(set(TWO.blobs) - set(ONE.blobs), key=lambda digest: len(TWO.blobs[digest]))
+
+
 def away(site: Site) -> None:
     shutil.rmtree(site.stick)
 
@@ -182,15 +187,15 @@ def metadata_spoilt(site: Site) -> None:
 
 
 def file_missing(site: Site) -> None:
-    largest_blob(site.stick).unlink()
+    new_file(site).unlink()
 
 
 def file_cut(site: Site) -> None:
-    os.truncate(largest_blob(site.stick), 100)
+    os.truncate(new_file(site), 100)
 
 
 def file_spoilt(site: Site) -> None:
-    spoil(largest_blob(site.stick))
+    spoil(new_file(site), 1500)  # in a chunk that version 1 does not have
 
 
 # What is wrong with it, the key of the agent's refusal (none where the command sees it first), and words.
