@@ -96,13 +96,17 @@ class Retention:
             return (await connection.execute(delete(looks).where(looks.c.start < before))).rowcount
 
     async def _patches(self) -> int:
-        """Patches from what no device holds any more, or to what none is to have. Their blobs go as other files do."""
+        """Patches from what no device holds any more, or to what none is to have. Their blobs go as other files do.
+
+        Also those whose blob is gone (a backup was restored without it): if they are wished for, they are built again.
+        """
         async with self._store.read() as connection:
             known = await queue.pairs(connection)
-        useful = {(wish.target, wish.base) for wish in await self._wishes.now()}
+        lost = {pair for pair, sha256 in known.items() if sha256 and not self._blobs.path(sha256).is_file()}
+        unwanted = known.keys() - {(wish.target, wish.base) for wish in await self._wishes.now()}
         async with self._store.write() as connection:
-            await queue.forget(connection, known - useful)
-        return len(known - useful)
+            await queue.forget(connection, unwanted | lost)
+        return len(unwanted | lost)
 
     async def _files(self, before: float) -> tuple[int, int]:
         """Files last stored before then that belong to no model, module or patch. How many, and their bytes."""

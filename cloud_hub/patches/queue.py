@@ -140,9 +140,10 @@ async def digests(connection: AsyncConnection) -> set[str]:
     return {sha256 for sha256 in (await connection.execute(select(patches.c.sha256))).scalars() if sha256 is not None}
 
 
-async def pairs(connection: AsyncConnection) -> set[tuple[str, str]]:
-    """Target and base of every row."""
-    return {(row.target, row.base) for row in await connection.execute(select(patches.c.target, patches.c.base))}
+async def pairs(connection: AsyncConnection) -> dict[tuple[str, str], str | None]:
+    """Target and base of every row, with the digest of the patch where it was built."""
+    rows = await connection.execute(select(patches.c.target, patches.c.base, patches.c.sha256))
+    return {(row.target, row.base): row.sha256 for row in rows}
 
 
 async def listed(connection: AsyncConnection, module: str, limit: int) -> list[Patch]:

@@ -314,6 +314,21 @@ async def test_no_more_are_built_than_may_lie_on_the_disk(fleet: Fleet, clock: S
     assert await states(fleet) == [("queued", 0), ("built", 1)]
 
 
+async def test_a_patch_whose_blob_is_gone_is_built_again_after_the_next_sweep(fleet: Fleet, clock: SetClock) -> None:
+    working = builder(fleet, clock)
+    await working.step()
+    (patch,) = await fleet.patches()
+    assert patch.sha256 is not None
+    world = fleet.world
+    blob = world.blobs.path(patch.sha256)
+    blob.unlink()
+    retention = Retention(HubConfig(patches=SETTINGS), world.store, world.blobs, world.events, clock)
+    assert (await retention.sweep()).patches == 1
+    clock.advance(3600.0)
+    assert await working.step()
+    assert blob.is_file()
+
+
 async def test_what_is_of_no_use_any_more_is_swept_with_its_blob(fleet: Fleet, clock: SetClock) -> None:
     await builder(fleet, clock).step()
     (patch,) = await fleet.patches()
