@@ -45,7 +45,7 @@ def sample(count: int, seed: int) -> list[Cut]:
     chance = random.Random(seed)
 
     def somewhere() -> int:
-        return chance.randint(1, count)
+        return chance.randint(1, count * 4 // 5)  # how many there are differs by what comes together in a commit
 
     kills = [
         Cut(Fault(mode, somewhere()), losses=losses, seed=seed)

