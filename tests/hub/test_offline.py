@@ -16,10 +16,12 @@ from cloud_hub.errors import Conflict, HubError, NotFound
 from cloud_hub.offline import Offline, OfflineRequest, OfflineSet
 from cloud_hub.operator.errors import FileError, VerificationFailed
 from cloud_hub.operator.offline import Export, Exported
+from cloud_hub.roles import Role
 from cloud_hub.trust.keys import Keys
 from modules.offline import NOTE_FILE, read_note
 from support.clock import SetClock
 from support.devices import PROFILE
+from support.fleets import NOBODY, OURS, THEIRS, open_world, settle_two_fleets
 from support.trust import OPERATOR, TrustWorld, find, refresh, trust_world
 
 DAY = 86_400.0
@@ -255,3 +257,20 @@ async def test_a_root_that_is_not_the_pinned_one_is_found_before_the_stick_leave
         with pytest.raises(VerificationFailed):
             await export.run(WEEK, {"image": (await other.image.root_json()).encode()})
     assert not read_note((writer.folder / NOTE_FILE).read_bytes()).complete
+
+
+async def test_operators_export_their_own_devices_for_a_week_and_only_admins_for_longer(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as fleets:
+        await settle_two_fleets(fleets)
+        operator, admin = await fleets.token(Role.OPERATOR, "site=lab"), await fleets.token(Role.ADMIN, "")
+
+        async def status(token: str, device: str, days: float) -> tuple[int, str]:
+            answer = await fleets.ask(token, "POST", "/offline", {"devices": [device], "valid_days": days})
+            return answer.status, json.loads(answer.text).get("error", {}).get("key", "")
+
+        assert await status(operator, OURS, 8) == (403, "role-missing")
+        assert await status(operator, THEIRS, 7) == await status(operator, NOBODY, 7) == (404, "device-not-found")
+        assert (await status(await fleets.token(Role.PUBLISHER, ""), OURS, 7))[0] == 403
+        for days in (0.0, -1.0, 91.0):
+            assert (await status(admin, OURS, days))[0] in (400, 422)
+        assert not await fleets.rooms.events.list(kind="device.exported")
