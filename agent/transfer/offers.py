@@ -19,8 +19,8 @@ from modules.bundle import FileEntry
 from modules.messages import MAX_OFFERS, Offered, Way
 
 ASK_S = 5.0  # one question; a hub of before 0.2 lets it run out
-TRIES = 2
-SILENT_S = 600.0  # how long a hub that did not answer is not asked again on the same connection
+# How long a hub that did not answer is not asked again on the same connection: twice as long each time.
+SILENT_FIRST_S, SILENT_MOST_S = 15.0, 600.0
 AGAIN_S = 10.0  # between two questions about the same file
 BATCH = 64
 MAX_KEPT = 2048
@@ -46,7 +46,7 @@ class Offering:
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
         self._patched: OrderedDict[str, tuple[str, str]] = OrderedDict()  # patch -> (file, base)
         self._turn = asyncio.Lock()
-        self._silent_session, self._silent_until = -1, 0.0
+        self._silent_session, self._silent_until, self._unanswered = -1, 0.0, 0
 
     async def ways(self, files: Sequence[FileEntry], held: Sequence[str]) -> dict[str, Way]:
         """The ways to each of these files, by digest, with patches from those held. Whatever fails, fewer of them."""
@@ -102,20 +102,20 @@ class Offering:
         session = self._link.session
         if session == self._silent_session and self._clock() < self._silent_until:
             return False
-        for _ in range(TRIES):
-            try:
-                offered = await self._link.offers(tuple(files), tuple(held), ASK_S)
-            except LinkTimeout:
-                continue
-            except LinkDown:
-                return False
-            except LinkError as error:
+        try:
+            offered = await self._link.offers(tuple(files), tuple(held), ASK_S)
+        except LinkDown:
+            return False
+        except LinkError as error:
+            if not isinstance(error, LinkTimeout):
                 _log.warning("no offers from the hub: %s", error)
-                break
-            self._keep(files, held, offered)
-            return True
-        self._silent_session, self._silent_until = session, self._clock() + SILENT_S
-        return False
+            pause = min(SILENT_MOST_S, SILENT_FIRST_S * 2 ** min(self._unanswered, 10))
+            self._silent_session, self._silent_until = session, self._clock() + pause
+            self._unanswered += 1
+            return False
+        self._unanswered = 0
+        self._keep(files, held, offered)
+        return True
 
     def _keep(self, files: Sequence[str], held: Sequence[str], offered: Offered) -> None:
         now = self._clock()

@@ -397,15 +397,18 @@ async def test_many_files_are_asked_for_in_a_few_questions(link: Link, hub: Fake
     assert [len(one.files) for one in hub.asked_offers] == [64, 64, 22]
 
 
-async def test_a_hub_of_before_is_asked_no_more_on_this_connection_and_again_on_the_next(
+async def test_a_hub_of_before_is_asked_rarely_on_this_connection_and_at_once_on_the_next(
     link: Link, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(offers, "ASK_S", 0.1)
     hub.offer = lambda _: None
-    offering = Offering(link)
-    for _ in range(10):
-        assert await offering.ways([entry(FILE)], [BASE]) == {}
-    assert len(hub.asked_offers) == offers.TRIES
+    now = [0.0]
+    offering = Offering(link, lambda: now[0])
+    for asked in (1, 2, 3):
+        for _ in range(10):
+            assert await offering.ways([entry(FILE)], [BASE]) == {}
+        assert len(hub.asked_offers) == asked
+        now[0] += offers.SILENT_FIRST_S * 2 ** (asked - 1)
     session = link.session
     link.reconnect()
     await until(lambda: link.session > session and link.connected.is_set(), "the next connection")
