@@ -18,7 +18,7 @@ BLOCK_S = 0.04  # a block takes this long on the link: so coarse is the control,
 # Beyond what fills the link, for the unevenness of broker, hub and this process; in seconds of the link, and in blocks.
 AHEAD_S, BLOCKS_AHEAD = 0.09, 2
 # A quarter of the round trip, or what evens out its jitter, at most this: the window grows by it while there is room.
-GROW_S = 0.1
+GROW_S, GROW_BYTES = 0.1, 1024 * 1024
 QUEUE_S = 0.15  # a queue that stands longer than this shrinks the window whatever the model says
 START_QUEUE_S = 0.05
 START_GAIN = 3.0
@@ -202,6 +202,6 @@ class Window:
             size = DRAINED * fills
         else:
             ahead = min(self.rate * AHEAD_S, BLOCKS_AHEAD * self.block)
-            uneven_s = min(max(self.base_s / 4, 4 * self._spread), GROW_S)
-            size = self._trim * (fills + max(ahead, self.rate * uneven_s))
+            uneven_s = min(max(self.base_s / 4, 2 * self._spread), GROW_S)
+            size = self._trim * (fills + max(ahead, min(self.rate * uneven_s, GROW_BYTES)))
         self._size = int(min(max(size, 1), self._most))
