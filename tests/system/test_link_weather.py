@@ -11,7 +11,7 @@ from system.world import DEADLINE_S, OVER_MQTT, World
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-SIZE = 1024 * 1024
+SIZE = 512 * 1024
 # Satellite's tenfold shorter, and worse in its stalls.
 WEATHER = Weather(delay_s=0.03, rate=2_000_000.0, stalls=0.02, stall_s=0.3)
 
