@@ -108,4 +108,4 @@ class Lane:
         if seconds > SLOW_S:
             self.batch_bytes = max(LEAST_BATCH_BYTES, self.batch_bytes // 2)
         elif seconds < QUICK_S and size > self.batch_bytes // 2:
-            self.batch_bytes = min(MOST_BATCH_BYTES, self.batch_bytes * 4)
+            self.batch_bytes = min(MOST_BATCH_BYTES, max(LEAST_BATCH_BYTES, self.batch_bytes * 4))

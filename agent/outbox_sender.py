@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from agent.config import OutboxLimits
 from agent.errors import LinkDown, LinkError
 from agent.link import Link
-from agent.outbox_lane import LEAST_BATCH_BYTES, Lane
+from agent.outbox_lane import Lane
 from modules.messages import Batch, encode
 from modules.topics import up
 
@@ -113,7 +113,7 @@ class Sender:
     async def _nobody(self) -> None:
         """The hub is away. A fleet does not come back together, so the pause is by chance."""
         lane = self._lane
-        lane.batch_bytes = LEAST_BATCH_BYTES
+        lane.batch_bytes = 1  # one entry, because it may have to be said often
         most = min(self._limits.ack_timeout_s, UNHEARD_FIRST_S * 2**self._unheard)
         self._unheard = min(self._unheard + 1, 16)
         self._start_over()
