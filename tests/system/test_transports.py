@@ -9,7 +9,7 @@ from agent.config import FetchLimits, GatewaySettings
 from cloud_hub.initialise import free_ports
 from system.world import Device, World
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(180)]
 
 
 def came(device: Device) -> set[str]:
