@@ -107,9 +107,12 @@ class Installer:
         outcome = Outcome(request.id, request.folder, "verifying")
         _logger.info("installing from a folder", extra={"folder": request.folder})
         self._use(Folder(Path(request.folder)))
+        resumed = self._was_installing(request)
         try:
             self._tell(outcome)
             outcome = await self._through(outcome)
+            if resumed and outcome.state == "nothing-new":  # the update ended before anybody looked here
+                outcome = _ended(outcome, "installed", "", "")
         except (FolderError, LinkError, StoreError) as error:
             outcome = _ended(outcome, "refused", error.key, str(error))
         except TrustError as error:
@@ -119,6 +122,13 @@ class Installer:
         self._tell(outcome)
         _logger.info("installation ended", extra={"state": outcome.state, "key": outcome.key, "why": outcome.text})
         self._bell.ask()  # the hub may have rung meanwhile
+
+    def _was_installing(self, request: Request) -> bool:
+        """Whether an agent that lost its power had begun with it."""
+        with suppress(StoreError):
+            known = self._box.outcome()
+            return known is not None and known.id == request.id and known.state == "installing"
+        return False
 
     async def _through(self, outcome: Outcome) -> Outcome:
         """Raises FolderError, TrustError, LinkError, StoreError while it is verified."""
