@@ -237,14 +237,20 @@ async def test_requests_with_tricks_in_them_get_nothing(
 # Gateways that are not what they should be
 
 
-@pytest.mark.parametrize("who", ["the hub's servers", "another fleet"])
+@pytest.mark.parametrize(
+    "who", ["the hub's servers", "another fleet", "a server of the fleet's authority", "the hub's client"]
+)
 async def test_a_gateway_that_is_no_device_of_the_fleet_is_asked_nothing(
     broker: Mosquitto, rights: Rights, tmp_path: Path, who: str
 ) -> None:
     """It gets a neighbour's certificate as any peer does, and no request: no digest, no grant."""
     heard = bytearray()
-    authority = broker.server_ca if who == "the hub's servers" else make_ca("another fleet")
-    pair = make_server(authority, "localhost") if who == "the hub's servers" else make_client(authority, "box-1")
+    pair = {
+        "the hub's servers": lambda: make_server(broker.server_ca, "localhost"),
+        "another fleet": lambda: make_client(make_ca("another fleet"), "box-1"),
+        "a server of the fleet's authority": lambda: make_server(broker.device_ca, "box-1"),
+        "the hub's client": lambda: make_client(broker.device_ca, "_hub"),
+    }[who]()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*pair.write(tmp_path / "impostor", "impostor"))
 
