@@ -79,7 +79,7 @@ class TrustError(AgentError):
 class FetchError(AgentError):
     """Files could not be fetched.
 
-    Keys: disk-full, chunk-mismatch, file-mismatch, not-found, refused, stalled, offline, io.
+    Keys: disk-full, chunk-mismatch, file-mismatch, not-found, refused, stalled, offline, deadline, io.
     """
 
 

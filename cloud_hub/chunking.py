@@ -1,8 +1,8 @@
 """Cut files into content-defined chunks, so that unchanged bytes keep their digests from version to version.
 
 FastCDC (Xia et al., USENIX ATC 2016) by the `fastcdc` library. A chunk is what a device verifies and reuses; sizes
-stay within `modules.bundle.MAX_CHUNK_BYTES`. A chunk takes about 78 bytes of a manifest of at most 4 MiB, so larger files
-get larger chunks: about 10 GiB fit in one module. Called by `packaging`, in a thread.
+stay within `modules.bundle.MAX_CHUNK_BYTES`. A chunk takes about 78 bytes of a manifest of at most 4 MiB, so larger
+files get larger chunks: about 10 GiB fit in one module. Called by `packaging`, in a thread.
 """
 
 from __future__ import annotations
