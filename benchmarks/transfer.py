@@ -12,7 +12,7 @@ bytes): what TLS, MQTT and requests add counts as lost. `command_p99_ms` is a do
 connection every 100 ms during the downloads over that wire, until the agent's link hands it on. `parent_extra_mib` is
 the most that the device's process was resident during any download (VmHWM) above what it was before its first.
 
-A whole run takes about four minutes, so the wire with loss moves a smaller file than the others. Words on the command
+A whole run takes under four minutes, so the wire with loss moves a smaller file than the others. Words on the command
 line choose cases, and TCP's congestion control in place of the machine's: `benchmarks/transfer.py 50ms 20mbit reno`.
 Without root, gcc and TUN only `loopback` is measured.
 """
@@ -22,6 +22,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -212,6 +213,8 @@ def _chosen(names: Collection[str]) -> list[Case]:
 
 
 def _start(names: Sequence[str]) -> None:
+    if shutil.which("curl") is None:
+        raise SystemExit("curl must be installed: it is what MQTT is measured against")
     congestion = next((name for name in names if name in CONGESTION), "")
     cases = _chosen(set(names) - set(CONGESTION))
     if missing():
