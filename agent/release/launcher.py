@@ -82,4 +82,3 @@ def python_of(state: Path, release: str) -> Path:
 
 def _become(python: Path | str) -> NoReturn:
     os.execv(python, [str(python), "-P", "-m", "agent.cli", *sys.argv[1:]])  # noqa: S606 - no shell, our own interpreter
-
