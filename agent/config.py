@@ -15,6 +15,7 @@ from typing import Literal
 import msgspec
 
 from agent.errors import ConfigError
+from agent.toml import table
 from agent.transfer.schedule import parse_hours
 from firmware_profiles.confinement import Confinement
 from firmware_profiles.profile import DeviceProfile
@@ -243,7 +244,7 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def to_toml(self) -> str:
         """The file's text, complete: what is not said here has its default."""
         lines = ["# Written by `mooring-agent enroll`. Limits may be changed; the agent reads them at start.", ""]
-        _table("", msgspec.to_builtins(self), lines)
+        table("", msgspec.to_builtins(self), lines)
         return "\n".join(lines).strip() + "\n"
 
 
@@ -331,24 +332,3 @@ def _without_retired(said: dict[str, object]) -> dict[str, object]:
     if not isinstance(fetch, dict):
         return said
     return {**said, "fetch": {name: value for name, value in fetch.items() if name not in _RETIRED}}
-
-
-def _table(name: str, fields: dict[str, object], lines: list[str]) -> None:
-    """TOML of plain values: scalars and lists first, then one table for each nested mapping."""
-    if name:
-        lines += ["", f"[{name}]"]
-    for key, value in fields.items():
-        if not isinstance(value, dict):
-            lines.append(f"{key} = {_value(value)}")
-    for key, value in fields.items():
-        if isinstance(value, dict):
-            _table(f"{name}.{key}" if name else key, value, lines)
-
-
-def _value(value: object) -> str:
-    """JSON's strings, numbers and booleans are TOML's too; mappings inside lists become inline tables."""
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(_value(item) for item in value) + "]"
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{key} = {_value(item)}" for key, item in value.items()) + " }"
-    return msgspec.json.encode(value).decode()

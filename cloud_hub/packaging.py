@@ -23,6 +23,15 @@ from cloud_hub.chunking import file_entry
 from cloud_hub.clock import Clock
 from cloud_hub.errors import Conflict, NotFound, Unprocessable
 from cloud_hub.events import Events
+from cloud_hub.manifests import (
+    ENTRY_PATH,
+    lineage,
+    model_path,
+    release_requirements,
+    requirements,
+    runtime,
+    understood,
+)
 from cloud_hub.model_probe import ProbeRequest, ProbeResult, probe
 from cloud_hub.registry import ModelVersion, Registry
 from cloud_hub.store.engine import Store
@@ -33,7 +42,6 @@ from modules.errors import ModuleError
 from modules.manifest import (
     MAX_MANIFEST_BYTES,
     Health,
-    Lineage,
     Manifest,
     Resources,
     Runtime,
@@ -48,9 +56,6 @@ from modules.tensors import TensorSpec
 ALLOWED_SUFFIXES = frozenset({".onnx", ".data", ".bin", ".safetensors", ".npy", ".json", ".txt", ".csv", ".md"})
 GOLDEN_PATH = "golden.msgpack"
 REFERENCE_PATH = "reference.json"
-ENTRY_PATH = "entry.py"
-# A module needs the memory of its files about three times: file cache, session, activations; plus the runtime.
-RUNTIME_MEMORY_MIB = 64
 
 
 class BuildRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -209,12 +214,12 @@ class Packaging:
             name=request.model,
             version=request.version,
             profile=profile.name,
-            lineage=_lineage(model),
+            lineage=lineage(model),
             inputs=result.inputs,
             outputs=result.outputs,
             files=files,
-            runtime=_runtime(sources, request),
-            requires=_understood(request.requires or _requires(profile, size), request.health),
+            runtime=runtime(sources, bool(request.entry)),
+            requires=understood(request.requires or requirements(profile, size), request.health),
             resources=request.resources or Resources(),
             health=msgspec.structs.replace(request.health or Health(), golden=GOLDEN_PATH if result.golden else ""),
             sampling=request.sampling or SamplingPolicy(),
@@ -237,17 +242,14 @@ class Packaging:
             name=request.model,
             version=request.version,
             profile=profile.name,
-            lineage=_lineage(model),
+            lineage=lineage(model),
             inputs=(),
             outputs=(),
             files=files,
             runtime=Runtime(kind="agent", backend="script", model=""),
-            requires=request.requires or Requirements(
-                arch=(profile.arch,), os=(profile.os,), hardware_ids=(profile.name,),
-                disk_mib=(sum(entry.size for entry in files) + 2 * unpacked) // 2**20 + 1,
-            ),
+            requires=request.requires or release_requirements(profile, sum(entry.size for entry in files), unpacked),
             health=request.health or Health(),
-        )  # fmt: skip
+        )
 
     async def _entries(self, sources: Mapping[str, Path]) -> tuple[FileEntry, ...]:
         """Puts the files among the blobs and cuts them into chunks."""
@@ -292,7 +294,7 @@ class Packaging:
         for digest in filter(None, (request.reference, request.golden)):
             self._blobs.size(digest)
         return ProbeRequest(
-            model="" if request.entry else str(sources[_model_path(sources)]),
+            model="" if request.entry else str(sources[model_path(sources)]),
             inputs=request.inputs,
             outputs=request.outputs,
             training=str(self._blobs.path(request.reference)) if request.reference else "",
@@ -334,49 +336,6 @@ def _release(row: Row[tuple[object, ...]]) -> ModuleRelease:
     return ModuleRelease(**row._asdict())
 
 
-def _model_path(sources: Mapping[str, Path]) -> str:
-    found = [path for path in sources if path.endswith(".onnx")]
-    if len(found) != 1:
-        raise Unprocessable("model-missing", f"expected exactly one .onnx file in the model, got {sorted(sources)}")
-    return found[0]
-
-
 def _written(result: ProbeResult, work: Path) -> dict[str, Path]:
     files = {GOLDEN_PATH: result.golden, REFERENCE_PATH: result.reference}
     return {path: work / path for path, there in files.items() if there}
-
-
-def _runtime(sources: Mapping[str, Path], request: BuildRequest) -> Runtime:
-    if request.entry:
-        model = next((path for path in sorted(sources) if path.endswith(".onnx")), "")
-        return Runtime(backend="script", model=model, entry=ENTRY_PATH)
-    return Runtime(backend="onnx", model=_model_path(sources))
-
-
-def _understood(requires: Requirements, health: Health | None) -> Requirements:
-    """With the agent version that `health` needs, where nobody has said a version."""
-    needed = health.agent_version if health is not None else ""
-    return msgspec.structs.replace(requires, agent_version=requires.agent_version or needed)
-
-
-def _requires(profile: DeviceProfile, size: int) -> Requirements:
-    mib = size // 2**20 + 1
-    return Requirements(
-        arch=(profile.arch,),
-        os=(profile.os,),
-        hardware_ids=(profile.name,),
-        accelerators=tuple(accelerator.kind for accelerator in profile.accelerators),
-        memory_mib=RUNTIME_MEMORY_MIB + 3 * mib,
-        disk_mib=2 * mib,
-    )
-
-
-def _lineage(model: ModelVersion) -> Lineage:
-    return Lineage(
-        model=model.name,
-        model_version=model.version,
-        author=model.author,
-        training_run=model.training_run,
-        git_commit=model.git_commit,
-        datasets=tuple(model.datasets),
-    )

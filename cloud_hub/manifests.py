@@ -1,0 +1,66 @@
+"""What a manifest says of a model, its files and a device profile. Pure; called by `packaging`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from cloud_hub.errors import Unprocessable
+from cloud_hub.registry import ModelVersion
+from firmware_profiles.profile import DeviceProfile, Requirements
+from modules.manifest import Health, Lineage, Runtime
+
+ENTRY_PATH = "entry.py"
+# A module needs the memory of its files about three times: file cache, session, activations; plus the runtime.
+RUNTIME_MEMORY_MIB = 64
+
+
+def model_path(sources: Mapping[str, Path]) -> str:
+    found = [path for path in sources if path.endswith(".onnx")]
+    if len(found) != 1:
+        raise Unprocessable("model-missing", f"expected exactly one .onnx file in the model, got {sorted(sources)}")
+    return found[0]
+
+
+def runtime(sources: Mapping[str, Path], has_entry: bool) -> Runtime:
+    if has_entry:
+        model = next((path for path in sorted(sources) if path.endswith(".onnx")), "")
+        return Runtime(backend="script", model=model, entry=ENTRY_PATH)
+    return Runtime(backend="onnx", model=model_path(sources))
+
+
+def understood(requires: Requirements, health: Health | None) -> Requirements:
+    """With the agent version that `health` needs, where nobody has said a version."""
+    needed = health.agent_version if health is not None else ""
+    return msgspec.structs.replace(requires, agent_version=requires.agent_version or needed)
+
+
+def requirements(profile: DeviceProfile, size: int) -> Requirements:
+    mib = size // 2**20 + 1
+    return Requirements(
+        arch=(profile.arch,),
+        os=(profile.os,),
+        hardware_ids=(profile.name,),
+        accelerators=tuple(accelerator.kind for accelerator in profile.accelerators),
+        memory_mib=RUNTIME_MEMORY_MIB + 3 * mib,
+        disk_mib=2 * mib,
+    )
+
+
+def release_requirements(profile: DeviceProfile, size: int, unpacked: int) -> Requirements:
+    """Of a release of the agent: room for its wheels (`size` bytes), and twice for what they hold."""
+    disk_mib = (size + 2 * unpacked) // 2**20 + 1
+    return Requirements(arch=(profile.arch,), os=(profile.os,), hardware_ids=(profile.name,), disk_mib=disk_mib)
+
+
+def lineage(model: ModelVersion) -> Lineage:
+    return Lineage(
+        model=model.name,
+        model_version=model.version,
+        author=model.author,
+        training_run=model.training_run,
+        git_commit=model.git_commit,
+        datasets=tuple(model.datasets),
+    )
