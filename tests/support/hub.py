@@ -67,9 +67,11 @@ class FakeHub:
     ) -> None:
         self._closing = True  # aiomqtt may raise its own error in the place of the cancellation, so that is not enough
         if self._task is not None:
-            self._task.cancel()
+            while not self._task.done():  # before Python 3.12 wait_for, under aiomqtt's publish, may swallow it too
+                self._task.cancel()
+                await asyncio.wait([self._task], timeout=1.0)
             with suppress(asyncio.CancelledError):
-                await self._task
+                self._task.result()
 
     async def ready(self) -> None:
         async with asyncio.timeout(20):
