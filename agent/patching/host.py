@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from agent.errors import PatchFailed
+from agent.sandbox.ending import in_words, reap
 from agent.sandbox.environment import worker_environment
 
 # Below the users that workers get (serving.uid_first): no process of a module may touch the decoder, nor the reverse.
@@ -48,7 +49,7 @@ async def rebuild(
             process, words = _started(files, program, handles, size, uid, deadline_s)
             code = await _ended(process, deadline_s, patch)
             if code != 0:
-                raise PatchFailed(f"patch {patch.name}: {_said(words) or _how(code)}")
+                raise PatchFailed(f"patch {patch.name}: {_said(words) or f'the process ended with {in_words(code)}'}")
             if (got := os.fstat(handles[2]).st_size) != size:
                 raise PatchFailed(f"patch {patch.name}: expected {size} bytes, it made {got}")
         done = True
@@ -105,7 +106,7 @@ def _environment(ours: Mapping[str, str]) -> dict[str, str]:
 
 async def _ended(process: subprocess.Popen[bytes], deadline_s: float, patch: Path) -> int:
     """The exit code. However this is left, the process is dead, and reaped unless the kernel holds it."""
-    reaping = asyncio.create_task(_reap(process), name=f"patch-{process.pid}")
+    reaping = asyncio.create_task(reap(process), name=f"patch-{process.pid}")
     try:
         async with asyncio.timeout(deadline_s):
             return await asyncio.shield(reaping)
@@ -119,28 +120,7 @@ async def _ended(process: subprocess.Popen[bytes], deadline_s: float, patch: Pat
             await asyncio.wait({reaping}, timeout=EXIT_DEADLINE_S)
 
 
-async def _reap(process: subprocess.Popen[bytes]) -> int:
-    """Waits without a thread: a pidfd is readable once the process has ended."""
-    loop, ended = asyncio.get_running_loop(), asyncio.Event()
-    handle = os.pidfd_open(process.pid)
-    loop.add_reader(handle, ended.set)
-    try:
-        await ended.wait()
-    finally:
-        loop.remove_reader(handle)
-        os.close(handle)
-    return process.wait()
-
-
 def _said(words: int) -> str:
     with suppress(BlockingIOError):
         return os.read(words, 4 * MAX_WORDS).decode(errors="replace").strip()[:MAX_WORDS]
     return ""
-
-
-def _how(code: int) -> str:
-    if code >= 0:
-        return f"the process ended with status {code}"
-    with suppress(ValueError):
-        return f"the process was ended by {signal.Signals(-code).name}"
-    return f"the process was ended by signal {-code}"

@@ -27,6 +27,7 @@ import msgspec
 from agent.errors import WorkerError
 from agent.sandbox.cage import NO_CAGE, Cage
 from agent.sandbox.cgroup import CgroupError
+from agent.sandbox.ending import in_words, reap
 from agent.sandbox.environment import worker_environment
 from agent.sandbox.log import LogPipe, RotatingLog
 from agent.sandbox.protocol import (
@@ -195,7 +196,7 @@ class WorkerProcess:
             pass  # it ended, or is about to
         finally:
             self._kill()
-            self.exit_code = _unwrapped(await _reap(self._process), self._cage)
+            self.exit_code = _unwrapped(await reap(self._process), self._cage)
             self._kill()  # children of its own, if any, were in the same group
             self._leave_group()
             if self.output is not None:
@@ -233,7 +234,7 @@ class WorkerProcess:
         if self._out_of_memory:
             text = f"worker of {self.name}: it was killed for want of memory, at the limit of its control group"
             return WorkerError(text, "out-of-memory")
-        text = f"worker of {self.name}: it ended with {_in_words(self.exit_code)}{self._fault}"
+        text = f"worker of {self.name}: it ended with {in_words(self.exit_code)}{self._fault}"
         return WorkerError(text, "worker-exited")
 
 
@@ -304,31 +305,6 @@ def _channels(name: str) -> tuple[socket.socket, socket.socket, int, int]:
         raise WorkerError(f"worker of {name}: cannot open a channel to it: {error}", "spawn-failed") from error
 
 
-async def _reap(process: subprocess.Popen[bytes]) -> int:
-    """The exit code, waited for without a thread: a pidfd is readable once the process has ended."""
-    loop = asyncio.get_running_loop()
-    ended = asyncio.Event()
-    handle = os.pidfd_open(process.pid)
-    loop.add_reader(handle, ended.set)
-    try:
-        await ended.wait()
-    finally:
-        loop.remove_reader(handle)
-        os.close(handle)
-    return process.wait()
-
-
 def _unwrapped(code: int, cage: Cage) -> int:
     """A wrapper that outlives the worker says a signal as shells do."""
     return 128 - code if cage.command and 128 < code < 128 + signal.NSIG else code
-
-
-def _in_words(code: int | None) -> str:
-    if code is None:
-        return "no exit code yet"
-    if code >= 0:
-        return f"exit status {code}"
-    try:
-        return signal.Signals(-code).name
-    except ValueError:
-        return f"signal {-code}"
