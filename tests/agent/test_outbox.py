@@ -21,7 +21,7 @@ from modules.topics import down
 from support.hub import FakeHub
 from support.links import make_link, running
 from support.mosquitto import Mosquitto
-from support.waiting import until
+from support.waiting import until, until_async
 
 DEVICE = "cam-17"
 LIMITS = OutboxLimits(commit_every_s=0.01, lazy_commit_s=0.01, forget_s=0.01, ack_timeout_s=1.0)
@@ -86,7 +86,11 @@ async def test_items_arrive_in_order_and_are_forgotten_after_the_ack(
         await outbox.add("sample", item)
     await until(lambda: outbox.waiting()["sample"] == 0, "all to be acknowledged")
     assert hub.items("sample") == numbers(20)
-    assert await rows(agent_store) == 0
+
+    async def none_left() -> bool:
+        return await rows(agent_store) == 0
+
+    await until_async(none_left, "what is acknowledged to be forgotten")
 
 
 async def test_streams_do_not_wait_for_each_other(outbox: Outbox, hub: FakeHub) -> None:

@@ -136,11 +136,11 @@ class Disk:
             case Kind.WRITE | Kind.TRUNCATE | Kind.ALLOCATE:
                 self._change(one)
             case Kind.SYNC:
-                node = self._files.get(one.inode) or self._find(one.path)
+                node = self._meant(one)
                 if isinstance(node, File | Folder):
                     node.sync()
             case Kind.MODE:
-                node = self._files.get(one.inode) or self._find(one.path)
+                node = self._meant(one)
                 if isinstance(node, File | Folder):
                     node.mode = one.mode
             case Kind.TIMES:
@@ -173,6 +173,11 @@ class Disk:
             file.changes.append(Change(one.at, one.data))
         elif one.kind is Kind.TRUNCATE or one.at > len(file.now()):
             file.changes.append(Change(one.at, None))
+
+    def _meant(self, one: Operation) -> Node | None:
+        """By its path where that is a folder: a folder may have got the number of a file that is no more."""
+        found = self._find(one.path)
+        return found if isinstance(found, Folder) else self._files.get(one.inode) or found
 
     def _find(self, path: str) -> Node | None:
         node: Node | None = self._tree

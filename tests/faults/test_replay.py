@@ -139,6 +139,21 @@ def test_links_folders_and_removals_come_back_or_stay_away_with_their_folders_sy
     assert (tmp_path / "after/a/second").stat().st_nlink == 2
 
 
+def test_a_folder_with_the_number_of_a_removed_file_is_synced_for_itself(root: Path, tmp_path: Path) -> None:
+    number = (root / "old").stat().st_ino
+
+    def did(place: int, kind: Kind, path: Path, inode: int = 0) -> Operation:
+        return Operation(place, kind, True, 0o755, inode, 0, 0, str(path), "", b"")
+
+    disk = Disk(root)
+    disk.apply([
+        did(1, Kind.UNLINK, root / "old"), did(2, Kind.MKDIR, root / "new"), did(3, Kind.CREATE, root / "new/file", 7),
+        did(4, Kind.SYNC, root / "new", number), did(5, Kind.SYNC, root, 1),
+    ])  # fmt: skip
+    disk.write(tmp_path / "after", Loss.STRICT)
+    assert contents(tmp_path / "after") == {"new/file": b""}
+
+
 def test_everything_done_is_in_the_journal_byte_for_byte(run: Run, root: Path, journal: Path, tmp_path: Path) -> None:
     disk = Disk(root)
     ended = run(

@@ -37,13 +37,13 @@ Reply = Answer | Refusal | None
 class FakeHub:
     """`async with FakeHub(broker, files)`; `answer` and `offer` may be replaced by a test: None keeps silent.
 
-    As it is made it offers nothing, as a hub of before 0.2.
+    As it is made it has nothing to offer. A hub of before 0.2 keeps silent when it is asked.
     """
 
     def __init__(self, broker: Mosquitto, files: Mapping[tuple[str, str], bytes] | None = None) -> None:
         self.files = dict(files or {})
         self.answer: Callable[[Get], Reply] = self.from_files
-        self.offer: Callable[[Offers], Offered | Refusal | None] = lambda _: None
+        self.offer: Callable[[Offers], Offered | Refusal | None] = lambda _: Offered(())
         self.asked: list[Get] = []
         self.asked_offers: list[Offers] = []
         self.batches: list[Batch] = []

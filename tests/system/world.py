@@ -136,7 +136,7 @@ class World:
         """A classifier of iris, registered with files beside it, built for this machine and signed; its version."""
         files = {"model.onnx": iris(seed), **(extra or {})}
         folder = self.folder / f"release-{name}-{seed}"
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         for path, data in files.items():
             (folder / path).write_bytes(data)
         np.savez(folder / "training.npz", X=rows(150))
@@ -156,7 +156,7 @@ class World:
     ) -> AsyncIterator[Device]:
         """Enrolled, with short waits, and running; `program` is another release's agent."""
         device = Device(name, self.folder, program, self.deadline_s)
-        token = await self.client.create_token(NewToken(device=name, tags=dict(tags or {})))
+        token = await self.client.create_token(NewToken(device=device.name, tags=dict(tags or {})))
         await device.enrol(self.client.context.url, token, PROFILE)
         device.configure(link=LINK, fetch=FETCH, outbox=OUTBOX, update=UPDATE, serving=SERVING, report=REPORT)
         try:
