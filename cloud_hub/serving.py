@@ -7,6 +7,7 @@ exception for what a device asked wrongly.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection
 from hashlib import sha256
 
@@ -22,10 +23,12 @@ from cloud_hub.store.tables import assignments, devices, modules
 from cloud_hub.trust.director import Director
 from cloud_hub.trust.director_sign import TIMESTAMP_FILE
 from cloud_hub.trust.image import ImageRepository
+from modules.errors import ModuleError
 from modules.manifest import decode_manifest
 from modules.messages import MAX_BLOCK_BYTES, Answer, Get, Refusal
 
 MAX_REMEMBERED_MANIFESTS = 256
+log = logging.getLogger(__name__)
 _BUILT = and_(
     modules.c.name == assignments.c.module,
     modules.c.version == assignments.c.version,
@@ -146,10 +149,15 @@ class Serving:
         return found if wanted == found else found | await leading_to(connection, own, wanted - found)
 
     async def _files_of(self, manifest: str) -> frozenset[str]:
+        """None of one that is damaged on the hub's disk: whoever asks for it finds out and says so."""
         if manifest not in self._files:
+            try:
+                files = decode_manifest(await self._blobs.read(manifest)).files
+            except (ModuleError, NotFound) as error:
+                log.warning("manifest %s cannot be read: %s", manifest, error)
+                return frozenset()
             if len(self._files) >= MAX_REMEMBERED_MANIFESTS:
                 self._files.pop(next(iter(self._files)))
-            files = decode_manifest(await self._blobs.read(manifest)).files
             self._files[manifest] = frozenset(entry.sha256 for entry in files)
         return self._files[manifest]
 

@@ -158,7 +158,8 @@ class World:
         device = Device(name, self.folder, program, self.deadline_s)
         token = await self.client.create_token(NewToken(device=device.name, tags=dict(tags or {})))
         await device.enrol(self.client.context.url, token, PROFILE)
-        device.configure(link=LINK, fetch=FETCH, outbox=OUTBOX, update=UPDATE, serving=SERVING, report=REPORT)
+        if not program:  # another release knows other settings
+            device.configure(link=LINK, fetch=FETCH, outbox=OUTBOX, update=UPDATE, serving=SERVING, report=REPORT)
         try:
             if start:
                 await device.start()
