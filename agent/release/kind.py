@@ -120,15 +120,19 @@ class AgentReleases:
         )
 
     def _settle(self, modules: ModuleSet) -> str:
-        """What runs from now on, written down; a restart is asked for where that is not this process."""
+        """What runs from now on, written down; a restart is asked for where that changes what runs.
+
+        Where it was written down already the launcher has had its say: an agent that runs in the place of a release
+        which cannot stay up would be started in vain again and again.
+        """
         release = next((release_of(module) for module in modules.modules if module.serves), "")
-        pointer = load(self._state)
+        pointer, is_running = load(self._state), running() == release
         if (pointer.current, pointer.trial) != (release, ""):
             save(self._state, settled(pointer, release))
-        if running() == release:
+            if not is_running:
+                self._restart()
+        if is_running:
             signal.alarm(0)
-        else:
-            self._restart()
         return release
 
     def _health(self, module: Installed) -> Health:

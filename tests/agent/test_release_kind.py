@@ -12,7 +12,7 @@ from agent.installed import Installed, ModuleSet
 from agent.release.environment import Environments
 from agent.release.kind import AgentReleases, release_of
 from agent.release.launcher import INSTALLED, RELEASE
-from agent.release.pointer import Pointer, load, next_start, save, tried
+from agent.release.pointer import CURRENT_BOOTS, Pointer, load, next_start, save, tried
 from agent.slots import Slots
 from agent.trust_checks import Assigned, read_manifest
 from agent.update.probation import Verdict
@@ -118,6 +118,14 @@ async def test_putting_back_what_runs_already_asks_for_nothing(bench: Bench) -> 
         await bench.releases.revert(ModuleSet())
         await bench.releases.commit(ModuleSet())
     assert bench.asked == 0
+
+
+async def test_an_agent_in_the_place_of_a_release_that_cannot_stay_up_is_left_running(bench: Bench) -> None:
+    """The launcher runs the installed agent then; a commit of anything else must not ask for the release once more."""
+    save(bench.state, Pointer(current=release_of(MODULE), boots=CURRENT_BOOTS))
+    await bench.releases.commit(TARGET)
+    await bench.releases.revert(TARGET)
+    assert (bench.asked, load(bench.state).current) == (0, release_of(MODULE))
 
 
 @pytest.mark.parametrize(("publisher", "name"), [("acme", AGENT_MODULE), (AGENT_PUBLISHER, "digits")])
