@@ -12,6 +12,7 @@ from pathlib import PurePosixPath
 
 from agent.errors import AgentError
 from modules.manifest import Manifest
+from modules.runtime import Runtime, Stage
 
 MODELS = {"onnx": (".onnx",), "script": (".py",)}
 # Data that nothing executes: tables, labels, configuration, arrays without objects, weights, pictures.
@@ -36,19 +37,28 @@ def check_formats(manifest: Manifest) -> None:
     runtime = manifest.runtime
     if runtime.kind == "agent":
         return _check_wheels(manifest)
-    scripted = bool(runtime.entry) or runtime.backend == "script"
-    model, entry = _suffix(runtime.model), _suffix(runtime.entry)
-    if runtime.model and model not in MODELS[runtime.backend] and not (runtime.entry and model in _DATA):
-        expected = " or ".join(MODELS[runtime.backend])
-        raise FormatError(f"{runtime.model}: expected a model as {expected} for {runtime.backend}; it is refused")
-    if runtime.entry and entry != ".py":
-        raise FormatError(f"{runtime.entry}: expected an entry script as .py; it is refused")
+    if runtime.kind == "container":
+        return  # whose files are its image's layers: nothing of them is opened outside the container
+    for stage in manifest.stages:
+        _check_stage(stage, runtime)
     for file in manifest.files:
-        if _suffix(file.path) not in _DATA and not (scripted and _suffix(file.path) == ".py"):
+        if _suffix(file.path) not in _DATA and not (runtime.scripted and _suffix(file.path) == ".py"):
             raise FormatError(
                 f"{file.path}: expected a format that runs no code when it is opened, got {_suffix(file.path)}; "
                 "the module is refused"
             )
+
+
+def _check_stage(stage: Stage, runtime: Runtime) -> None:
+    model, backend = _suffix(stage.model), stage.backend
+    if not runtime.stages:
+        backend = runtime.backend  # a script around a model names the model's own
+    expected = MODELS.get(backend, ())  # of a third party's backend, whatever is data
+    if stage.model and expected and model not in expected and not (stage.entry and model in _DATA):
+        text = f"expected a model as {' or '.join(expected)} for {backend}"
+        raise FormatError(f"{stage.model}: {text}; it is refused")
+    if stage.entry and _suffix(stage.entry) != ".py":
+        raise FormatError(f"{stage.entry}: expected an entry script as .py; it is refused")
 
 
 def _check_wheels(manifest: Manifest) -> None:

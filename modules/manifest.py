@@ -8,17 +8,18 @@ understand, because a field that is ignored cannot be promised.
 from __future__ import annotations
 
 import re
-from typing import Literal
 
 import msgspec
 
 from firmware_profiles.profile import NAME_PATTERN, Requirements
 from modules.bundle import FileEntry, sha256_hex
 from modules.errors import MALFORMED, ManifestError
+from modules.runtime import Runtime as Runtime  # a word of the manifest, too
+from modules.runtime import Stage
 from modules.tensors import TensorSpec
 
 FORMAT = 1
-COMPARING_AGENT = "0.2.0"  # the first that knows Health.error_factor
+NEWER_AGENT = "0.2.0"  # the first that knows Health.error_factor and what a Runtime has had since
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 
 
@@ -31,18 +32,6 @@ class Lineage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     training_run: str = ""
     git_commit: str = ""
     datasets: tuple[str, ...] = ()
-
-
-class Runtime(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How the module runs. `model` is the path of the model file inside the module.
-
-    `process` is a worker of its own. `agent` is the agent itself: its files are wheels, see `agent.release`.
-    """
-
-    kind: Literal["process", "agent"] = "process"
-    backend: Literal["onnx", "script"] = "onnx"
-    model: str = "model.onnx"
-    entry: str = ""
 
 
 class Resources(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -95,7 +84,7 @@ class Health(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def agent_version(self) -> str:
         """The lowest that understands this, empty where all do."""
         says = {self.error_factor, self.latency_factor} != {msgspec.UNSET}
-        return COMPARING_AGENT if says else ""
+        return NEWER_AGENT if says else ""
 
 
 class SamplingPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -145,9 +134,23 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         paths = [entry.path for entry in self.files]
         if len({path.lower() for path in paths}) != len(paths):
             raise ManifestError(f"manifest of {self.name}: a path stands twice among the files")
-        for path in filter(None, (self.runtime.model, self.runtime.entry, self.reference, self.health.golden)):
+        for path in filter(None, (*self.runtime.paths, self.reference, self.health.golden)):
             if path not in paths:
                 raise ManifestError(f"manifest of {self.name}: {path} is named but is not among the files")
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The chain, in order: one stage with the module's own tensors where the runtime names none."""
+        runtime = self.runtime
+        if runtime.stages:
+            return runtime.stages
+        backend = "script" if runtime.entry else runtime.backend
+        return (
+            Stage(
+                self.name, self.inputs, self.outputs, backend, runtime.model, runtime.entry, runtime.providers,
+                runtime.fallback,
+            ),
+        )  # fmt: skip
 
     @property
     def size(self) -> int:

@@ -13,6 +13,7 @@ import msgspec
 from firmware_profiles.profile import DeviceProfile
 from modules.enrolment import RenewRequest
 from modules.errors import MALFORMED, MessageError
+from modules.execution import Execution
 from modules.tensors import Tensor
 
 MAX_MESSAGE_BYTES = 1_000_000  # the shipped broker configuration allows packets of 1 MiB
@@ -211,7 +212,8 @@ class ModuleReport(msgspec.Struct, frozen=True):
     """One module that the device holds as its own: what runs, how it does, and the deployment that brought it.
 
     `verified` is true once it has come through probation. Counts are since the worker started. `confinement` is what
-    its worker did to be confined, `level` the word of `Confinement` for that.
+    its worker did to be confined, `level` the word of `Confinement` for that. `stages` is what `execution` says, as
+    values.
     """
 
     name: str
@@ -228,6 +230,7 @@ class ModuleReport(msgspec.Struct, frozen=True):
     execution: str = ""
     endpoint: str = ""
     level: str = ""
+    stages: tuple[Execution, ...] = ()
 
 
 class UpdateReport(msgspec.Struct, frozen=True):

@@ -9,12 +9,13 @@ import pytest
 
 from support.imports import find_cycle, import_graph, imported_names, source_files
 
-PACKAGES = ("agent", "cloud_hub", "modules", "firmware_profiles")
+PACKAGES = ("agent", "cloud_hub", "modules", "firmware_profiles", "mooring_client")
 MAY_IMPORT = {
     "firmware_profiles": {"firmware_profiles"},
     "modules": {"modules", "firmware_profiles"},
     "agent": {"agent", "modules", "firmware_profiles"},
     "cloud_hub": {"cloud_hub", "modules", "firmware_profiles"},
+    "mooring_client": {"mooring_client"},
 }
 PURE = ("modules", "firmware_profiles")
 IMPURE_IMPORTS = {
@@ -22,7 +23,7 @@ IMPURE_IMPORTS = {
     "socketserver", "ssl", "subprocess", "threading", "time", "urllib", "uuid",
 }  # fmt: skip
 IMPURE_CALLS = {"environ", "environb", "getenv", "now", "today", "utcnow"}
-TOO_HEAVY_FOR_THE_PARENT = {"ai_edge_litert", "docker", "numpy", "onnxruntime", "sqlalchemy", "sqlite_utils"}
+TOO_HEAVY_FOR_THE_PARENT = {"ai_edge_litert", "cv2", "docker", "numpy", "onnxruntime", "sqlalchemy", "sqlite_utils"}
 
 
 @pytest.fixture(scope="module")

@@ -8,14 +8,14 @@ and only when the module asks for that backend.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
-from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
+from agent.backends.place import Place
 from agent.errors import AgentError
-from modules.manifest import Manifest
+from modules.execution import Execution
+from modules.runtime import Stage
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]  # any datatype of the protocol; BYTES is an object array of bytes
 
@@ -30,37 +30,24 @@ class BackendError(AgentError):
 
 
 class Backend(Protocol):
-    """What executes one module.
+    """What executes one stage of a module.
 
-    `load` is called once, after confinement, and raises BackendError when the files do not fit the manifest. `run`
-    gets every input of the manifest with its datatype, and returns every output of the manifest; it raises
+    `load` is called once, after confinement, and raises BackendError when the files do not fit the stage. `run`
+    gets every input of the stage with its datatype, and returns every output of the stage; it raises
     BackendError and nothing else, and keeps no reference to what it returned. `interrupt` is called from another thread
     to end the run that `thread` (its ident) is in, and says whether that can be hoped for; if not, the worker ends.
+    `execution` says, after `load`, what runs where: a wish that was not met is told there or is an error, never silent.
     `close` may be called at any time after.
     """
 
     parallel: int
 
-    def load(self, slot: Path, manifest: Manifest) -> None: ...
+    def load(self, stage: Stage, place: Place) -> None: ...
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]: ...
 
     def interrupt(self, thread: int) -> bool: ...
 
-    def execution(self) -> str: ...
+    def execution(self) -> tuple[Execution, ...]: ...
 
     def close(self) -> None: ...
-
-
-# Where each backend lives, as text: its libraries are imported only when a module asks for it.
-_BACKENDS = {
-    "onnx": ("agent.backends.onnx", "OnnxBackend"),
-    "script": ("agent.backends.script", "ScriptBackend"),
-}
-
-
-def open_backend(manifest: Manifest) -> Backend:
-    """The backend that `manifest` asks for, not loaded yet. A module with an entry script is run by the script."""
-    file, name = _BACKENDS["script" if manifest.runtime.entry else manifest.runtime.backend]
-    backend: Backend = getattr(import_module(file), name)()
-    return backend

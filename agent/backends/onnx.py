@@ -21,7 +21,9 @@ import onnxruntime as ort
 
 from agent.backends import Array, BackendError
 from agent.backends.onnx_files import check_contained, external_files
-from modules.manifest import Manifest
+from agent.backends.place import Place
+from modules.execution import Execution
+from modules.runtime import Stage
 from modules.tensors import ONNX_TYPES, TensorSpec
 
 PROVIDER = "CPUExecutionProvider"
@@ -40,23 +42,21 @@ class OnnxBackend:
         self._text_inputs: frozenset[str] = frozenset()
         self._text_outputs: frozenset[str] = frozenset()
 
-    def load(self, slot: Path, manifest: Manifest) -> None:
+    def load(self, stage: Stage, place: Place) -> None:
         """Raises BackendError: load-failed, or out-of-memory at the module's limit."""
-        path = slot / manifest.runtime.model
-        _check_files(path, manifest)
-        cores = len(os.sched_getaffinity(0))
-        threads = manifest.resources.threads or max(1, cores - 1)
+        path = place.slot / stage.model
+        _check_files(path, stage, place)
         try:
-            self._session = ort.InferenceSession(str(path), _options(threads), providers=[PROVIDER])
+            self._session = ort.InferenceSession(str(path), _options(place.threads), providers=[PROVIDER])
         except Exception as error:  # every exception of the runtime's binding is its own, unrelated class
             key = "out-of-memory" if _is_memory(error) else "load-failed"
-            raise BackendError(key, f"{manifest.runtime.model}: {_first_line(error)}") from error
-        _check_specs("input", manifest.inputs, self._session.get_inputs(), complete=True)
-        _check_specs("output", manifest.outputs, self._session.get_outputs(), complete=False)
-        self.parallel = max(1, cores // threads)
-        self._outputs = [spec.name for spec in manifest.outputs]
-        self._text_inputs = frozenset(spec.name for spec in manifest.inputs if spec.datatype == "BYTES")
-        self._text_outputs = frozenset(spec.name for spec in manifest.outputs if spec.datatype == "BYTES")
+            raise BackendError(key, f"{stage.model}: {_first_line(error)}") from error
+        _check_specs("input", stage.inputs, self._session.get_inputs(), complete=True)
+        _check_specs("output", stage.outputs, self._session.get_outputs(), complete=False)
+        self.parallel = place.parallel or max(1, len(os.sched_getaffinity(0)) // place.threads)
+        self._outputs = [spec.name for spec in stage.outputs]
+        self._text_inputs = frozenset(spec.name for spec in stage.inputs if spec.datatype == "BYTES")
+        self._text_outputs = frozenset(spec.name for spec in stage.outputs if spec.datatype == "BYTES")
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Raises BackendError: bad-input when the runtime refuses a shape, run-failed otherwise."""
@@ -85,16 +85,15 @@ class OnnxBackend:
             self._run_options[thread] = ort.RunOptions()
         return self._run_options[thread]
 
-    def execution(self) -> str:
+    def execution(self) -> tuple[Execution, ...]:
         """Which share of the graph's nodes runs where, by the runtime's own evidence where it has any."""
+        nodes: Counter[str] = Counter()
         try:
-            nodes = Counter({p.ep_name: 0 for p in self._session.get_provider_graph_assignment_info()})
             for part in self._session.get_provider_graph_assignment_info():
                 nodes[part.ep_name] += len(part.get_nodes())
         except (AttributeError, RuntimeError):  # a version without the interface: say only what is certain
-            return f"onnx: {', '.join(self._session.get_providers())} (no evidence per node)"
-        total = nodes.total()
-        return "onnx: " + ", ".join(f"{count}/{total} nodes on {name}" for name, count in sorted(nodes.items()))
+            return (Execution("onnx", (PROVIDER,), why="this runtime gives no evidence per node"),)
+        return (Execution("onnx", (PROVIDER,), dict(nodes)),)
 
     def close(self) -> None:
         self._session = None
@@ -116,18 +115,17 @@ def _options(threads: int) -> ort.SessionOptions:
     return options
 
 
-def _check_files(path: Path, manifest: Manifest) -> None:
+def _check_files(path: Path, stage: Stage, place: Place) -> None:
     """A model may read only files that were signed with it, by paths that stay in the slot, and within them."""
-    folder = PurePosixPath(manifest.runtime.model).parent
-    signed = {entry.path for entry in manifest.files}
+    folder = PurePosixPath(stage.model).parent
     try:
         for named in sorted(external_files(path), key=str):
-            if str(folder / named.location) not in signed:
+            if str(folder / named.location) not in place.signed:
                 raise ValueError(f"expected external data among the module's files, got {named.location[:200]!r}")
             check_contained(named, path.parent / named.location)
     except (OSError, ValueError) as error:
         key = "out-of-memory" if getattr(error, "errno", 0) == errno.ENOMEM else "load-failed"
-        raise BackendError(key, f"{manifest.runtime.model}: {error}") from error
+        raise BackendError(key, f"{stage.model}: {error}") from error
 
 
 def _check_specs(kind: str, specs: tuple[TensorSpec, ...], nodes: list[Any], complete: bool) -> None:

@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 
 from agent.backends import Array, BackendError
+from agent.backends.place import Place
 from agent.endpoint.codec import DTYPES
 from modules.entry import INIT, MODEL_DIR, PREDICT, RUN, EntryError, check_names, run_result, run_text
-from modules.manifest import Manifest
+from modules.execution import Execution
+from modules.runtime import Stage
 from modules.tensors import TensorSpec
 
 _MODULE = "mooring_entry"
@@ -35,12 +37,12 @@ class ScriptBackend:
         self._predict: Callable[[dict[str, Array]], object] | None = None
         self._run: Callable[[str], object] | None = None
 
-    def load(self, slot: Path, manifest: Manifest) -> None:
+    def load(self, stage: Stage, place: Place) -> None:
         """Imports the script and calls its init(). Raises BackendError("load-failed")."""
-        self._path = manifest.runtime.entry or manifest.runtime.model
-        self._outputs = manifest.outputs
-        os.environ[MODEL_DIR] = str(slot)
-        script = _imported(slot / self._path)
+        self._path = stage.entry or stage.model
+        self._outputs = stage.outputs
+        os.environ[MODEL_DIR] = str(place.slot)
+        script = _imported(place.slot / self._path)
         try:
             check_names({name for name in (INIT, RUN, PREDICT) if callable(getattr(script, name, None))}, self._path)
         except EntryError as error:
@@ -72,8 +74,9 @@ class ScriptBackend:
         """Python code cannot be ended from outside: the worker is."""
         return False
 
-    def execution(self) -> str:
-        return f"script: {self._path}, {PREDICT if self._predict is not None else RUN}()"
+    def execution(self) -> tuple[Execution, ...]:
+        called = PREDICT if self._predict is not None else RUN
+        return (Execution("script", note=f"{self._path}, {called}()"),)
 
     def close(self) -> None:
         self._predict = self._run = None

@@ -62,6 +62,8 @@ class Predictor:
         self._typical_us = [0.0] * _SIZES
         self._since = 0.0  # when the run in the loop began; 0 while there is none
         self._overdue = False
+        self._turns = threading.Lock() if backend.parallel == 1 else threading.BoundedSemaphore(backend.parallel)
+        self._here: dict[int, float] = {}  # when runs in threads of callers' own began, by thread
         self._watchdog: threading.Thread | None = None
         self._closed = threading.Event()
         self._pool = ThreadPoolExecutor(backend.parallel, thread_name_prefix="predict")
@@ -111,6 +113,24 @@ class Predictor:
         finally:
             self._since, self._overdue = 0.0, False
 
+    def run_here(self, inputs: Mapping[str, Array], rows: int) -> dict[str, Array]:
+        """For a thread of the caller's own, never the loop's: waits for its turn there. Raises BackendError; Refused
+        when it gets no turn, or takes too long.
+        """
+        if not self._turns.acquire(timeout=self._deadline_s):
+            raise Refused(503, f"waited {self._deadline_s:g} s for its turn: try again", RETRY)
+        thread = threading.get_ident()
+        self._here[thread] = time.monotonic()
+        try:
+            return self.run(inputs, rows)
+        except BackendError:
+            if thread not in self._here:
+                raise self._too_long() from None
+            raise
+        finally:
+            self._here.pop(thread, None)
+            self._turns.release()
+
     async def run_in_pool(self, inputs: Mapping[str, Array], rows: int) -> dict[str, Array]:
         """Raises BackendError; Refused when too many requests wait already, and when it takes too long."""
         if self._counters.in_flight >= self._capacity:
@@ -149,11 +169,22 @@ class Predictor:
     def _watch(self, loop_thread: int) -> None:
         """A run in the loop that was quick until now and does not end leaves nobody but this thread to end it."""
         while not self._closed.wait(min(WATCH_S, self._deadline_s / 4)):
+            self._watch_threads()
             took_s = time.monotonic() - self._since if self._since else 0.0
             if took_s > self._deadline_s + GRACE_S or (took_s > self._deadline_s and not self._interrupt(loop_thread)):
                 log.error("a prediction took longer than %g s and cannot be stopped: the worker ends", self._deadline_s)
                 self._end()
                 return
+
+    def _watch_threads(self) -> None:
+        """Those that run predictions of their own. A run that was asked to stop is not in the list any more."""
+        for thread, since in list(self._here.items()):
+            if time.monotonic() - since <= self._deadline_s:
+                continue
+            self._here.pop(thread, None)
+            if not self._backend.interrupt(thread):
+                log.error("a prediction took longer than %g s and cannot be stopped: the worker ends", self._deadline_s)
+                self._end()
 
     def _interrupt(self, thread: int) -> bool:
         if not self._overdue:

@@ -10,7 +10,7 @@ import functools
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Mapping
 from urllib.parse import unquote_to_bytes
 
 import msgspec
@@ -21,35 +21,24 @@ from agent.endpoint.counters import Counters
 from agent.endpoint.exchange import Refused, Reply, Request
 from agent.endpoint.oip import Call, Parser, Renderer
 from agent.endpoint.predictor import Predictor
+from agent.endpoint.recorder import Prediction, Recorder
 from modules.manifest import Manifest
 from modules.tensors import TensorSpec
 
 log = logging.getLogger(__name__)
 
 
-class Prediction(msgspec.Struct, gc=False):
-    """What one request predicted, for those who watch: rows of inputs, and of outputs."""
-
-    id: str
-    rows: int
-    inputs: Mapping[str, Array]
-    outputs: Mapping[str, Array]
-
-
-Observer = Callable[[Prediction], None]
-
-
 class Resources:
-    """Answers for one module. `observe` is called after the answer was written and must not raise."""
+    """Answers for one module. The recorder is told after the answer was written."""
 
     def __init__(
-        self, manifest: Manifest, parser: Parser, predictor: Predictor, counters: Counters, observe: Observer
+        self, manifest: Manifest, parser: Parser, predictor: Predictor, counters: Counters, recorder: Recorder
     ) -> None:
         self._parser = parser
         self._renderer = Renderer(manifest)
         self._predictor = predictor
         self._counters = counters
-        self._observe = observe
+        self._recorder = recorder
         self._batched = next((s.name for s in manifest.inputs if s.shape and s.shape[0] == -1), "")
         self._life = os.urandom(8).hex()
         base = f"/v2/models/{manifest.name}"
@@ -100,11 +89,9 @@ class Resources:
     def _predicted(self, request: Request, call: Call, rows: int, outputs: Mapping[str, Array]) -> Reply:
         id_ = call.id or f"{self._life}{self._counters.requests:x}"
         body, json_length = self._renderer.render(id_, call.outputs, outputs)
-        self._counters.answered(200)
-        self._counters.rows += rows
-        self._counters.latency.add((time.perf_counter_ns() - request.arrived_ns) // 1000)
+        self._recorder.count(rows, (time.perf_counter_ns() - request.arrived_ns) // 1000)
         prediction = Prediction(id_, rows, call.inputs, outputs)
-        return Reply(200, body, json_length, after=functools.partial(self._observe, prediction))
+        return Reply(200, body, json_length, after=functools.partial(self._recorder.observe, prediction))
 
     def _raised(self, error: Exception) -> Reply:
         """The one place where an exception becomes a status."""

@@ -206,6 +206,7 @@ class Keeper:
             restarts=unit.restarts,
             confinement=unit.ready.confinement if unit.ready is not None else "",
             execution=unit.ready.execution if unit.ready is not None else "",
+            stages=unit.ready.stages if unit.ready is not None else (),
             endpoint=self._runtime.address(module.name),
             level=unit.ready.level.value if unit.ready is not None else "",
         )

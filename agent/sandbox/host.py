@@ -60,6 +60,7 @@ SERVE_DEADLINE_S = 10.0
 SELF_TEST_DEADLINE_S = 60.0
 MAX_WORDS = 500  # of what a worker says about itself: it goes into the device's report
 MAX_KEY = 64
+MAX_STAGES_BYTES = 4096  # the same, as values
 EXIT_DEADLINE_S = 5.0  # from SIGKILL to reaped; only a process stuck in the kernel takes longer
 
 # No current folder on the import path: it may be a module's.
@@ -98,8 +99,12 @@ class WorkerProcess:
     async def start(self, order: Start, deadline_s: float) -> Ready:
         """Load. Raises WorkerError."""
         said = await self._ask(order, Ready, deadline_s)
-        words = {"confinement": said.confinement[:MAX_WORDS], "execution": said.execution[:MAX_WORDS]}
-        self.ready = msgspec.structs.replace(said, **words)
+        self.ready = msgspec.structs.replace(
+            said,
+            confinement=said.confinement[:MAX_WORDS],
+            execution=said.execution[:MAX_WORDS],
+            stages=said.stages if len(msgspec.msgpack.encode(said.stages)) <= MAX_STAGES_BYTES else (),
+        )
         return self.ready
 
     async def self_test(self, deadline_s: float = SELF_TEST_DEADLINE_S) -> Passed:

@@ -14,8 +14,10 @@ from typing import TypeVar
 
 import msgspec
 
+from agent.sandbox.given import Given
 from firmware_profiles.confinement import Confinement
 from modules.errors import MALFORMED
+from modules.execution import Execution
 from modules.manifest import SamplingPolicy
 
 MAX_FRAME_BYTES = 4 * 1024 * 1024
@@ -28,7 +30,8 @@ class Start(msgspec.Struct, frozen=True, tag="start"):
 
     `uid` is the user to become (0 = stay), `confine` whether to apply rlimits, Landlock and seccomp. `config` is the
     JSON object that the director gives this device's module. `outside` are the parent's namespaces by name, `around`
-    what the parent did to confine the worker, `floor` the lowest level at which the parent lets modules run.
+    what the parent did to confine the worker, `floor` the lowest level at which the parent lets modules run. `given` is
+    what of the device it may use.
     """
 
     slot: str
@@ -41,6 +44,7 @@ class Start(msgspec.Struct, frozen=True, tag="start"):
     outside: dict[str, int] = {}
     around: tuple[str, ...] = ()
     floor: Confinement = Confinement.UNKNOWN
+    given: Given = Given()
 
 
 class SelfTest(msgspec.Struct, frozen=True, tag="self-test"):
@@ -76,13 +80,15 @@ Order = Start | SelfTest | Serve | Drain | SetPolicy | Ping | Stop
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
     """Confined and loaded. `confinement` is what was done (words, such as "uid+rlimits+landlock+seccomp") and `level`
-    what that amounts to; `execution` what runs where (such as "onnx: 12/12 nodes on CPUExecutionProvider").
+    what that amounts to; `execution` what runs where (such as "onnx: 12/12 nodes on CPUExecutionProvider"), and
+    `stages` the same as values, one or more per stage.
     """
 
     confinement: str
     execution: str
     load_ms: float
     level: Confinement = Confinement.UNKNOWN
+    stages: tuple[Execution, ...] = ()
 
 
 class Broken(msgspec.Struct, frozen=True, tag="broken"):

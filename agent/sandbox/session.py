@@ -14,13 +14,16 @@ from pathlib import Path
 
 import numpy as np
 
-from agent.backends import Array, BackendError, open_backend
+from agent.backends import Array, BackendError
+from agent.backends.choice import open_backend
+from agent.backends.place import Place
 from agent.endpoint.codec import DTYPES
 from agent.endpoint.counters import Counters
 from agent.endpoint.exchange import Limits
 from agent.endpoint.http import Endpoint
 from agent.endpoint.oip import Parser, never_missing
 from agent.endpoint.predictor import Predictor
+from agent.endpoint.recorder import Recorder
 from agent.endpoint.resources import Resources
 from agent.formats import check_formats
 from agent.sandbox.confine import ConfineError, confine
@@ -50,7 +53,7 @@ class Session:
         backend = open_backend(manifest)  # imports what it needs, while it still may
         words, level = _confined(order, manifest)
         self._slot = _reachable(Path(order.slot))
-        backend.load(self._slot, manifest)
+        backend.load(manifest.stages[0], _place(self._slot, manifest, order))
         reference, reference_digest = _reference(self._slot, manifest)
         self.counters = Counters()
         self._manifest = manifest
@@ -61,10 +64,13 @@ class Session:
             manifest, manifest_digest(order.manifest), reference, reference_digest, order.sampling, self.counters,
             time.time, send,
         )  # fmt: skip
+        self._recorder = Recorder(self.counters, self.watch.observe)
         self._endpoint = Endpoint(self._resources(reference), _limits(manifest))
         self._sockets = [socket.socket(fileno=fd) for fd in order.listen]
         self._warm_up()
-        self.ready = Ready(words, backend.execution(), (time.perf_counter() - started) * 1000, level)
+        ran = backend.execution()
+        load_ms = (time.perf_counter() - started) * 1000
+        self.ready = Ready(words, "; ".join(map(str, ran)), load_ms, level, ran)
 
     def self_test(self) -> Passed:
         """Raises AgentError (golden-mismatch, run-failed) and TensorError."""
@@ -80,11 +86,13 @@ class Session:
 
     async def serve(self) -> None:
         self.watch.start()
+        self._recorder.start()
         await self._endpoint.start(self._sockets)
 
     async def drain(self, deadline_s: float) -> int:
         """How many connections were cut."""
         cut = await self._endpoint.drain(deadline_s)
+        await self._recorder.stop()
         await self.watch.stop()
         return cut
 
@@ -100,13 +108,13 @@ class Session:
 
     def _resources(self, reference: ReferenceProfile | None) -> Resources:
         parser = Parser(self._manifest, never_missing(self._manifest, _complete_tensors(reference)))
-        return Resources(self._manifest, parser, self._predictor, self.counters, self.watch.observe)
+        return Resources(self._manifest, parser, self._predictor, self.counters, self._recorder)
 
     def _warm_up(self) -> None:
         """One row of zeros, to learn how long a run takes. A model that cannot take zeros tells it by its golden; a
         script is not called with what nobody asked for.
         """
-        if self._manifest.runtime.entry or self._manifest.runtime.backend == "script":
+        if self._manifest.runtime.scripted:
             return
         inputs = {spec.name: _zeros(spec) for spec in self._manifest.inputs}
         with contextlib.suppress(BackendError):
@@ -126,6 +134,21 @@ def _confined(order: Start, manifest: Manifest) -> tuple[str, Confinement]:
                 f"confinement: {who} requires at least {wanted.value}, got {level.value} ({words}); nothing was loaded"
             )
     return words, level
+
+
+def _place(slot: Path, manifest: Manifest, order: Start) -> Place:
+    """What the backend may use."""
+    given = order.given
+    cores = len(os.sched_getaffinity(0))
+    return Place(
+        slot=slot,
+        signed=frozenset(entry.path for entry in manifest.files),
+        threads=manifest.resources.threads or max(1, cores - 1),
+        parallel=manifest.runtime.instances,
+        providers=given.providers,
+        cache=Path(given.cache) if given.cache else None,
+        gpu_memory_mib=given.gpu_memory_mib,
+    )
 
 
 def _reachable(slot: Path) -> Path:

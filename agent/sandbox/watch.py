@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 
 from agent.endpoint.counters import Counters
-from agent.endpoint.resources import Prediction
+from agent.endpoint.recorder import Prediction
 from agent.sampling import Sampler, scores_output
 from agent.sandbox.protocol import SampleTaken, WindowClosed
 from agent.sandbox.windows import Profiler

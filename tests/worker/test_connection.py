@@ -13,12 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agent.backends import Backend, open_backend
+from agent.backends import Backend
+from agent.backends.choice import open_backend
+from agent.backends.place import Place as GivenPlace
 from agent.endpoint.counters import Counters
 from agent.endpoint.exchange import Limits
 from agent.endpoint.http import Endpoint
 from agent.endpoint.oip import Parser
 from agent.endpoint.predictor import Predictor
+from agent.endpoint.recorder import Recorder
 from agent.endpoint.resources import Resources
 from modules.manifest import Manifest, Runtime
 from modules.tensors import TensorSpec
@@ -62,10 +65,10 @@ async def place(tmp_path: Path, limits: Limits, max_queue: int = 256) -> AsyncIt
         runtime=Runtime(backend="script", model="", entry="entry.py"),
     )  # fmt: skip
     backend = open_backend(manifest)
-    backend.load(tmp_path / "slot", manifest)
+    backend.load(manifest.stages[0], GivenPlace(tmp_path / "slot"))
     counters = Counters()
     predictor = Predictor(backend, counters, max_queue)
-    handler = Resources(manifest, Parser(manifest, frozenset()), predictor, counters, lambda prediction: None)
+    handler = Resources(manifest, Parser(manifest, frozenset()), predictor, counters, Recorder(counters, print))
     endpoint = Endpoint(handler, limits)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(tmp_path / "e.sock"))

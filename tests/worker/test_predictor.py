@@ -17,14 +17,17 @@ from onnx import TensorProto, helper
 
 from agent.backends import Array
 from agent.backends.onnx_files import external_files
+from agent.backends.place import Place
 from agent.endpoint.counters import Counters, Latency
 from agent.endpoint.exchange import Refused
 from agent.endpoint.oip import Parser
 from agent.endpoint.predictor import QUICK_US, Predictor
-from agent.endpoint.resources import Prediction
+from agent.endpoint.recorder import Prediction
 from agent.sandbox.protocol import SampleTaken, WindowClosed
 from agent.sandbox.watch import Watch
+from modules.execution import Execution
 from modules.manifest import Lineage, Manifest, Runtime, SamplingPolicy
+from modules.runtime import Stage
 from modules.tensors import TensorSpec
 from modules.windows import LATENCY_BINS, Window, decode_window
 from support.waiting import until
@@ -44,7 +47,7 @@ class Waiting:
         self.gate.set()
         self.threads: list[str] = []
 
-    def load(self, slot: Path, manifest: Manifest) -> None: ...
+    def load(self, stage: Stage, place: Place) -> None: ...
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         self.threads.append(threading.current_thread().name)
@@ -54,8 +57,8 @@ class Waiting:
     def interrupt(self, thread: int) -> bool:
         return False
 
-    def execution(self) -> str:
-        return "waiting"
+    def execution(self) -> tuple[Execution, ...]:
+        return (Execution("waiting"),)
 
     def close(self) -> None: ...
 

@@ -1,0 +1,41 @@
+"""The backend that a module asks for: one of ours by name, or a third party's by entry point. Called by the session.
+
+A chain of several stages, and the steps before and after, are backends around backends.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import entry_points
+
+from agent.backends import Backend, BackendError
+from modules.manifest import Manifest
+from modules.runtime import Stage
+
+ENTRY_POINTS = "mooring.backends"
+# Where each of ours lives, as text: its libraries are imported only when a module asks for it.
+_OURS = {
+    "onnx": "agent.backends.onnx:OnnxBackend",
+    "script": "agent.backends.script:ScriptBackend",
+}
+
+
+def open_backend(manifest: Manifest) -> Backend:
+    """What runs the whole module, not loaded yet. Imports what that needs. Raises BackendError."""
+    return open_stage(manifest.stages[0])
+
+
+def open_stage(stage: Stage) -> Backend:
+    """What runs one stage. A module with an entry script is run by the script. Raises BackendError("load-failed")."""
+    name = "script" if stage.entry else stage.backend
+    where = _OURS.get(name)
+    if where is None:
+        found = entry_points(group=ENTRY_POINTS, name=name)
+        if not found:
+            known = ", ".join(sorted({*_OURS, *(point.name for point in entry_points(group=ENTRY_POINTS))}))
+            raise BackendError("load-failed", f"stage {stage.name}: expected a backend among {known}, got {name}")
+        backend: Backend = next(iter(found)).load()()
+        return backend
+    file, _, attribute = where.partition(":")
+    backend = getattr(import_module(file), attribute)()
+    return backend

@@ -1,0 +1,73 @@
+"""What happens to a prediction once it was made, whoever asked for it: counted, profiled, sampled. Worker side.
+
+The loop's own callers write it down at once; threads (clients over shared memory, sources) leave it here, and the loop
+takes it up within `PACE_S`, because waking the loop for each would cost more than a small model's run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Mapping
+
+import msgspec
+
+from agent.backends import Array
+from agent.endpoint.counters import Counters
+
+PACE_S = 0.05
+MAX_LEFT = 4096  # predictions of threads that the loop has not taken up; more are only counted
+
+
+class Prediction(msgspec.Struct, gc=False):
+    """What one request predicted, for those who watch: rows of inputs, and of outputs. Nobody writes to them."""
+
+    id: str
+    rows: int
+    inputs: Mapping[str, Array]
+    outputs: Mapping[str, Array]
+
+
+Observer = Callable[[Prediction], None]
+
+
+class Recorder:
+    """`observe` is called on the loop's thread, and must not raise."""
+
+    def __init__(self, counters: Counters, observe: Observer) -> None:
+        self._counters = counters
+        self.observe = observe
+        self._left: deque[tuple[Prediction, int]] = deque(maxlen=MAX_LEFT)
+        self._lost = 0
+        self._taker: asyncio.Task[None] | None = None
+
+    def count(self, rows: int, took_us: int) -> None:
+        """A prediction that was answered; on the loop's thread. `observe` is the caller's to call, later."""
+        self._counters.answered(200)
+        self._counters.rows += rows
+        self._counters.latency.add(took_us)
+
+    def leave(self, prediction: Prediction, took_us: int) -> None:
+        """From any thread."""
+        self._left.append((prediction, took_us))
+
+    def start(self) -> None:
+        self._taker = asyncio.create_task(self._take(), name="recorder")
+
+    async def stop(self) -> None:
+        """Takes up what was left."""
+        if self._taker is not None:
+            self._taker.cancel()
+            await asyncio.wait([self._taker], timeout=1.0)
+        self.take_up()
+
+    def take_up(self) -> None:
+        for _ in range(len(self._left)):
+            prediction, took_us = self._left.popleft()
+            self.count(prediction.rows, took_us)
+            self.observe(prediction)
+
+    async def _take(self) -> None:
+        while True:
+            await asyncio.sleep(PACE_S)
+            self.take_up()

@@ -1,0 +1,31 @@
+"""What the device gives one worker beside its module's files: a part of the order to start. No heavy imports.
+
+Made by `agent.runtimes`, from settings, profile and probe; read by the session.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from modules.runtime import CPU
+
+
+class Given(msgspec.Struct, frozen=True, omit_defaults=True):
+    """`providers`: the device profile's order. `cpus`: those the worker is pinned to (empty: all).
+
+    `gpu_memory_mib`: its part of an accelerator's memory (0: no cap). `cache`: a folder of its own for what runtimes
+    compile. `fast`: the descriptor on which clients of the shared-memory path are accepted (-1: none). `dial`: the
+    descriptor through which connections for sources come (-1: none). `places`: the paths that its sources may read.
+    `token`: what a client must show on the TCP port (empty: nothing). `peers`: the user ids that may use the Unix
+    sockets (empty: all).
+    """
+
+    providers: tuple[str, ...] = (CPU,)
+    cpus: tuple[int, ...] = ()
+    gpu_memory_mib: int = 0
+    cache: str = ""
+    fast: int = -1
+    dial: int = -1
+    places: tuple[str, ...] = ()
+    token: str = ""
+    peers: tuple[int, ...] = ()
