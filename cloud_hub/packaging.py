@@ -7,7 +7,6 @@ image repository's (`trust.image`). Called by `api.modules`.
 from __future__ import annotations
 
 import asyncio
-import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from sqlalchemy import ColumnElement, Row, and_, delete, insert, select
 
 from cloud_hub.agent_wheels import check_release, is_release
 from cloud_hub.blobs import Blobs
-from cloud_hub.bounds import Version
+from cloud_hub.building.request import BuildRequest
 from cloud_hub.chunking import file_entry
 from cloud_hub.clock import Clock
 from cloud_hub.errors import Conflict, NotFound, Unprocessable
@@ -36,7 +35,7 @@ from cloud_hub.model_probe import ProbeRequest, ProbeResult, probe
 from cloud_hub.registry import ModelVersion, Registry
 from cloud_hub.store.engine import Store
 from cloud_hub.store.tables import modules
-from firmware_profiles.profile import NAME_PATTERN, DeviceProfile, Requirements
+from firmware_profiles.profile import DeviceProfile
 from modules.bundle import FileEntry
 from modules.errors import ModuleError
 from modules.manifest import (
@@ -50,42 +49,11 @@ from modules.manifest import (
     manifest_digest,
 )
 from modules.targets import AGENT_PUBLISHER, TargetPath
-from modules.tensors import TensorSpec
 
 # Formats that carry weights and tables, never code that runs on loading.
 ALLOWED_SUFFIXES = frozenset({".onnx", ".data", ".bin", ".safetensors", ".npy", ".json", ".txt", ".csv", ".md"})
 GOLDEN_PATH = "golden.msgpack"
 REFERENCE_PATH = "reference.json"
-
-
-class BuildRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What to build. `reference`, `golden` and `entry` are digests of uploads, empty where there is none.
-
-    `reference` is a sample of the training inputs (.npz by input name, or .csv), `golden` an .npz of inputs whose
-    answers are computed now; without it the first rows of `reference` serve. `labels` names classes or features by
-    tensor name. An `entry` script needs `inputs` and `outputs`, because a script's tensors cannot be read off a file,
-    and a `golden` with arrays for both, because the hub runs nobody's script. `publisher` is who will sign it, the
-    hub's own publisher when empty.
-    """
-
-    model: str
-    version: Version
-    profile: str
-    reference: str = ""
-    golden: str = ""
-    entry: str = ""
-    labels: dict[str, tuple[str, ...]] = {}
-    inputs: tuple[TensorSpec, ...] = ()
-    outputs: tuple[TensorSpec, ...] = ()
-    sampling: SamplingPolicy | None = None
-    health: Health | None = None
-    resources: Resources | None = None
-    requires: Requirements | None = None
-    publisher: str = ""
-
-    def __post_init__(self) -> None:
-        if self.publisher and not re.fullmatch(NAME_PATTERN, self.publisher):
-            raise ValueError(f"publisher: expected {NAME_PATTERN}, got {self.publisher[:80]!r}")
 
 
 class ModuleRelease(msgspec.Struct, frozen=True):

@@ -8,7 +8,8 @@ import msgspec
 from aiohttp import web
 
 from cloud_hub.api.route import Call, Route
-from cloud_hub.packaging import BuildRequest, ModuleRelease
+from cloud_hub.building.request import BuildRequest
+from cloud_hub.packaging import ModuleRelease
 from cloud_hub.roles import Role
 from cloud_hub.rooms import Rooms
 

@@ -19,6 +19,7 @@ from cloud_hub.api.people import Login, NewPassword, WhoAmI
 from cloud_hub.api.rollouts import AbortRequest
 from cloud_hub.api.system import HubHealth, Upload
 from cloud_hub.api.trust import SignedMetadata, TrustStatus
+from cloud_hub.building.request import BuildRequest
 from cloud_hub.chain import Event
 from cloud_hub.claims import IssuedToken, KnownToken, NewToken
 from cloud_hub.devices import Device
@@ -31,7 +32,7 @@ from cloud_hub.offline import OfflineRequest, OfflineSet
 from cloud_hub.operator.context import HubContext
 from cloud_hub.operator.errors import Refused
 from cloud_hub.operator.transport import Progress, Transport, path_of
-from cloud_hub.packaging import BuildRequest, ModuleRelease
+from cloud_hub.packaging import ModuleRelease
 from cloud_hub.patches.queue import Patch
 from cloud_hub.people import ApiToken, NewApiToken, NewSession, NewUser, User, UserChange
 from cloud_hub.registry import ModelVersion, NewModel

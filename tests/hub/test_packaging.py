@@ -12,9 +12,10 @@ from sklearn.linear_model import LogisticRegression
 from sqlalchemy import update
 
 from cloud_hub.blobs import Blobs
+from cloud_hub.building.request import BuildRequest
 from cloud_hub.errors import Conflict, NotFound, Unprocessable
 from cloud_hub.events import Events
-from cloud_hub.packaging import BuildRequest, Packaging
+from cloud_hub.packaging import Packaging
 from cloud_hub.registry import NewModel, Registry
 from cloud_hub.store.engine import Store
 from cloud_hub.store.tables import modules

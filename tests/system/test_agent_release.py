@@ -11,9 +11,9 @@ import pytest
 
 from agent import __version__
 from agent.service import CRASH_AT
+from cloud_hub.building.request import BuildRequest
 from cloud_hub.operator.demo.processes import command, once
 from cloud_hub.operator.errors import Refused
-from cloud_hub.packaging import BuildRequest
 from cloud_hub.registry import NewModel
 from cloud_hub.rollouts.plan import RolloutState
 from modules.manifest import Health

@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
+from cloud_hub.building.request import BuildRequest
 from cloud_hub.operator.errors import Refused
-from cloud_hub.packaging import BuildRequest
 from cloud_hub.rollouts.controller import NewRollout
 from cloud_hub.rollouts.plan import ExecutionState, RolloutState
 from modules.manifest import Health

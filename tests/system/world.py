@@ -28,6 +28,7 @@ from agent.config import (
     UpdateLimits,
 )
 from agent.report import Status, read_status
+from cloud_hub.building.request import BuildRequest
 from cloud_hub.claims import NewToken
 from cloud_hub.config import HubConfig
 from cloud_hub.monitoring.samples import SampleQuery
@@ -35,7 +36,6 @@ from cloud_hub.operator.client import HubClient
 from cloud_hub.operator.demo.fleet import AgentProcess, HubProcess, local_profile
 from cloud_hub.operator.demo.processes import command, once, until
 from cloud_hub.operator.errors import HubUnreachable
-from cloud_hub.packaging import BuildRequest
 from cloud_hub.registry import NewModel
 from cloud_hub.rollouts.controller import NewRollout
 from cloud_hub.rollouts.plan import ENDED, Execution, RolloutState

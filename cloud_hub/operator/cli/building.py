@@ -171,7 +171,7 @@ async def _build_all(
 
 
 async def _build_one(hub: HubClient, model: ModelRef, profile: str, digests: list[str], parts: _Parts) -> ModuleRelease:
-    from cloud_hub.packaging import BuildRequest
+    from cloud_hub.building.request import BuildRequest
 
     return await hub.build(
         BuildRequest(

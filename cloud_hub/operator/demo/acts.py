@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from cloud_hub.building.request import BuildRequest
 from cloud_hub.claims import NewToken
 from cloud_hub.monitoring.alert_book import Alert
 from cloud_hub.monitoring.samples import SampleQuery, SampleRow
@@ -24,7 +25,6 @@ from cloud_hub.operator.demo.fleet import AgentProcess, HubProcess, local_profil
 from cloud_hub.operator.demo.processes import ProcessFailed
 from cloud_hub.operator.demo.story import Story
 from cloud_hub.operator.demo.traffic import Answers, send
-from cloud_hub.packaging import BuildRequest
 from cloud_hub.registry import NewModel
 from cloud_hub.rollouts.controller import NewRollout
 from cloud_hub.rollouts.plan import ENDED, RolloutState
