@@ -7,8 +7,8 @@ and only when the module asks for that backend.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Protocol, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
@@ -27,6 +27,9 @@ class BackendError(AgentError):
 
     def __init__(self, key: str, text: str) -> None:
         super().__init__(text, key)
+
+
+Bound: TypeAlias = Callable[[], None]  # one run, from and into the arrays that were bound
 
 
 class Backend(Protocol):
@@ -51,3 +54,16 @@ class Backend(Protocol):
     def execution(self) -> tuple[Execution, ...]: ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class Binds(Protocol):
+    """A backend that can also run between arrays of the caller's own, as those in shared memory: without a copy.
+
+    Ask with `isinstance(backend, Binds)`, once per set of arrays, and call the result for every run: making a binding
+    costs more than it saves. None where these arrays cannot be bound (text, not contiguous, an output whose shape the
+    model decides): then there is `run`. Inputs are read, outputs written, while the result runs; it may be called by
+    one thread at a time, under the same `parallel` and `interrupt` as `run`, and raises BackendError as `run` does.
+    """
+
+    def bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> Bound | None: ...
