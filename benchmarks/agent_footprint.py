@@ -21,12 +21,12 @@ import numpy as np
 
 from agent.report import Status, read_status
 from benchmarks.common import median, report
+from cloud_hub.building.request import BuildRequest
 from cloud_hub.claims import NewToken
 from cloud_hub.operator.client import HubClient
 from cloud_hub.operator.context import HubContext
 from cloud_hub.operator.demo.fleet import AgentProcess, HubProcess, local_profile
 from cloud_hub.operator.demo.processes import until
-from cloud_hub.packaging import BuildRequest
 from cloud_hub.registry import NewModel
 from cloud_hub.rollouts.controller import NewRollout
 from modules.manifest import Health

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
+from cloud_hub.building.request import BuildRequest
 from cloud_hub.claims import NewToken
 from cloud_hub.config import HubPaths
 from cloud_hub.operator.client import HubClient
 from cloud_hub.operator.context import HubContext
 from cloud_hub.operator.demo.fleet import AgentProcess, HubProcess, local_profile
-from cloud_hub.packaging import BuildRequest
 from cloud_hub.registry import NewModel
 from cloud_hub.rollouts.controller import NewRollout
 from modules.manifest import decode_manifest

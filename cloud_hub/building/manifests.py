@@ -1,39 +1,21 @@
-"""What a manifest says of a model, its files and a device profile. Pure; called by `packaging`."""
+"""What a manifest says of a model, its files and a device profile. Pure; called by the files of this folder."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-
 import msgspec
 
-from cloud_hub.errors import Unprocessable
 from cloud_hub.registry import ModelVersion
 from firmware_profiles.profile import DeviceProfile, Requirements
-from modules.manifest import Health, Lineage, Runtime
+from modules.manifest import NEWER_AGENT, Health, Lineage, Runtime
 
-ENTRY_PATH = "entry.py"
 # A module needs the memory of its files about three times: file cache, session, activations; plus the runtime.
 RUNTIME_MEMORY_MIB = 64
 
 
-def model_path(sources: Mapping[str, Path]) -> str:
-    found = [path for path in sources if path.endswith(".onnx")]
-    if len(found) != 1:
-        raise Unprocessable("model-missing", f"expected exactly one .onnx file in the model, got {sorted(sources)}")
-    return found[0]
-
-
-def runtime(sources: Mapping[str, Path], has_entry: bool) -> Runtime:
-    if has_entry:
-        model = next((path for path in sorted(sources) if path.endswith(".onnx")), "")
-        return Runtime(backend="script", model=model, entry=ENTRY_PATH)
-    return Runtime(backend="onnx", model=model_path(sources))
-
-
-def understood(requires: Requirements, health: Health | None) -> Requirements:
-    """With the agent version that `health` needs, where nobody has said a version."""
+def understood(requires: Requirements, health: Health | None, runtime: Runtime) -> Requirements:
+    """With the agent version that `health` and `runtime` need, where nobody has said a version."""
     needed = health.agent_version if health is not None else ""
+    needed = needed if runtime.is_plain else NEWER_AGENT
     return msgspec.structs.replace(requires, agent_version=requires.agent_version or needed)
 
 
