@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import os
 import resource
-import signal
 import socket
 import subprocess
 import sys
@@ -25,9 +24,10 @@ from typing import TypeVar
 import msgspec
 
 from agent.errors import WorkerError
+from agent.sandbox.body import Body, ProcessBody
 from agent.sandbox.cage import NO_CAGE, Cage
 from agent.sandbox.cgroup import CgroupError
-from agent.sandbox.ending import in_words, reap
+from agent.sandbox.ending import in_words
 from agent.sandbox.environment import worker_environment
 from agent.sandbox.log import LogPipe, RotatingLog
 from agent.sandbox.protocol import (
@@ -71,30 +71,23 @@ _Reply = TypeVar("_Reply", bound=Notice)
 
 
 class WorkerProcess:
-    """One worker. `exited` is set once the process is gone and reaped; then `exit_code` says how.
+    """One worker. `exited` is set once its body is gone and reaped; then `exit_code` says how."""
 
-    `pid` is that of its process group, which begins with the wrapper where there is one.
-    """
-
-    def __init__(
-        self, name: str, process: subprocess.Popen[bytes], channel: socket.socket, on_item: OnItem, cage: Cage = NO_CAGE
-    ) -> None:
+    def __init__(self, name: str, body: Body, channel: socket.socket, on_item: OnItem) -> None:
         self.name = name
-        self.pid = process.pid
+        self.pid = body.pid
         self.exit_code: int | None = None
         self.exited = asyncio.Event()
         self.ready: Ready | None = None
         self.output: LogPipe | None = None
-        self._process = process
-        self._cage = cage
-        self._out_of_memory = False
+        self._body = body
         self._channel = channel
         self._on_item = on_item
         self._expected: deque[tuple[type[object], asyncio.Future[Notice]]] = deque()
         self._fault = ""
         self._writer: asyncio.StreamWriter | None = None
         self._opened = asyncio.Event()
-        self._watching = asyncio.create_task(self._watch(), name=f"worker-{name}-{process.pid}")
+        self._watching = asyncio.create_task(self._watch(), name=f"worker-{name}-{body.pid}")
 
     async def start(self, order: Start, deadline_s: float) -> Ready:
         """Load. Raises WorkerError."""
@@ -133,9 +126,8 @@ class WorkerProcess:
             raise WorkerError(text, "worker-timeout") from None
 
     def weigh(self, weight: int) -> None:
-        """Its control group's share of the processors, where it has one."""
-        if self._cage.cgroup is not None:
-            self._cage.cgroup.weigh(weight)
+        """Its share of the processors, where that can be set."""
+        self._body.weigh(weight)
 
     async def stop(self, deadline_s: float) -> None:
         """End it: asked politely, then killed. Returns once it is reaped; never raises for a worker that is gone."""
@@ -201,9 +193,7 @@ class WorkerProcess:
             pass  # it ended, or is about to
         finally:
             self._kill()
-            self.exit_code = _unwrapped(await reap(self._process), self._cage)
-            self._kill()  # children of its own, if any, were in the same group
-            self._leave_group()
+            self.exit_code = await self._body.ended()
             if self.output is not None:
                 self.output.finish()
             self.exited.set()
@@ -227,16 +217,10 @@ class WorkerProcess:
     def _kill(self) -> None:
         if self.exited.is_set():
             return  # its number may be somebody else's by now
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)
-
-    def _leave_group(self) -> None:
-        if self._cage.cgroup is not None:
-            self._out_of_memory = self._cage.cgroup.oom_kills() > 0
-            self._cage.cgroup.remove()
+        self._body.kill()
 
     def _gone(self) -> WorkerError:
-        if self._out_of_memory:
+        if self._body.out_of_memory:
             text = f"worker of {self.name}: it was killed for want of memory, at the limit of its control group"
             return WorkerError(text, "out-of-memory")
         text = f"worker of {self.name}: it ended with {in_words(self.exit_code)}{self._fault}"
@@ -279,7 +263,7 @@ async def spawn(
     with contextlib.suppress(OSError):  # gone already, which the channel will tell
         resource.prlimit(process.pid, resource.RLIMIT_CORE, (0, 0))
     ours.setblocking(False)
-    worker = WorkerProcess(name, process, ours, on_item, cage)
+    worker = WorkerProcess(name, ProcessBody(process, cage), ours, on_item)
     try:
         if cage.cgroup is not None:
             cage.cgroup.admit(process.pid)  # before its Start: nothing of the module's has run yet
@@ -308,8 +292,3 @@ def _channels(name: str) -> tuple[socket.socket, socket.socket, int, int]:
             raise
     except OSError as error:
         raise WorkerError(f"worker of {name}: cannot open a channel to it: {error}", "spawn-failed") from error
-
-
-def _unwrapped(code: int, cage: Cage) -> int:
-    """A wrapper that outlives the worker says a signal as shells do."""
-    return 128 - code if cage.command and 128 < code < 128 + signal.NSIG else code
