@@ -45,6 +45,7 @@ def probe(
         disk_mib=_disk_mib(state or root) or profile.disk_mib,
         accelerators=tuple(_accelerators(root)) or profile.accelerators,
         agent_version=__version__,
+        python=".".join(platform.python_version_tuple()[:2]),
     )
 
 

@@ -28,7 +28,8 @@ class DeviceProfile(msgspec.Struct, frozen=True):
     """What a device is: the class it belongs to (`name`, also its TUF hardware id) and what it has.
 
     Memory and disk are MiB in total; zero means unknown, and unknown never refuses a module. `confinement` is the
-    highest level its agent reaches, as a word of `Confinement`.
+    highest level its agent reaches, as a word of `Confinement`; `python` the version of its interpreter (3.11), which
+    libraries that a module brings are built for.
     """
 
     name: str
@@ -41,6 +42,7 @@ class DeviceProfile(msgspec.Struct, frozen=True):
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
     agent_version: str = ""
     confinement: str = ""
+    python: str = ""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(NAME_PATTERN, self.name):
@@ -49,7 +51,7 @@ class DeviceProfile(msgspec.Struct, frozen=True):
 
 class Requirements(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What a module requires of a device. Empty tuples and zeros ask for nothing. `confinement` is the lowest level
-    at which it may run.
+    at which it may run, `python` the versions of the interpreter that its own libraries are built for.
 
     Unknown fields are refused: an agent that does not know a requirement cannot say that it is met. Therefore what
     asks for nothing is not written, and a module that asks for nothing new runs on older agents.
@@ -63,6 +65,7 @@ class Requirements(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
     disk_mib: int = 0
     agent_version: str = ""
     confinement: Confinement = Confinement.UNKNOWN
+    python: tuple[str, ...] = ()
 
 
 class Reason(msgspec.Struct, frozen=True):
@@ -86,6 +89,7 @@ def why_not(requires: Requirements, profile: DeviceProfile) -> list[Reason]:
         _at_least("disk_mib", requires.disk_mib, profile.disk_mib),
         _version("agent_version", requires.agent_version, profile.agent_version),
         _level("confinement", requires.confinement, Confinement.of(profile.confinement)),
+        _one_of("python", requires.python, profile.python) if profile.python else None,
     ]
     kinds = {accelerator.kind for accelerator in profile.accelerators}
     missing = (kind for kind in requires.accelerators if kind not in kinds)
