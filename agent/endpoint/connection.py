@@ -13,26 +13,37 @@ from collections.abc import Awaitable
 
 import httptools
 
-from agent.endpoint.exchange import RETRY, Handler, Limits, Refused, Reply, Request
+from agent.endpoint.exchange import RETRY, Guard, Handler, Later, Limits, Refused, Reply, Request
+from agent.endpoint.guard import barred, missing_token, needs_token
+from agent.endpoint.heads import MAX_BYTES, Head, Heads
 
+BUFFER_BYTES = 256 * 1024  # what is read at once
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_READ = ("inference-header-content-length", "content-length", "expect", "content-encoding")
-_READ_LENGTHS = frozenset(len(name) for name in _READ)  # a cheap first look: most headers are none of ours
+_END = b"\r\n\r\n"
+_NS_PER_MS = 1_000_000
 
 
 class Shared:
-    """What the connections of one endpoint have in common."""
+    """What the connections of one endpoint have in common. `buffer`: a transport reads into it and hands it on at once;
+    a buffer for each read, as asyncio makes it without, costs three times the rest of the reading.
+    """
 
-    def __init__(self, handler: Handler, limits: Limits) -> None:
+    def __init__(self, handler: Handler, limits: Limits, guard: Guard | None = None) -> None:
         self.handler = handler
         self.limits = limits
+        self.guard = guard or Guard()
+        self.heads = Heads()
+        self.buffer = memoryview(bytearray(BUFFER_BYTES))
         self.held_bytes = 0
         self.draining = False
+        self.latest: Connection | None = None  # whose request came last
         self.open: set[Connection] = set()
         self._empty = asyncio.Event()
 
     def closed(self, connection: Connection) -> None:
         self.open.discard(connection)
+        if self.latest is connection:
+            self.latest = None
         if not self.open:
             self._empty.set()
 
@@ -42,8 +53,11 @@ class Shared:
             await self._empty.wait()
 
 
-class Connection(asyncio.Protocol):
-    """`_deadline` is that of idleness between messages, of arrival within one. `_deaf`: input is looked at no more."""
+class Connection(asyncio.BufferedProtocol):
+    """`_deadline` is that of idleness between messages, of arrival within one. `_deaf`: input is looked at no more.
+
+    `_later` is set while a request is being answered elsewhere, by a Later or a task.
+    """
 
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
@@ -51,23 +65,26 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport | None = None
         self._queue: deque[Request | Refused] = deque()
+        self._later = False
         self._task: asyncio.Task[None] | None = None
         self._paused = False  # the client does not read
         self._deaf = False
         self._half_closed = False
         self._receiving = False
+        self._barred: Refused | None = None
+        self._token_needed = False
         self._deadline = time.monotonic() + self._limits.idle_s
-        self._json_length: int | None = None
+        self._raw_head = b""  # what may be the bytes of `_head`
         self._body: list[bytes] = []
         self._clear()
 
     @property
     def under_way(self) -> bool:
-        return self._receiving or bool(self._queue) or self._task is not None
+        return self._receiving or bool(self._queue) or self._later
 
     def check_deadline(self, now: float) -> None:
         """Called from time to time."""
-        if now < self._deadline or (self._task is not None and not self._paused):
+        if now < self._deadline or (self._later and not self._paused):
             return  # in time, or we are the slow one
         if self._receiving and not self._deaf:
             self._give_up(Refused(408, "expected the whole request in time, got a part of it"))
@@ -94,6 +111,9 @@ class Connection(asyncio.Protocol):
         self._transport = transport
         full = len(self._shared.open) >= self._limits.connections
         self._shared.open.add(self)
+        sock = transport.get_extra_info("socket")
+        self._barred = barred(self._shared.guard, sock)
+        self._token_needed = needs_token(self._shared.guard, sock)
         if full:
             self._give_up(Refused(503, f"expected at most {self._limits.connections} connections, got more", RETRY))
 
@@ -101,12 +121,12 @@ class Connection(asyncio.Protocol):
         self._transport = None
         self._deaf = True
         self._forget()
-        if self._task is None:
+        if not self._later:
             self._shared.closed(self)
 
     def eof_received(self) -> bool:
         self._half_closed = True
-        return bool(self._queue) or self._task is not None  # a half-closed client still gets its answers
+        return bool(self._queue) or self._later  # a half-closed client still gets its answers
 
     def pause_writing(self) -> None:
         self._paused = True
@@ -117,9 +137,31 @@ class Connection(asyncio.Protocol):
         self._deadline = time.monotonic() + self._limits.idle_s
         self._proceed()
 
-    def data_received(self, data: bytes) -> None:
-        if self._deaf:
-            return
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._shared.buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if not self._deaf:
+            self.received(bytes(self._shared.buffer[:nbytes]))
+
+    def received(self, data: bytes) -> None:
+        """What has arrived. A request that is here whole, with a head that is known, is not parsed again."""
+        end = data.find(_END) + len(_END)
+        if not (self._receiving or self._later or self._paused or self._queue):
+            shared = self._shared
+            head = shared.heads.find(data[:end])
+            if (
+                head is not None
+                and len(data) == end + head.length
+                and shared.held_bytes + head.length <= self._limits.held_bytes
+            ):
+                shared.held_bytes += head.length
+                self._handle(self._request(head, data[end:]))
+                return
+            self._raw_head = data[:end] if end <= MAX_BYTES else b""
+        self._parse(data)
+
+    def _parse(self, data: bytes) -> None:
         if not self._receiving:
             self._begin()
         try:
@@ -134,6 +176,7 @@ class Connection(asyncio.Protocol):
         except httptools.HttpParserError as error:
             cause = error.__context__  # what our own callback raised comes wrapped
             self._refuse(cause if isinstance(cause, Refused) else Refused(400, f"expected HTTP/1.1: {error}"))
+        self._raw_head = self._raw_head if self._receiving else b""
         self._proceed()
 
     # What the parser calls
@@ -141,31 +184,23 @@ class Connection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         if not self._receiving:
             self._begin()
+            self._raw_head = b""  # the second message of what has arrived
         self._clear()
 
     def on_url(self, url: bytes) -> None:
-        self._url += url
-        self._check_head(len(self._url))
+        self._head.target += url
+        self._check_head(len(self._head.target))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._named_bytes += len(name) + len(value)
-        self._check_head(self._named_bytes)
-        if len(name) not in _READ_LENGTHS:
-            return
-        name = name.lower()
-        if name == b"content-length":
-            self._check_body(_number("Content-Length", value))
-        elif name == b"inference-header-content-length":
-            self._json_length = _number("Inference-Header-Content-Length", value)
-        elif name == b"expect":
-            self._expects = value.lower() == b"100-continue"
-        elif name == b"content-encoding" and value.lower() != b"identity":
-            raise Refused(415, f"expected a body without Content-Encoding, got {value[:40].decode('latin-1')}")
+        self._head.add(name, value)
+        self._check_head(self._head.named_bytes)
 
     def on_headers_complete(self) -> None:
+        head = self._head
         self._headers_done = True
+        self._check_body(head.length)
         self._deadline = time.monotonic() + self._limits.body_s
-        if self._expects and self._transport is not None and not self._queue and self._task is None:
+        if head.expects and self._transport is not None and not self._queue and not self._later:
             self._transport.write(_CONTINUE)
 
     def on_body(self, body: bytes) -> None:
@@ -177,34 +212,38 @@ class Connection(asyncio.Protocol):
         self._body.append(body)
 
     def on_message_complete(self) -> None:
-        self._queue.append(
-            Request(
-                method=self._parser.get_method(),
-                target=self._url.partition(b"?")[0],
-                body=self._body[0] if len(self._body) == 1 else b"".join(self._body),
-                json_length=self._json_length,
-                keep_alive=self._parser.should_keep_alive() and not self._parser.should_upgrade(),
-                arrived_ns=time.perf_counter_ns(),
-            )
-        )
+        head = self._head
+        head.method = self._parser.get_method()
+        head.target = head.target.partition(b"?")[0]
+        head.keep_alive = self._parser.should_keep_alive() and not self._parser.should_upgrade()
+        if self._raw_head and self._size == head.length:
+            self._shared.heads.keep(self._raw_head, head)
+        self._queue.append(self._request(head, self._body[0] if len(self._body) == 1 else b"".join(self._body)))
         self._receiving = False
         self._clear()  # the queue, then the request under way, holds the bytes now
         self._deadline = time.monotonic() + self._limits.idle_s
 
     # Answers
 
+    def _request(self, head: Head, body: bytes) -> Request | Refused:
+        """Of one that has arrived whole."""
+        shared = self._shared
+        if self._barred is not None or self._token_needed:
+            refused = self._barred or missing_token(shared.guard, head.target, head.authorization)
+            if refused is not None:
+                shared.held_bytes -= len(body)
+                return refused
+        arrived = time.perf_counter_ns()
+        alone, shared.latest = shared.latest is self, self
+        return Request(
+            head.method, head.target, body, head.json_length, head.keep_alive, arrived,
+            arrived + head.deadline_ms * _NS_PER_MS if head.deadline_ms else 0, alone, head.encoding, head.accepts,
+        )  # fmt: skip
+
     def _proceed(self) -> None:
         """Answers what has arrived whole, until something takes longer or the client does not read."""
-        while self._queue and self._task is None and not self._paused and self._transport is not None:
-            request = self._queue.popleft()
-            if isinstance(request, Refused):
-                self._give_up(request)
-                return
-            answer = self._shared.handler.handle(request)
-            if isinstance(answer, Reply):
-                self._answer(request, answer)
-            else:
-                self._task = asyncio.ensure_future(self._answer_later(request, answer))
+        while self._queue and not self._later and not self._paused and self._transport is not None:
+            self._handle(self._queue.popleft())
         if self._transport is None or self._transport.is_closing():
             return
         if len(self._queue) >= self._limits.pipeline:
@@ -212,14 +251,30 @@ class Connection(asyncio.Protocol):
         elif not self._transport.is_reading():
             self._transport.resume_reading()
 
-    async def _answer_later(self, request: Request, answer: Awaitable[Reply]) -> None:
-        try:
-            self._answer(request, await answer)
-        finally:
-            self._task = None
-            if self._transport is None:
-                self._shared.closed(self)
-        self._proceed()
+    def _handle(self, request: Request | Refused) -> None:
+        if isinstance(request, Refused):
+            self._give_up(request)
+            return
+        answer = self._shared.handler.handle(request)
+        if isinstance(answer, Reply):
+            self._answer(request, answer)
+        elif isinstance(answer, Later):
+            self._later = True
+            answer.told = self._told
+        else:
+            self._later = True
+            self._task = asyncio.ensure_future(self._await(request, answer))
+
+    async def _await(self, request: Request, answer: Awaitable[Reply]) -> None:
+        self._told(request, await answer)
+
+    def _told(self, request: Request, reply: Reply) -> None:
+        self._later = False
+        self._answer(request, reply)
+        if self._transport is None:
+            self._shared.closed(self)
+        elif self._queue:
+            self._proceed()
 
     def _answer(self, request: Request, reply: Reply) -> None:
         self._shared.held_bytes -= len(request.body)
@@ -265,11 +320,10 @@ class Connection(asyncio.Protocol):
         self._deadline = time.monotonic() + self._limits.head_s
 
     def _clear(self) -> None:
-        self._url = b""
+        self._head = Head()
         self._body = []
-        self._size = self._head_bytes = self._named_bytes = 0
-        self._headers_done = self._expects = False
-        self._json_length = None
+        self._size = self._head_bytes = 0
+        self._headers_done = False
 
     def _forget(self) -> None:
         """Gives back the memory of what will not be answered."""
@@ -285,9 +339,3 @@ class Connection(asyncio.Protocol):
     def _check_body(self, size: int) -> None:
         if size > self._limits.body_bytes:
             raise Refused(413, f"expected a body of at most {self._limits.body_bytes} bytes, got at least {size}")
-
-
-def _number(name: str, value: bytes) -> int:
-    if not value.isdigit() or len(value) > 18:
-        raise Refused(400, f"{name}: expected a number, got {value[:40].decode('latin-1')!r}")
-    return int(value)

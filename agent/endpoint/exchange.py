@@ -11,12 +11,18 @@ from typing import Protocol
 import msgspec
 
 _REASONS = {
-    200: "OK", 400: "Bad Request", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed",
+    200: "OK", 400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed",
     408: "Request Timeout", 413: "Content Too Large", 415: "Unsupported Media Type",
-    431: "Request Header Fields Too Large", 500: "Internal Server Error", 503: "Service Unavailable",
-    504: "Gateway Timeout",
+    431: "Request Header Fields Too Large", 500: "Internal Server Error", 501: "Not Implemented",
+    503: "Service Unavailable", 504: "Gateway Timeout",
 }  # fmt: skip
 _START = {status: f"HTTP/1.1 {status} {reason}\r\n".encode() for status, reason in _REASONS.items()}
+# The answer to a binary request, which is most of what is ever sent, in one go.
+_TENSORS = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nContent-Length: %d\r\n"
+    b"Inference-Header-Content-Length: %d\r\n\r\n%b"
+)
+JSON, BYTES, TEXT = b"application/json", b"application/octet-stream", b"text/plain; version=0.0.4; charset=utf-8"
 RETRY = b"Retry-After: 1\r\n"
 
 
@@ -35,8 +41,22 @@ class Limits(msgspec.Struct, frozen=True):
     sweep_s: float = 0.5
 
 
+class Guard(msgspec.Struct, frozen=True):
+    """Who may ask. `token`: what a TCP client must show as `Authorization: Bearer` (empty: nothing); `peers`: the user
+    ids that may use the Unix socket (empty: all). The targets in `open` are for everybody.
+    """
+
+    token: bytes = b""
+    peers: frozenset[int] = frozenset()
+    open: frozenset[bytes] = frozenset()
+
+
 class Request(msgspec.Struct):
-    """One whole request. `target` is the path without query; `json_length` is Inference-Header-Content-Length."""
+    """One whole request. `target` is the path without query; `json_length` is Inference-Header-Content-Length.
+
+    `due_ns` is when the client stops waiting, on the clock of `arrived_ns` (0: it does not say). `alone`: the last
+    request came over the same connection, so that there is hardly another to run this one together with.
+    """
 
     method: bytes
     target: bytes
@@ -44,29 +64,58 @@ class Request(msgspec.Struct):
     json_length: int | None
     keep_alive: bool
     arrived_ns: int
+    due_ns: int = 0
+    alone: bool = True
+    encoding: bytes = b""  # of the body
+    accepts: bytes = b""  # Accept-Encoding
 
 
 class Reply(msgspec.Struct):
-    """An answer, JSON unless it is `binary`; `after` is called once it was written, for what must not delay it."""
+    """An answer: `body`, then `blobs`. JSON, or bytes where `json_length` is given, unless `kind` says what it is.
+    `after` is called once it was written, for what must not delay it.
+    """
 
     status: int
     body: bytes
     json_length: int | None = None
     headers: bytes = b""
     after: Callable[[], None] | None = None
-    binary: bool = False
+    kind: bytes = b""
+    blobs: tuple[bytes, ...] = ()
 
     def rendered(self, last: bool) -> bytes:
         """The bytes to send; `last` tells the client that the connection ends."""
-        plain = self.json_length is None and not self.binary
-        kind = b"application/json" if plain else b"application/octet-stream"
+        size = len(self.body)
+        for blob in self.blobs:
+            size += len(blob)
+        if self.json_length is not None and self.status == 200 and not last and not self.headers:
+            return b"".join((_TENSORS % (size, self.json_length, self.body), *self.blobs))
         extra = self.headers
         if self.json_length is not None:
             extra += b"Inference-Header-Content-Length: %d\r\n" % self.json_length
         if last:
             extra += b"Connection: close\r\n"
-        head = _START[self.status] + b"Content-Type: %b\r\nContent-Length: %d\r\n" % (kind, len(self.body))
-        return b"".join((head, extra, b"\r\n", self.body))
+        kind = self.kind or (JSON if self.json_length is None else BYTES)
+        head = _START[self.status] + b"Content-Type: %b\r\nContent-Length: %d\r\n" % (kind, size)
+        return b"".join((head, extra, b"\r\n", self.body, *self.blobs))
+
+
+class Later:
+    """A reply that comes when others are done: `tell` it, once. The connection sets `told` before it goes on."""
+
+    __slots__ = ("reply", "request", "told")
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.reply: Reply | None = None
+        self.told: Callable[[Request, Reply], None] | None = None
+
+    def tell(self, reply: Reply) -> None:
+        """On the loop's thread. Before `told` is set, the reply is kept: whoever made the request gives it back."""
+        if self.told is None:
+            self.reply = reply
+        else:
+            self.told(self.request, reply)
 
 
 class Refused(Exception):
@@ -81,6 +130,6 @@ class Refused(Exception):
 class Handler(Protocol):
     """What answers requests. `handle` never raises; `refused` answers a request that did not arrive whole."""
 
-    def handle(self, request: Request) -> Reply | Awaitable[Reply]: ...
+    def handle(self, request: Request) -> Reply | Later | Awaitable[Reply]: ...
 
     def refused(self, error: Refused) -> Reply: ...

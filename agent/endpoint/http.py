@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from agent.endpoint.connection import Connection, Shared
-from agent.endpoint.exchange import Handler, Limits
+from agent.endpoint.exchange import Guard, Handler, Limits
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +27,14 @@ ACCEPT_PAUSE_S = 1.0  # when the process has no descriptor left
 class Endpoint:
     """Serves `handler`. start(), then drain(); both once. `tls` gives the context of each new connection."""
 
-    def __init__(self, handler: Handler, limits: Limits, tls: Callable[[], ssl.SSLContext] | None = None) -> None:
-        self._shared = Shared(handler, limits)
+    def __init__(
+        self,
+        handler: Handler,
+        limits: Limits,
+        tls: Callable[[], ssl.SSLContext] | None = None,
+        guard: Guard | None = None,
+    ) -> None:
+        self._shared = Shared(handler, limits, guard)
         self._tls = tls
         self._listening: list[socket.socket] = []
         self._accepting: set[asyncio.Task[None]] = set()

@@ -18,7 +18,7 @@ from typing import Final
 import msgspec
 
 from agent.config import GatewaySettings, StatePaths, parse_place
-from agent.endpoint.exchange import RETRY, Limits, Refused, Reply, Request
+from agent.endpoint.exchange import BYTES, RETRY, Limits, Refused, Reply, Request
 from agent.endpoint.http import Endpoint
 from agent.errors import ConfigError, LinkError
 from agent.errors import Refused as HubRefused
@@ -59,7 +59,7 @@ class Neighbours:
     async def _answer(self, sha256: str, offset: int, length: int, grant: str) -> Reply:
         try:
             async with asyncio.timeout(self._settings.request_s):
-                return Reply(200, await self._store.read(sha256, offset, length, grant), binary=True)
+                return Reply(200, await self._store.read(sha256, offset, length, grant), kind=BYTES)
         except HubRefused as error:
             return self.refused(Refused(_STATUS.get(error.key, 503), error.key, b"" if error.key in _STATUS else RETRY))
         except (LinkError, TimeoutError):

@@ -198,7 +198,7 @@ def http(data: bytes) -> None:
         connection.connection_made(ears)
         step = 1 + (data[0] if data else 0)
         for at in range(1, len(data), step):
-            connection.data_received(data[at : at + step])
+            connection.received(data[at : at + step])
         connection.eof_received()
         await asyncio.sleep(0)
         connection.connection_lost(None)
