@@ -10,7 +10,6 @@ Source: onnxruntime.ai/docs/execution-providers (the names of options).
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import msgspec
 
@@ -63,6 +62,14 @@ OPTIONS: dict[str, dict[str, str]] = {
 }  # fmt: skip
 # Of VitisAI: a file of the module, by its path there.
 _MODULE_FILES = {"VitisAIExecutionProvider": ("config_file",)}
+# Which options say where to keep what was compiled, and which switch that on.
+_KEPT_AT = {
+    "TensorrtExecutionProvider": ("trt_engine_cache_path", "trt_timing_cache_path"),
+    "OpenVINOExecutionProvider": ("cache_dir",),
+    "VitisAIExecutionProvider": ("cache_dir",),
+    "CoreMLExecutionProvider": ("ModelCacheDirectory",),
+}
+_KEPT_SWITCH = {"TensorrtExecutionProvider": ("trt_engine_cache_enable", "trt_timing_cache_enable")}
 _SAME_AS_REQUESTED = "kSameAsRequested"  # else the arena doubles, past any cap
 
 
@@ -141,24 +148,13 @@ def _capped(name: str, given: dict[str, str], place: Place) -> dict[str, str]:
 
 
 def _kept(name: str, stage: Stage, place: Place) -> dict[str, str]:
-    """Where the provider keeps what it compiles: building a TensorRT engine takes minutes."""
-    if place.cache is None:
+    """Where the provider keeps what it compiles: building a TensorRT engine takes minutes. Nowhere without a folder."""
+    if place.cache is None or name not in _KEPT_AT:
         return {}
-    folder = compiled(place.cache, name)
-    if name == "TensorrtExecutionProvider":
-        return {
-            "trt_engine_cache_enable": "1", "trt_engine_cache_path": str(folder),
-            "trt_timing_cache_enable": "1", "trt_timing_cache_path": str(folder),
-        }  # fmt: skip
-    if name == "OpenVINOExecutionProvider":
-        return {"cache_dir": str(folder)}
-    if name == "VitisAIExecutionProvider":
-        return {"cache_dir": str(folder), "cache_key": re.sub(r"\W", "_", stage.model)}
-    return {"ModelCacheDirectory": str(folder)} if name == "CoreMLExecutionProvider" else {}
-
-
-def compiled(cache: Path, name: str) -> Path:
-    """The folder of one provider within the module's own, there when this returns. Raises OSError."""
-    folder = cache / name.removesuffix("ExecutionProvider").lower()
-    folder.mkdir(exist_ok=True)
-    return folder
+    folder = place.cache / name.removesuffix("ExecutionProvider").lower()
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError:
+        return {}
+    kept = dict.fromkeys(_KEPT_AT[name], str(folder)) | dict.fromkeys(_KEPT_SWITCH.get(name, ()), "1")
+    return kept | {"cache_key": re.sub(r"\W", "_", stage.model)} if name == "VitisAIExecutionProvider" else kept
