@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from cloud_hub.building_settings import BuildingSettings
 from cloud_hub.ca_settings import CaSettings
 from cloud_hub.errors import BadRequest, NotFound
 from cloud_hub.oidc_settings import OidcSettings
@@ -25,7 +26,7 @@ from firmware_profiles.profile import NAME_PATTERN
 
 ENVIRONMENT_PREFIX = "MOORING_HUB_"
 CONFIG_NAME = "hub.toml"
-_TABLES = ("ca", "oidc", "patches", "transfer")
+_TABLES = ("building", "ca", "oidc", "patches", "transfer")
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,11 @@ class HubPaths:
     def patch_work(self) -> Path:
         """Patches that are being built; nothing here is needed after a start."""
         return self.root / "patch-work"
+
+    @property
+    def wheel_cache(self) -> Path:
+        """Wheels that were downloaded for modules' libraries; it may be removed at any time."""
+        return self.root / "wheel-cache"
 
     @property
     def keys(self) -> Path:
@@ -166,6 +172,7 @@ class HubConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     oidc: OidcSettings = OidcSettings()
     transfer: TransferSettings = TransferSettings()
     patches: PatchSettings = PatchSettings()
+    building: BuildingSettings = BuildingSettings()
 
     def __post_init__(self) -> None:
         for name, port in (("api_port", self.api_port), ("mqtt_port", self.mqtt_port)):
@@ -217,6 +224,7 @@ class HubConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """A new file, or in the place of the old one. Comments are not kept."""
         plain: dict[str, Any] = msgspec.to_builtins(self)
         oidc, ca, transfer, patches = (plain.pop(table) for table in ("oidc", "ca", "transfer", "patches"))
+        building = plain.pop("building")
         lines = [f"{name} = {json.dumps(value)}" for name, value in plain.items()]
         if self.oidc.issuer:
             grants = oidc.pop("grants")
@@ -232,6 +240,8 @@ class HubConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             lines += ["", "[transfer.s3]", *(f"{name} = {json.dumps(value)}" for name, value in s3.items())]
         if self.patches != PatchSettings():
             lines += ["", "[patches]", *(f"{name} = {json.dumps(value)}" for name, value in patches.items())]
+        if self.building != BuildingSettings():
+            lines += ["", "[building]", *(f"{name} = {json.dumps(value)}" for name, value in building.items())]
         path = HubPaths(folder).config
         path.touch(mode=0o600)
         path.write_text("\n".join(lines) + "\n")

@@ -17,6 +17,7 @@ from cloud_hub.building.agent_module import agent_manifest
 from cloud_hub.building.bench import bench
 from cloud_hub.building.model_module import model_manifest
 from cloud_hub.building.request import BuildRequest
+from cloud_hub.building.resolve import Resolver
 from cloud_hub.clock import Clock
 from cloud_hub.errors import Conflict, NotFound, Unprocessable
 from cloud_hub.events import Events
@@ -61,6 +62,7 @@ class Packaging:
         catalog: Mapping[str, DeviceProfile],
         publisher: str,
         clock: Clock,
+        resolver: Resolver | None = None,
     ) -> None:
         self._store = store
         self._blobs = blobs
@@ -69,6 +71,7 @@ class Packaging:
         self._catalog = catalog
         self._publisher = publisher
         self._clock = clock
+        self._resolver = resolver or Resolver()
 
     async def build(self, request: BuildRequest, actor: str) -> ModuleRelease:
         """Build the module and remember it, unsigned.
@@ -85,7 +88,7 @@ class Packaging:
                 if is_release(model):
                     manifest = await agent_manifest(request, model, profile, place, publisher)
                 else:
-                    manifest = await model_manifest(request, model, profile, place)
+                    manifest = await model_manifest(request, model, profile, place, self._resolver)
         except ModuleError as error:
             raise Unprocessable("module-refused", str(error)) from error
         body = encode_manifest(manifest)

@@ -24,6 +24,7 @@ from cloud_hub.api.gate import Gate
 from cloud_hub.api.table import EVERY_ROUTE
 from cloud_hub.blobs import Blobs
 from cloud_hub.broker import Broker, device_address
+from cloud_hub.building.resolve import Resolver
 from cloud_hub.capabilities import Capabilities
 from cloud_hub.claims import Claims
 from cloud_hub.clock import Clock, system_clock
@@ -184,7 +185,16 @@ def _build(config: HubConfig, paths: HubPaths, store: Store, catalog: dict[str, 
         events=events,
         people=People(store, events, clock),
         registry=registry,
-        packaging=Packaging(store, blobs, events, registry, catalog, config.publisher, clock),
+        packaging=Packaging(
+            store,
+            blobs,
+            events,
+            registry,
+            catalog,
+            config.publisher,
+            clock,
+            Resolver(config.building, paths.wheel_cache),
+        ),
         image=image,
         director=director,
         ceremony=Ceremony(store, blobs, events, keys, clock),

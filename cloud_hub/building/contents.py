@@ -5,19 +5,29 @@ Called by `building.model_module`. What devices take is `agent.formats`'s; a tes
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path, PurePosixPath
 
 from cloud_hub.building.bench import Bench
 from cloud_hub.building.request import BuildRequest
 from cloud_hub.errors import Unprocessable
 from cloud_hub.registry import ModelVersion
+from modules.bundle import check_path
+from modules.entry import check_source
+from modules.environment import FOLDER, LOCK_PATH, is_inside
 
 ENTRY_PATH = "entry.py"
 GOLDEN_PATH = "golden.msgpack"
 REFERENCE_PATH = "reference.json"
-_RESERVED = (GOLDEN_PATH, REFERENCE_PATH, ENTRY_PATH)
-# Formats that carry weights and tables, never code that runs on loading.
-ALLOWED_SUFFIXES = frozenset({".onnx", ".data", ".bin", ".safetensors", ".npy", ".json", ".txt", ".csv", ".md"})
+_RESERVED = (GOLDEN_PATH, REFERENCE_PATH, ENTRY_PATH, LOCK_PATH)
+# The models that each backend loads; of a third party's backend, any of them.
+BACKEND_SUFFIXES: dict[str, tuple[str, ...]] = {"onnx": (".onnx",), "tflite": (".tflite",)}
+MODEL_SUFFIXES = tuple(sorted({suffix for suffixes in BACKEND_SUFFIXES.values() for suffix in suffixes}))
+# Formats that carry weights, tables and pictures, never code that runs on loading.
+DATA_SUFFIXES = frozenset({
+    ".bin", ".csv", ".data", ".jpeg", ".jpg", ".json", ".jsonl", ".md", ".model", ".npy", ".npz", ".onnx_data", ".png",
+    ".safetensors", ".spm", ".toml", ".tsv", ".txt", ".vocab", ".yaml", ".yml",
+})  # fmt: skip
 
 
 async def gather(request: BuildRequest, model: ModelVersion, bench: Bench) -> dict[str, Path]:
@@ -25,17 +35,30 @@ async def gather(request: BuildRequest, model: ModelVersion, bench: Bench) -> di
 
     Raises Unprocessable `format-refused` or `path-reserved`, NotFound for an upload that is not there.
     """
+    scripted = bool(request.entry) or (request.runtime is not None and request.runtime.scripted)
+    sources: dict[str, Path] = {}
     for file in model.files:
-        _check(file.path)
-    sources = {file.path: await bench.fetch(file.sha256, f"model/{file.path}") for file in model.files}
+        path = f"{request.folder}/{file.path}" if request.folder else file.path
+        _check(path, scripted)
+        sources[path] = await bench.fetch(file.sha256, f"model/{path}")
     if request.entry:
         sources[ENTRY_PATH] = await bench.fetch(request.entry, ENTRY_PATH)
+        await asyncio.to_thread(_check_script, sources[ENTRY_PATH])
     return sources
 
 
-def _check(path: str) -> None:
-    if PurePosixPath(path).suffix.lower() not in ALLOWED_SUFFIXES:
-        allowed = ", ".join(sorted(ALLOWED_SUFFIXES))
-        raise Unprocessable("format-refused", f"{path}: expected one of {allowed} in a module")
-    if path in _RESERVED:
+def _check(path: str, scripted: bool) -> None:
+    check_path(path)
+    allowed = {*DATA_SUFFIXES, *MODEL_SUFFIXES, *([".py"] if scripted else [])}
+    if PurePosixPath(path).suffix.lower() not in allowed:
+        raise Unprocessable("format-refused", f"{path}: expected one of {', '.join(sorted(allowed))} in a module")
+    if path in _RESERVED or is_inside(path, FOLDER):
         raise Unprocessable("path-reserved", f"{path}: this name is kept for what the build writes")
+
+
+def _check_script(path: Path) -> None:
+    """Raises EntryError. Nothing is run."""
+    try:
+        check_source(path.read_text(), ENTRY_PATH)
+    except UnicodeDecodeError as error:
+        raise Unprocessable("entry-invalid", f"{ENTRY_PATH}: expected Python in UTF-8, got {error.reason}") from error

@@ -19,7 +19,8 @@ def understood(requires: Requirements, health: Health | None, runtime: Runtime) 
     return msgspec.structs.replace(requires, agent_version=requires.agent_version or needed)
 
 
-def requirements(profile: DeviceProfile, size: int) -> Requirements:
+def requirements(profile: DeviceProfile, size: int, libraries: int = 0) -> Requirements:
+    """Of a module with so many bytes of its own, and of libraries for its script."""
     mib = size // 2**20 + 1
     return Requirements(
         arch=(profile.arch,),
@@ -27,7 +28,7 @@ def requirements(profile: DeviceProfile, size: int) -> Requirements:
         hardware_ids=(profile.name,),
         accelerators=tuple(accelerator.kind for accelerator in profile.accelerators),
         memory_mib=RUNTIME_MEMORY_MIB + 3 * mib,
-        disk_mib=2 * mib,
+        disk_mib=2 * (mib + libraries // 2**20),
     )
 
 

@@ -12,24 +12,31 @@ import msgspec
 
 from cloud_hub.building.bench import Bench
 from cloud_hub.building.contents import GOLDEN_PATH, REFERENCE_PATH, gather
+from cloud_hub.building.environment import environment, target_of
 from cloud_hub.building.manifests import lineage, requirements, understood
 from cloud_hub.building.request import BuildRequest
-from cloud_hub.building.runtime import model_path, runtime
+from cloud_hub.building.resolve import Resolver, Target
+from cloud_hub.building.runtime import runtime
 from cloud_hub.errors import Unprocessable
 from cloud_hub.model_probe import ProbeRequest, ProbeResult, probe
 from cloud_hub.registry import ModelVersion
-from firmware_profiles.profile import DeviceProfile
-from modules.manifest import Health, Manifest, Resources, SamplingPolicy
+from firmware_profiles.profile import DeviceProfile, Requirements
+from modules.bundle import FileEntry
+from modules.environment import FOLDER
+from modules.manifest import Health, Manifest, Resources, Runtime, SamplingPolicy
 
 
-async def model_manifest(request: BuildRequest, model: ModelVersion, profile: DeviceProfile, bench: Bench) -> Manifest:
+async def model_manifest(
+    request: BuildRequest, model: ModelVersion, profile: DeviceProfile, bench: Bench, resolver: Resolver
+) -> Manifest:
     """Raises Unprocessable with what does not fit, NotFound for an upload that is not there."""
     sources = await gather(request, model, bench)
-    result = await probe(_probe_request(request, sources, bench))
+    target = target_of(profile, request.python, resolver)
+    libraries = await _libraries(request, target, resolver, bench)
+    runs = runtime(request, sources, FOLDER if len(libraries) > 1 else "")
+    result = await probe(_probe_request(request, runs, sources, bench))
     sources |= _written(result, bench.folder)
-    files = await bench.store(sources)
-    size = sum(entry.size for entry in files)
-    runs = runtime(sources, bool(request.entry))
+    own, carried = await bench.store(sources), await bench.store(libraries)
     return Manifest(
         name=request.model,
         version=request.version,
@@ -37,9 +44,9 @@ async def model_manifest(request: BuildRequest, model: ModelVersion, profile: De
         lineage=lineage(model),
         inputs=result.inputs,
         outputs=result.outputs,
-        files=files,
+        files=(*own, *carried),
         runtime=runs,
-        requires=understood(request.requires or requirements(profile, size), request.health, runs),
+        requires=_required(request, runs, profile, target, own, carried),
         resources=request.resources or Resources(),
         health=msgspec.structs.replace(request.health or Health(), golden=GOLDEN_PATH if result.golden else ""),
         sampling=request.sampling or SamplingPolicy(),
@@ -47,14 +54,37 @@ async def model_manifest(request: BuildRequest, model: ModelVersion, profile: De
     )
 
 
-def _probe_request(request: BuildRequest, sources: Mapping[str, Path], bench: Bench) -> ProbeRequest:
+async def _libraries(request: BuildRequest, target: Target, resolver: Resolver, bench: Bench) -> dict[str, Path]:
+    if not request.environment:
+        return {}
+    text = await bench.fetch(request.environment, "libraries/asked")
+    return await environment(text, target, resolver, text.parent)
+
+
+def _required(
+    request: BuildRequest,
+    runs: Runtime,
+    profile: DeviceProfile,
+    target: Target,
+    own: tuple[FileEntry, ...],
+    carried: tuple[FileEntry, ...],
+) -> Requirements:
+    """Libraries take room on the disk, and fit one Python; they are not held in memory as a model is."""
+    model, libraries = (sum(entry.size for entry in files) for files in (own, carried))
+    needs = request.requires or requirements(profile, model, libraries)
+    if runs.environment:
+        needs = msgspec.structs.replace(needs, python=needs.python or (target.python,))
+    return understood(needs, request.health, runs)
+
+
+def _probe_request(request: BuildRequest, runs: Runtime, sources: Mapping[str, Path], bench: Bench) -> ProbeRequest:
     if not request.reference and not request.golden:
         raise Unprocessable(
             "golden-missing",
             "expected a training sample (reference) or golden inputs: without known answers no device can tell "
             "whether the module works",
         )
-    if request.entry and not (request.inputs and request.outputs and request.golden):
+    if runs.scripted and not (request.inputs and request.outputs and request.golden):
         raise Unprocessable(
             "tensors-missing",
             "expected `inputs`, `outputs` and golden arrays for both with an entry script: the hub runs no scripts",
@@ -62,7 +92,7 @@ def _probe_request(request: BuildRequest, sources: Mapping[str, Path], bench: Be
     for digest in filter(None, (request.reference, request.golden)):
         bench.blobs.size(digest)
     return ProbeRequest(
-        model="" if request.entry else str(sources[model_path(sources)]),
+        model="" if runs.scripted else str(sources[runs.model]),
         inputs=request.inputs,
         outputs=request.outputs,
         training=str(bench.blobs.path(request.reference)) if request.reference else "",

@@ -32,7 +32,9 @@ class BuildRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `runtime` says how the module runs, where that is more than a model or a script alone: providers, stages, steps,
     sources, batching. What it leaves empty (model, entry) is found among the files. `environment` is the digest of a
-    requirement list or conda file of the script's libraries; their wheels for the profile become part of the module.
+    requirement list or conda file of the script's libraries; those, for the profile and for the version `python` of
+    its interpreter, become part of the module. `folder` is where, in the module, the model version's files lie: the
+    worker's AZUREML_MODEL_DIR when empty, else below it, such as digits/3.
     `container` puts the module into an image, see `cloud_hub.building.container`.
     """
 
@@ -52,8 +54,12 @@ class BuildRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     publisher: str = ""
     runtime: Runtime | None = None
     environment: str = ""
+    python: str = ""
+    folder: str = ""
     container: ContainerRequest | None = None
 
     def __post_init__(self) -> None:
         if self.publisher and not re.fullmatch(NAME_PATTERN, self.publisher):
             raise ValueError(f"publisher: expected {NAME_PATTERN}, got {self.publisher[:80]!r}")
+        if self.python and not re.fullmatch(r"3\.[0-9]{1,2}", self.python):
+            raise ValueError(f"python: expected a version such as 3.11, got {self.python[:80]!r}")
