@@ -24,7 +24,7 @@ def main() -> None:
 
     @batch
     def infer(**feeds: Any) -> Any:
-        return session.run(None, feeds)
+        return [array.reshape(len(array), -1) for array in session.run(None, feeds)]
 
     port = int(sys.argv[2])
     settings = TritonConfig(http_address="127.0.0.1", http_port=port, grpc_port=port + 1, metrics_port=port + 2)
@@ -34,7 +34,8 @@ def main() -> None:
 
 
 def _rest(node: Any) -> tuple[int, ...]:
-    return tuple(size if isinstance(size, int) else -1 for size in node.shape[1:])
+    """Without the batch; a tensor of nothing but the batch is a column to Triton."""
+    return tuple(size if isinstance(size, int) else -1 for size in node.shape[1:]) or (1,)
 
 
 if __name__ == "__main__":
