@@ -103,7 +103,7 @@ class Parser:
             except TensorError as error:
                 raise Refused(400, f"input {error}") from None
             if tensor.name in self._not_missing:
-                _refuse_nan(tensor.name, arrays[tensor.name])
+                refuse_nan(tensor.name, arrays[tensor.name])
         if at != len(body):
             raise Refused(400, f"expected {at} bytes of body by its sizes, got {len(body)}")
         if len(arrays) != len(self._inputs):
@@ -184,7 +184,8 @@ def _fits(spec: tuple[int, ...], shape: tuple[int, ...]) -> bool:
     )
 
 
-def _refuse_nan(name: str, array: Array) -> None:
+def refuse_nan(name: str, array: Array) -> None:
+    """For an input that was never missing in training. Raises Refused."""
     flat = array.reshape(-1)
     # A sum of squares is NaN exactly when an element is (infinities of one sign do not cancel), and takes a quarter
     # of the time of asking each. Half precision would overflow on the way.
