@@ -14,7 +14,7 @@ import msgspec
 from modules.containers import Container
 from modules.errors import ManifestError
 from modules.sources import Source
-from modules.steps import Step
+from modules.steps import Step, step_files
 from modules.tensors import TensorSpec
 
 CPU = "CPUExecutionProvider"  # ONNX Runtime's own, which runs every node
@@ -100,6 +100,7 @@ class Runtime(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
         """The files of the module that are named here."""
         named = [self.model, self.entry] if not self.stages else []
         named += [path for stage in self.stages for path in (stage.model, stage.entry)]
+        named += step_files((*self.before, *self.after))
         return tuple(path for path in named if path)
 
     @property

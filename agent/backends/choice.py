@@ -9,6 +9,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 
 from agent.backends import Backend, BackendError
+from modules.chain import check_runtime
 from modules.manifest import Manifest
 from modules.runtime import Stage
 
@@ -21,8 +22,32 @@ _OURS = {
 
 
 def open_backend(manifest: Manifest) -> Backend:
-    """What runs the whole module, not loaded yet. Imports what that needs. Raises BackendError."""
-    return open_stage(manifest.stages[0])
+    """What runs the whole module, to be loaded with `whole`. Imports what that needs. Raises BackendError; StepError
+    and SourceError when steps, stages and sources do not fit each other.
+    """
+    runtime, memory_mib = manifest.runtime, manifest.resources.memory_mib
+    if not runtime.is_plain:
+        check_runtime(runtime, manifest.stages, manifest.inputs, manifest.outputs, memory_mib)
+    if not _is_composed(manifest):
+        return open_stage(manifest.stages[0])
+    # Both are small, but a module that has neither need not load them.
+    from agent.backends.chain import ChainBackend
+    from agent.backends.steps import StepsBackend
+
+    chain = ChainBackend([(stage, open_stage(stage)) for stage in manifest.stages])
+    return StepsBackend(chain, manifest.stages, runtime.before, runtime.after, memory_mib)
+
+
+def whole(manifest: Manifest) -> Stage:
+    """What to load the module's backend with: the module's own tensors, where it has stages or steps."""
+    if not _is_composed(manifest):
+        return manifest.stages[0]
+    return Stage(manifest.name, manifest.inputs, manifest.outputs, "chain")
+
+
+def _is_composed(manifest: Manifest) -> bool:
+    runtime = manifest.runtime
+    return bool(runtime.stages or runtime.before or runtime.after)
 
 
 def open_stage(stage: Stage) -> Backend:

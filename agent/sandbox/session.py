@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from agent.backends import Array, BackendError
-from agent.backends.choice import open_backend
+from agent.backends.choice import open_backend, whole
 from agent.backends.place import Place
 from agent.endpoint.codec import DTYPES
 from agent.endpoint.counters import Counters
@@ -53,7 +53,7 @@ class Session:
         backend = open_backend(manifest)  # imports what it needs, while it still may
         words, level = _confined(order, manifest)
         self._slot = _reachable(Path(order.slot))
-        backend.load(manifest.stages[0], _place(self._slot, manifest, order))
+        backend.load(whole(manifest), _place(self._slot, manifest, order))
         reference, reference_digest = _reference(self._slot, manifest)
         self.counters = Counters()
         self._manifest = manifest

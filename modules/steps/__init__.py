@@ -16,6 +16,29 @@ from modules.steps.specs import Specs, StepError, row_bytes
 from modules.steps.text import Tokenise
 from modules.tensors import TensorSpec
 
+__all__ = [
+    "ArgMax",
+    "Cast",
+    "Crop",
+    "Decode",
+    "Letterbox",
+    "NonMaxSuppression",
+    "Normalise",
+    "Reshape",
+    "Resize",
+    "ScaleBoxes",
+    "Sigmoid",
+    "Slice",
+    "Softmax",
+    "Step",
+    "StepError",
+    "Threshold",
+    "Tokenise",
+    "TopK",
+    "Transpose",
+    "flow",
+    "step_files",
+]
 MAX_STEPS = 64
 
 Step = (
