@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from cloud_hub import __version__
-from cloud_hub.operator.cli import audit, devices, keys, models, modules, monitoring, people, rollouts, trust
+from cloud_hub.operator.cli import audit, devices, fpga, keys, models, modules, monitoring, people, rollouts, trust
 from cloud_hub.operator.cli.session import INTERRUPTED, Settings, fail
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app = typer.Typer(
 )
 app.add_typer(models.app, name="model")
 app.add_typer(modules.app, name="module")
+app.add_typer(fpga.app, name="fpga")
 app.add_typer(keys.app, name="key")
 app.add_typer(trust.app, name="trust")
 app.add_typer(devices.app, name="device")
