@@ -21,6 +21,7 @@ from modules.tensors import TensorSpec
 from modules.windows import Numeric, ReferenceProfile
 
 _WHOLE = 2.0**64
+_MANY_ROWS = 64  # asking each of more costs more than what it saves
 
 
 class Choice(NamedTuple):
@@ -69,6 +70,16 @@ class Sampler:
         ):
             return None
         return Choice(row, "low_confidence" if is_low else "base", probability)
+
+    def may_choose(self, prediction_id: str, rows: int) -> bool:
+        """Whether some row might be kept, before anybody knows the outputs; from any thread."""
+        policy = self.policy
+        if self._seen < policy.first or rows > _MANY_ROWS:
+            return True
+        largest = max(policy.rate, policy.low_confidence_rate if policy.low_confidence > 0.0 else 0.0)
+        return largest >= 1.0 or any(
+            share(row_id(prediction_id, row, rows), self._digest, policy.salt) < largest for row in range(rows)
+        )
 
     def low(self, outputs: Mapping[str, Array]) -> Array | None:
         """Which rows have low confidence; None when the policy does not ask, or the model has no scores."""

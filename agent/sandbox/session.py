@@ -5,6 +5,7 @@ Imports the heavy libraries, so the worker imports this file only once its envir
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import socket
@@ -25,6 +26,7 @@ from agent.endpoint.oip import Parser, never_missing
 from agent.endpoint.predictor import Predictor
 from agent.endpoint.recorder import Recorder
 from agent.endpoint.resources import Resources
+from agent.fast.opening import open_fast
 from agent.formats import check_formats
 from agent.sandbox.confine import ConfineError, confine
 from agent.sandbox.level import level_of, separated
@@ -65,7 +67,11 @@ class Session:
             time.time, send,
         )  # fmt: skip
         self._recorder = Recorder(self.counters, self.watch.observe)
-        self._endpoint = Endpoint(self._resources(reference), _limits(manifest))
+        complete = never_missing(manifest, _complete_tensors(reference))
+        self._endpoint = Endpoint(self._resources(complete), _limits(manifest))
+        self._fast = open_fast(
+            order.given, manifest, self._predictor, self.counters, self._recorder, self.watch, complete
+        )
         self._sockets = [socket.socket(fileno=fd) for fd in order.listen]
         self._warm_up()
         ran = backend.execution()
@@ -88,10 +94,13 @@ class Session:
         self.watch.start()
         self._recorder.start()
         await self._endpoint.start(self._sockets)
+        if self._fast is not None:
+            self._fast.start()
 
     async def drain(self, deadline_s: float) -> int:
         """How many connections were cut."""
-        cut = await self._endpoint.drain(deadline_s)
+        drains = [self._endpoint.drain(deadline_s), *([self._fast.drain(deadline_s)] if self._fast else [])]
+        cut = sum(await asyncio.gather(*drains))
         await self._recorder.stop()
         await self.watch.stop()
         return cut
@@ -106,8 +115,8 @@ class Session:
         self._predictor.close()
         self._backend.close()
 
-    def _resources(self, reference: ReferenceProfile | None) -> Resources:
-        parser = Parser(self._manifest, never_missing(self._manifest, _complete_tensors(reference)))
+    def _resources(self, not_missing: frozenset[str]) -> Resources:
+        parser = Parser(self._manifest, not_missing)
         return Resources(self._manifest, parser, self._predictor, self.counters, self._recorder)
 
     def _warm_up(self) -> None:

@@ -51,6 +51,8 @@ class Watch:
         self._digests = (digest, reference_digest)
         self._profiler = None if reference is None else Profiler(reference, manifest)
         self._sampler = Sampler(manifest, digest, scores_output(manifest, reference), policy, clock)
+        self._inputs = frozenset(spec.name for spec in manifest.inputs)
+        self._profiled = frozenset(f.tensor for f in reference.inputs) if reference is not None else frozenset()
         self._counters = counters
         self._clock = clock
         self._send = send
@@ -75,6 +77,10 @@ class Watch:
 
     def set_policy(self, policy: SamplingPolicy) -> None:
         self._sampler.policy = policy
+
+    def wanted(self, prediction_id: str, rows: int) -> frozenset[str]:
+        """The inputs that `observe` will look at, which may then be all that the prediction has; from any thread."""
+        return self._inputs if self._sampler.may_choose(prediction_id, rows) else self._profiled
 
     def observe(self, prediction: Prediction) -> None:
         """Counts every row now; samples of large requests are chosen a little later."""
@@ -160,6 +166,9 @@ class Watch:
         for row in range(start, stop):
             choice = sampler.choose(id_, row, rows, low)
             if choice is None:
+                continue
+            if len(prediction.inputs) < len(self._inputs):  # the policy has changed since it was asked
+                self._counters.dropped_samples += 1
                 continue
             sample = sampler.sample(id_, rows, choice, prediction.inputs, prediction.outputs)
             try:

@@ -1,0 +1,205 @@
+"""One client of the shared-memory path and the thread that serves it: receive, run, write, answer.
+
+A thread of its own, because waking the event loop for each request would cost more than a small model's run. Every
+wait ends: the socket has time limits of its own, and its other end closes when the client dies. Made by `server`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import mmap
+import os
+import socket
+import struct
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from agent.backends import Array, BackendError
+from agent.endpoint.exchange import Refused
+from agent.endpoint.predictor import Predictor
+from agent.endpoint.recorder import Prediction, Recorder
+from agent.fast import wire
+from agent.fast.area import receive_area
+from agent.fast.plan import MoreRoom, Plan
+from agent.fast.wire import GROW, HEAD, MAX_MESSAGE, PREDICT, TAKEN, WireError
+from modules.manifest import Manifest
+
+log = logging.getLogger(__name__)
+
+IDLE_S = 300.0
+NEAR_US = 300.0  # a run that takes longer is worth waking another processor for
+SEND_S = 10.0
+MAX_PLANS = 64  # forms of requests that are remembered per client
+_TIME = struct.Struct("ll")
+
+
+@dataclass(frozen=True)
+class Service:
+    """What all seats share. `wanted` names the inputs that the watch will look at, given id and rows; `check` refuses
+    inputs that no request may have; both from any thread. `refused` counts, on the loop's thread. `follow`: whether a
+    thread goes to the processor that its client is on.
+    """
+
+    manifest: Manifest
+    predictor: Predictor
+    recorder: Recorder
+    wanted: Callable[[str, int], frozenset[str]]
+    check: Callable[[Mapping[str, Array]], None]
+    refused: Callable[[int], None]
+    area_bytes: int
+    follow: bool
+    cpus: frozenset[int] = field(default_factory=lambda: frozenset(os.sched_getaffinity(0)))
+    life: str = field(default_factory=lambda: os.urandom(8).hex())
+    numbers: itertools.count[int] = field(default_factory=itertools.count)
+
+
+class Seat:
+    """`serve` runs in the thread; the other methods are for the loop's. `busy`: a request is under way."""
+
+    def __init__(self, sock: socket.socket, service: Service, loop: asyncio.AbstractEventLoop) -> None:
+        self.busy = False
+        self._sock = sock
+        self._loop = loop
+        self._service = service
+        self._area: mmap.mmap | None = None
+        self._plans: dict[bytes, Plan] = {}
+        self._cpu = -1
+
+    def serve(self) -> None:
+        """Until the client leaves, is idle for too long, says what is no message, or `finish`."""
+        try:
+            _limit(self._sock, IDLE_S)
+            self._sock.send(wire.welcome(self._service.manifest, self._service.area_bytes, self._service.cpus))
+            self._take_area()
+            while message := self._sock.recv(MAX_MESSAGE):
+                self.busy = True
+                self._answer(message)
+                self.busy = False
+        except (OSError, BlockingIOError):
+            pass  # it left, or said nothing for too long: it will come again
+        except WireError as error:
+            self._refuse(Refused(400, str(error)))
+        finally:
+            self._sock.close()
+            self._plans.clear()
+            self._area = None
+
+    def finish(self) -> None:
+        """No further request: what was sent already is answered, then the client hears that the connection ended."""
+        _shut(self._sock, socket.SHUT_RD)
+
+    def cut(self) -> None:
+        _shut(self._sock, socket.SHUT_RDWR)
+
+    def _take_area(self) -> None:
+        self._plans.clear()
+        self._area = None
+        try:
+            self._area = receive_area(self._sock, self._service.area_bytes)
+        except Refused as error:
+            self._refuse(error)
+            raise ConnectionAbortedError(str(error)) from error
+        self._sock.send(TAKEN)
+
+    def _answer(self, message: bytes) -> None:
+        if message[:1] == PREDICT:
+            self._predict(message)
+        elif message == GROW:
+            self._take_area()
+        else:
+            raise WireError(f"expected a request, got {len(message)} bytes of kind {message[:1]!r}")
+
+    def _predict(self, message: bytes) -> None:
+        started = time.perf_counter_ns()
+        if len(message) < HEAD.size or len(message) == MAX_MESSAGE:
+            raise WireError(f"expected a request of {HEAD.size} to {MAX_MESSAGE - 1} bytes, got {len(message)}")
+        _, cpu, length = HEAD.unpack_from(message)
+        service = self._service
+        try:
+            id_ = message[HEAD.size : HEAD.size + length] or b"%b%x" % (service.life.encode(), next(service.numbers))
+            text = id_.decode()
+            plan = self._plan(message[HEAD.size + length :])
+            if cpu != self._cpu or plan.rows != 1:
+                self._go_to(cpu, plan.rows)
+            inputs = plan.inputs()
+            service.check(inputs)
+            outputs = service.predictor.run_here(inputs, plan.rows)
+            where = plan.write(outputs)
+        except MoreRoom as error:
+            self._sock.send(wire.more(error.size))
+            return
+        except (Refused, BackendError, UnicodeDecodeError) as error:
+            self._refuse(_as_refused(error))
+            return
+        except WireError:
+            raise
+        except Exception as error:
+            log.exception("a request over shared memory failed for a reason of our own")
+            self._refuse(Refused(500, f"the worker failed on this request: {type(error).__name__}"))
+            return
+        kept = inputs if not plan.in_place else self._kept(inputs, plan, text)  # before the client may write again
+        self._sock.send(wire.done(id_, where))
+        took_us = (time.perf_counter_ns() - started) // 1000
+        service.recorder.leave(Prediction(text, plan.rows, kept, outputs), took_us)
+
+    def _plan(self, body: bytes) -> Plan:
+        plan = self._plans.get(body)
+        if plan is None:
+            assert self._area is not None  # noqa: S101 - taken before the first request
+            plan = Plan(self._service.manifest, self._area, body)
+            if len(self._plans) >= MAX_PLANS:
+                self._plans.clear()
+            self._plans[body] = plan
+        return plan
+
+    def _kept(self, inputs: Mapping[str, Array], plan: Plan, id_: str) -> dict[str, Array]:
+        """What the watch may look at later: views are copied where it will, and left out where it will not."""
+        wanted = self._service.wanted(id_, plan.rows)
+        return {
+            name: array.copy() if name in plan.in_place else array
+            for name, array in inputs.items()
+            if name in wanted or name not in plan.in_place
+        }
+
+    def _go_to(self, cpu: int, rows: int) -> None:
+        """To the processor that the client is on, while a run is short: waking another takes longer than the run."""
+        service = self._service
+        if not service.follow:
+            self._cpu = cpu
+            return
+        near = cpu in service.cpus and service.predictor.typical_us(rows) < NEAR_US
+        self._cpu = cpu if near else -1
+        os.sched_setaffinity(0, {cpu} if near else service.cpus)
+
+    def _refuse(self, error: Refused) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and the process does
+            self._loop.call_soon_threadsafe(self._service.refused, error.status)
+        try:
+            self._sock.send(wire.refused(error.status, str(error)))
+        except OSError as gone:
+            log.debug("a client left before it heard that it was refused: %s", gone)
+
+
+def _as_refused(error: Exception) -> Refused:
+    if isinstance(error, Refused):
+        return error
+    if isinstance(error, BackendError):
+        return Refused(400 if error.key == "bad-input" else 500, str(error))
+    return Refused(400, "id: expected UTF-8 text")
+
+
+def _limit(sock: socket.socket, idle_s: float) -> None:
+    """By the kernel: a time limit of Python's would be one more system call for each message."""
+    for option, seconds in ((socket.SO_RCVTIMEO, idle_s), (socket.SO_SNDTIMEO, SEND_S)):
+        sock.setsockopt(socket.SOL_SOCKET, option, _TIME.pack(int(seconds), 0))
+
+
+def _shut(sock: socket.socket, how: int) -> None:
+    try:
+        sock.shutdown(how)
+    except OSError as error:
+        log.debug("a client was gone already: %s", error)
