@@ -150,7 +150,9 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `confine` switches the worker's confinement off where a kernel cannot do it; `uid_first` is the first user id given
     to workers when the agent runs as root (0 = workers keep the agent's user). `isolation`: whether workers are started
     in namespaces of their own (by bubblewrap), where that works (auto), never (off), or else not at all (require).
-    `confinement_floor` is the level below which no module is run, whatever it asks for itself.
+    `confinement_floor` is the level below which no module is run, whatever it asks for itself. `preload`: whether
+    workers are forked from a process that has the libraries in memory (auto), which makes them quick and small, or each
+    started afresh (off), which gives each its own layout of memory.
     """
 
     host: str = "127.0.0.1"
@@ -158,6 +160,7 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     uid_first: int = 60_800
     isolation: Literal["auto", "off", "require"] = "auto"
     confinement_floor: Confinement = Confinement.UNKNOWN
+    preload: Literal["auto", "off"] = "auto"
     drain_s: float = 10.0
     ping_every_s: float = 5.0
     ping_timeout_s: float = 10.0

@@ -26,6 +26,7 @@ from agent.runtimes.priority import quiet, restore
 from agent.sandbox.cage import Cage, Cages
 from agent.sandbox.host import OnItem, WorkerProcess, spawn
 from agent.sandbox.level import namespaces
+from agent.sandbox.nursery import Nursery
 from agent.sandbox.protocol import Start
 from agent.slots import Slot, Slots
 from agent.store import AgentStore
@@ -99,6 +100,7 @@ class ProcessRuntime:
         self._slots = slots
         self._on_item = on_item
         self._cages = cages or Cages()
+        self._nursery = Nursery() if settings.preload == "auto" else None
         self._endpoints: dict[str, Endpoint] = {}
         self._opening = asyncio.Lock()
 
@@ -130,6 +132,8 @@ class ProcessRuntime:
     def close(self) -> None:
         for name in list(self._endpoints):
             self.forget(name)
+        if self._nursery is not None:
+            self._nursery.close()
 
     async def load(self, module: Installed, *, quietly: bool = False) -> WorkerProcess:
         """A worker that has loaded the module and passed its golden inputs, not serving yet; `quietly` where others
@@ -141,7 +145,9 @@ class ProcessRuntime:
         endpoint = await self.endpoint(module.name)
         uid = await self._uid(module.name)
         cage = self._cages.around(module.name, slot.path, uid, slot.manifest.resources)
-        worker = await spawn(module.name, endpoint.handles, self._log(module.name), self._on_item, cage=cage)
+        worker = await spawn(
+            module.name, endpoint.handles, self._log(module.name), self._on_item, cage=cage, nursery=self._nursery
+        )
         deadline_s = slot.manifest.health.load_deadline_s
         try:
             async with quiet(worker, deadline_s * QUIET_SHARE if quietly else 0.0):

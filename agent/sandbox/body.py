@@ -9,11 +9,10 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
 from typing import Protocol
 
 from agent.sandbox.cage import NO_CAGE, Cage
-from agent.sandbox.ending import reap
+from agent.sandbox.ending import Child
 
 
 class Body(Protocol):
@@ -39,7 +38,7 @@ class Body(Protocol):
 class ProcessBody:
     """A child process in a cage. `pid` is that of its process group, which begins with a wrapper if there is one."""
 
-    def __init__(self, process: subprocess.Popen[bytes], cage: Cage = NO_CAGE) -> None:
+    def __init__(self, process: Child, cage: Cage = NO_CAGE) -> None:
         self.pid = process.pid
         self.out_of_memory = False
         self._process = process
@@ -50,8 +49,9 @@ class ProcessBody:
             os.killpg(self.pid, signal.SIGKILL)
 
     async def ended(self) -> int:
-        code = _unwrapped(await reap(self._process), self._cage)
+        code = _unwrapped(await self._process.ended(), self._cage)
         self.kill()  # children of its own, if any, were in the same group
+        self._process.release()
         if self._cage.cgroup is not None:
             self.out_of_memory = self._cage.cgroup.oom_kills() > 0
             self._cage.cgroup.remove()

@@ -37,11 +37,20 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Cage:
-    """Around one worker: what to write before its command, and its control group. `words` are for reports."""
+    """Around one worker: what to write before its command, and its control group. `words` are for reports.
+
+    `wrapper` is the part of the command that makes namespaces.
+    """
 
     command: tuple[str, ...] = ()
     cgroup: Cgroup | None = None
     words: tuple[str, ...] = ()
+    wrapper: tuple[str, ...] = ()
+
+    @property
+    def forkable(self) -> bool:
+        """Whether a process that is there already can be put into it: nobody can into a scope of systemd's."""
+        return self.command == self.wrapper
 
 
 NO_CAGE = Cage()
@@ -86,6 +95,7 @@ class Cages:
     def around(self, name: str, slot: Path, uid: int, resources: Resources) -> Cage:
         """A limit that cannot be set is missing in the words, and the worker starts all the same."""
         command: tuple[str, ...] = ()
+        wrapper: tuple[str, ...] = ()
         words: list[str] = []
         cgroup = self._cgroup(name, resources)
         if cgroup is not None:
@@ -95,9 +105,9 @@ class Cages:
             command += systemd_scope(self.systemd_run, unit, resources)
             words.append("systemd-scope")
         if self.bwrap:
-            command += bubblewrap(self.bwrap, slot, uid)
+            wrapper = bubblewrap(self.bwrap, slot, uid)
             words.append("bubblewrap")
-        return Cage(command, cgroup, tuple(words))
+        return Cage((*command, *wrapper), cgroup, tuple(words), wrapper)
 
     def _cgroup(self, name: str, resources: Resources) -> Cgroup | None:
         if self.subtree is None:

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 MAX_FILES = 1024  # descriptors: connections, the slot's files
 MAX_LOG_BYTES = 64 * 1024 * 1024  # of a file that takes what we print, where it is one; no other file can grow
 _PR_SET_PDEATHSIG, _PR_SET_KEEPCAPS, _PR_SET_NO_NEW_PRIVS = 1, 8, 38
-_CAP_DAC_READ_SEARCH = 1 << 2
+_CAP_DAC_READ_SEARCH, _CAP_KILL = 1 << 2, 1 << 5
 _CAPABILITY_VERSION_3 = 0x20080522
 _CLONE_THREAD = 0x00010000
 # What the runtimes read of the machine: processors for their threads, memory, time zone, the linker's cache.
@@ -69,6 +69,14 @@ def die_with_parent(parent: int) -> None:
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if parent and os.getppid() != parent:
         os._exit(1)
+
+
+def drop_rights() -> None:
+    """For what only waits beside a worker: no right is left but, where there was one, that to end it. The kernel asks
+    for that right, too, when the worker is to die with it.
+    """
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    _keep_capabilities(_CAP_KILL)
 
 
 def confine(slot: Path | None, uid: int, memory_mib: int, file_bytes: int | None = None) -> str:

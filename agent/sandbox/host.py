@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import resource
 import socket
@@ -27,9 +28,10 @@ from agent.errors import WorkerError
 from agent.sandbox.body import Body, ProcessBody
 from agent.sandbox.cage import NO_CAGE, Cage
 from agent.sandbox.cgroup import CgroupError
-from agent.sandbox.ending import in_words
+from agent.sandbox.ending import Child, Spawned, in_words
 from agent.sandbox.environment import worker_environment
 from agent.sandbox.log import LogPipe, RotatingLog
+from agent.sandbox.nursery import NoFork, Nursery
 from agent.sandbox.protocol import (
     Broken,
     Drain,
@@ -67,6 +69,7 @@ EXIT_DEADLINE_S = 5.0  # from SIGKILL to reaped; only a process stuck in the ker
 WORKER = (sys.executable, "-P", "-m", "agent.sandbox.worker")
 
 OnItem = Callable[[Stream, bytes], object]  # must not block and not raise: Outbox.offer
+_logger = logging.getLogger(__name__)
 _Reply = TypeVar("_Reply", bound=Notice)
 
 
@@ -234,29 +237,26 @@ async def spawn(
     on_item: OnItem,
     program: tuple[str, ...] = WORKER,
     cage: Cage = NO_CAGE,
+    nursery: Nursery | None = None,
 ) -> WorkerProcess:
     """A fresh worker that waits for its Start; `listen` are the fds it inherits. Raises WorkerError.
 
-    `program` gets the channel's fd as its last argument; only tests give another than ours.
+    It is forked where there is a `nursery` that can, and else started as `program`, which gets the channel's fd as its
+    last argument; only tests give another than ours.
     """
     ours, theirs, out, into = _channels(name)
     try:
-        process = subprocess.Popen(  # noqa: ASYNC220 - a vfork takes a millisecond; no thread, no child watcher
-            [*cage.command, *program, str(theirs.fileno())],
-            stdin=subprocess.DEVNULL,
-            stdout=into,
-            stderr=into,
-            pass_fds=(theirs.fileno(), *listen),
-            env=worker_environment(os.environ),
-            cwd="/",
-            start_new_session=True,
-        )
+        process = await _child(theirs.fileno(), into, listen, program, cage, nursery)
     except OSError as error:
         ours.close()
         os.close(out)
         if cage.cgroup is not None:
             cage.cgroup.remove()
         raise WorkerError(f"worker of {name}: cannot start a process: {error}", "spawn-failed") from error
+    except BaseException:
+        ours.close()
+        os.close(out)
+        raise
     finally:
         theirs.close()
         os.close(into)
@@ -265,8 +265,9 @@ async def spawn(
     ours.setblocking(False)
     worker = WorkerProcess(name, ProcessBody(process, cage), ours, on_item)
     try:
-        if cage.cgroup is not None:
-            cage.cgroup.admit(process.pid)  # before its Start: nothing of the module's has run yet
+        if cage.cgroup is not None:  # before its Start: nothing of the module's has run yet
+            for pid in (process.pid, *process.companions):
+                cage.cgroup.admit(pid)
         output = worker.output = LogPipe(RotatingLog(log))
         printed = os.fdopen(out, "rb", buffering=0)
         await asyncio.get_running_loop().connect_read_pipe(lambda: output, printed)
@@ -278,6 +279,28 @@ async def spawn(
         await worker.kill()  # nobody else knows of it yet
         raise
     return worker
+
+
+async def _child(
+    channel: int, into: int, listen: tuple[int, ...], program: tuple[str, ...], cage: Cage, nursery: Nursery | None
+) -> Child:
+    """Raises OSError."""
+    if nursery is not None and cage.forkable:
+        try:
+            return await nursery.fork((channel, into, *listen), cage.wrapper)
+        except NoFork as error:
+            _logger.info("worker started as a program of its own", extra={"why": str(error)})
+    process = subprocess.Popen(  # noqa: ASYNC220 - a vfork takes a millisecond; no thread, no child watcher
+        [*cage.command, *program, str(channel)],
+        stdin=subprocess.DEVNULL,
+        stdout=into,
+        stderr=into,
+        pass_fds=(channel, *listen),
+        env=worker_environment(os.environ),
+        cwd="/",
+        start_new_session=True,
+    )
+    return Spawned(process)
 
 
 def _channels(name: str) -> tuple[socket.socket, socket.socket, int, int]:

@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from agent.errors import AgentError
 from agent.sandbox.confine import die_with_parent
@@ -141,17 +141,26 @@ async def _run(channel: socket.socket) -> None:
     await Worker(reader, writer).run()
 
 
-def main(arguments: list[str]) -> None:
-    die_with_parent(os.getppid())
-    # Before the libraries are imported: no telemetry, and no threads of theirs from before the confinement.
+def quiet_libraries() -> None:
+    """Before they are imported: no telemetry, and no threads of theirs from before the confinement."""
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
+
+
+def work(channel: int) -> NoReturn:
+    """Until Stop or the end of the stream; then the process ends. Called by `agent.sandbox.zygote`, too."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    channel = socket.socket(fileno=int(arguments[0]))
-    channel.setblocking(False)
-    asyncio.run(_run(channel))
+    parent = socket.socket(fileno=channel)
+    parent.setblocking(False)
+    asyncio.run(_run(parent))
     sys.stderr.flush()
     os._exit(0)  # a module's thread that never ends must not keep the process
+
+
+def main(arguments: list[str]) -> None:
+    die_with_parent(os.getppid())
+    quiet_libraries()
+    work(int(arguments[0]))
 
 
 if __name__ == "__main__":
