@@ -129,6 +129,8 @@ def own_files(manifest: Manifest) -> dict[str, FileEntry]:
 
 def read_image(container: Container, read: Callable[[str], bytes]) -> Image:
     """`read` gives a file of the module by its path. Raises ImageError, and what `read` raises."""
+    if container.image != FOLDER:
+        raise ImageError(f"image: expected it in the folder {FOLDER}, got {container.image}")
     digest = Descriptor(MANIFEST_TYPE, container.digest, 0).hex
     manifest_bytes = _document(digest, read)
     manifest = _decoded("manifest", manifest_bytes, ImageManifest)
