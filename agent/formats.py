@@ -11,15 +11,16 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 
 from agent.errors import AgentError
+from modules.environment import is_inside
 from modules.manifest import Manifest
 from modules.runtime import Runtime, Stage
 
 MODELS = {"onnx": (".onnx",), "script": (".py",)}
 # Data that nothing executes: tables, labels, configuration, arrays without objects, weights, pictures.
 _DATA = frozenset({
-    "", ".bin", ".csv", ".data", ".jpeg", ".jpg", ".json", ".jsonl", ".md", ".model", ".msgpack", ".npy", ".npz",
-    ".onnx", ".onnx_data", ".parquet", ".pb", ".pbtxt", ".png", ".raw", ".safetensors", ".spm", ".tflite", ".toml",
-    ".tsv", ".txt", ".vocab", ".weight", ".weights", ".xml", ".yaml", ".yml",
+    "", ".bin", ".csv", ".data", ".jpeg", ".jpg", ".json", ".jsonl", ".lock", ".md", ".model", ".msgpack", ".npy",
+    ".npz", ".onnx", ".onnx_data", ".parquet", ".pb", ".pbtxt", ".png", ".raw", ".safetensors", ".spm", ".tflite",
+    ".toml", ".tsv", ".txt", ".vocab", ".weight", ".weights", ".xml", ".yaml", ".yml",
 })  # fmt: skip
 
 
@@ -41,7 +42,11 @@ def check_formats(manifest: Manifest) -> None:
         return  # whose files are its image's layers: nothing of them is opened outside the container
     for stage in manifest.stages:
         _check_stage(stage, runtime)
+    if runtime.environment and not runtime.scripted:
+        raise FormatError(f"{manifest.name}: expected libraries only beside a script; the module is refused")
     for file in manifest.files:
+        if is_inside(file.path, runtime.environment):
+            continue  # a script runs what it likes; libraries are native code, too, and confined with it
         if _suffix(file.path) not in _DATA and not (runtime.scripted and _suffix(file.path) == ".py"):
             raise FormatError(
                 f"{file.path}: expected a format that runs no code when it is opened, got {_suffix(file.path)}; "

@@ -4,6 +4,7 @@ A script defines `init()`, called once, and one of two forms of answering:
 
     def run(data: str) -> object                    # the form of Azure ML: JSON text in, JSON-serialisable out
     def predict(inputs: dict) -> dict               # arrays by input name in, arrays by output name out
+    def predict(x: np.ndarray) -> np.ndarray        # the same, each input a parameter of its name
 
 `AZUREML_MODEL_DIR` in the environment is the folder of the module's files, `MOORING_CONFIG` the JSON object that the
 assignment gives this device's module (`{}` when it gives none); both are there before the import. The text given to
@@ -18,7 +19,8 @@ builds a module.
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -28,6 +30,7 @@ from modules.errors import MALFORMED, ModuleError
 MODEL_DIR = "AZUREML_MODEL_DIR"
 CONFIG = "MOORING_CONFIG"
 INIT, RUN, PREDICT = "init", "run", "predict"
+THREAD_SAFE = "THREAD_SAFE"  # a script that sets it to True may be called by several threads at once
 ONLY_INPUT = "data"
 
 
@@ -53,6 +56,19 @@ def check_names(names: set[str], path: str) -> None:
     if INIT not in names or not names & {RUN, PREDICT}:
         found = ", ".join(sorted(names & {INIT, RUN, PREDICT})) or "none of them"
         raise EntryError(f"{path}: expected functions init and run (or predict), got {found}")
+
+
+def typed_parameters(predict: Callable[..., object], inputs: Sequence[str], path: str) -> bool:
+    """Whether `predict` takes each input as a parameter: they are annotated as arrays. Raises EntryError when they are
+    and their names are not the inputs'.
+    """
+    parameters = list(inspect.signature(predict).parameters.values())
+    if not parameters or not all("ndarray" in str(p.annotation).lower() for p in parameters):
+        return False
+    names = [parameter.name for parameter in parameters]
+    if set(names) != set(inputs):
+        raise EntryError(f"{path}: expected predict({', '.join(inputs)}), got predict({', '.join(names)})")
+    return True
 
 
 def run_text(inputs: Mapping[str, Sequence[Any]]) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 
 from agent.backends import Array, BackendError
 from agent.backends.choice import open_backend, whole
+from agent.backends.environment import use_libraries
 from agent.backends.place import Place
 from agent.endpoint.codec import DTYPES
 from agent.endpoint.counters import Counters
@@ -55,6 +56,8 @@ class Session:
         backend = open_backend(manifest)  # imports what it needs, while it still may
         words, level = _confined(order, manifest)
         self._slot = _reachable(Path(order.slot))
+        if manifest.runtime.environment:
+            use_libraries(self._slot / manifest.runtime.environment)
         backend.load(whole(manifest), _place(self._slot, manifest, order))
         reference, reference_digest = _reference(self._slot, manifest)
         self.counters = Counters()

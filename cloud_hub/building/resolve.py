@@ -118,7 +118,7 @@ def _failed(said: str) -> Unprocessable | Unavailable:
         return Unavailable("index-unreachable", f"environment: the package index did not answer: {text}")
     return Unprocessable(
         "environment-unresolved",
-        f"environment: {text or 'uv failed without a word'} (wheels only, for the devices' platform); nothing was built",
+        f"environment: {text or 'uv said nothing'} (wheels only, for the devices' platform); nothing was built",
     )
 
 
