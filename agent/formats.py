@@ -15,7 +15,7 @@ from modules.environment import is_inside
 from modules.manifest import Manifest
 from modules.runtime import Runtime, Stage
 
-MODELS = {"onnx": (".onnx",), "script": (".py",)}
+MODELS = {"onnx": (".onnx",), "script": (".py",), "tflite": (".tflite",)}
 # Data that nothing executes: tables, labels, configuration, arrays without objects, weights, pictures.
 _DATA = frozenset({
     "", ".bin", ".csv", ".data", ".jpeg", ".jpg", ".json", ".jsonl", ".lock", ".md", ".model", ".msgpack", ".npy",

@@ -67,3 +67,12 @@ class Binds(Protocol):
     """
 
     def bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> Bound | None: ...
+
+
+@runtime_checkable
+class Prepares(Protocol):
+    """A backend that has something to do before its worker is confined: to try, in a process of its own, a library
+    that the device has installed. It must not touch the module's files then. Called once, before `load`.
+    """
+
+    def prepare(self, stage: Stage) -> None: ...

@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from importlib.metadata import entry_points
 
-from agent.backends import Backend, BackendError
+from agent.backends import Backend, BackendError, Prepares
 from modules.chain import check_runtime
 from modules.manifest import Manifest
 from modules.runtime import Stage
@@ -18,6 +18,7 @@ ENTRY_POINTS = "mooring.backends"
 _OURS = {
     "onnx": "agent.backends.onnx:OnnxBackend",
     "script": "agent.backends.script:ScriptBackend",
+    "tflite": "agent.backends.tflite:TfliteBackend",
 }
 
 
@@ -54,13 +55,27 @@ def open_stage(stage: Stage) -> Backend:
     """What runs one stage. A module with an entry script is run by the script. Raises BackendError("load-failed")."""
     name = "script" if stage.entry else stage.backend
     where = _OURS.get(name)
+    backend: Backend
     if where is None:
-        found = entry_points(group=ENTRY_POINTS, name=name)
-        if not found:
-            known = ", ".join(sorted({*_OURS, *(point.name for point in entry_points(group=ENTRY_POINTS))}))
-            raise BackendError("load-failed", f"stage {stage.name}: expected a backend among {known}, got {name}")
-        backend: Backend = next(iter(found)).load()()
-        return backend
-    file, _, attribute = where.partition(":")
-    backend = getattr(import_module(file), attribute)()
+        backend = _third_party(stage, name)
+    else:
+        file, _, attribute = where.partition(":")
+        backend = getattr(import_module(file), attribute)()
+    if isinstance(backend, Prepares):
+        backend.prepare(stage)
+    return backend
+
+
+def _third_party(stage: Stage, name: str) -> Backend:
+    """Of the one installed distribution that has a backend of this name."""
+    found = list(entry_points(group=ENTRY_POINTS, name=name))
+    if len(found) != 1:
+        known = ", ".join(sorted({*_OURS, *(point.name for point in entry_points(group=ENTRY_POINTS))}))
+        got = name if not found else f"{len(found)} distributions with {name}"
+        raise BackendError("load-failed", f"stage {stage.name}: expected a backend among {known}, got {got}")
+    try:
+        backend: Backend = found[0].load()()
+    except Exception as error:  # code of a third party, which may raise anything
+        text = f"the backend {name} ({found[0].value}) does not start: {type(error).__name__}: {error}"
+        raise BackendError("load-failed", f"stage {stage.name}: {text}"[:1000]) from error
     return backend
