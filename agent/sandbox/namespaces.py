@@ -62,6 +62,9 @@ class Namespaces:
             except BaseException:
                 await _end(holder)
                 raise
+        except TimeoutError as error:
+            ours.close()
+            raise NoNamespaces(f"bubblewrap: no namespaces within {DEADLINE_S:g} s") from error
         except (OSError, *MALFORMED) as error:
             ours.close()
             raise NoNamespaces(f"bubblewrap: {str(error) or type(error).__name__}") from error

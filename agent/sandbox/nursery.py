@@ -194,15 +194,20 @@ class Nursery:
             return Forked(answer.pid, handle, zygote, namespaces)
         why = answer.why if isinstance(answer, NotBorn) else f"it said {type(answer).__name__}"
         if namespaces is not None:
-            self._flat = f"no worker can be forked into namespaces: {why}"
-            _logger.warning("workers in namespaces are started one by one", extra={"why": why})
+            self._stay_flat(why)
         raise NoFork(why)
 
     async def _namespaces(self, wrapper: tuple[str, ...]) -> Namespaces:
         try:
             return await Namespaces.open(wrapper)
         except NoNamespaces as error:
+            self._stay_flat(str(error))
             raise NoFork(str(error)) from error
+
+    def _stay_flat(self, why: str) -> None:
+        """Whatever keeps a worker out of namespaces now will do so the next time."""
+        self._flat = f"no worker can be forked into namespaces: {why}"
+        _logger.warning("workers in namespaces are started one by one", extra={"why": why})
 
     async def _ready(self) -> _Zygote:
         async with self._starting:

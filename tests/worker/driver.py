@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import socket
 import struct
 import sys
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from agent.sandbox.level import namespaces
+from agent.sandbox.nursery import Forked, Nursery
 from agent.sandbox.protocol import (
     Broken,
     Notice,
@@ -68,6 +70,25 @@ def _entry(path: str, data: bytes) -> FileEntry:
     return FileEntry(path, len(data), sha256_hex(data), tuple(Chunk(sha256_hex(c), len(c)) for c in cut))
 
 
+class ForkedProcess:
+    """A worker that was forked, with the words of a subprocess."""
+
+    def __init__(self, forked: Forked) -> None:
+        self.pid = forked.pid
+        self._forked = forked
+        self._ended: asyncio.Task[int] | None = None
+
+    def kill(self) -> None:
+        if self._ended is None or not self._ended.done():
+            os.killpg(self.pid, signal.SIGKILL)
+
+    async def wait(self) -> int:
+        self._ended = self._ended or asyncio.create_task(self._forked.ended())
+        code = await asyncio.shield(self._ended)
+        self._forked.release()
+        return code
+
+
 class WorkerDriver:
     """`async with WorkerDriver(slot, manifest) as worker`: the process, its channel and its Unix endpoint."""
 
@@ -81,8 +102,11 @@ class WorkerDriver:
         listener: socket.socket | None = None,
         cage: tuple[str, ...] = (),
         floor: Confinement = Confinement.UNKNOWN,
+        nursery: Nursery | None = None,
     ) -> None:
-        """`listener` is another worker's socket, to take over from it; `cage` what to write before the command."""
+        """`listener` is another worker's socket, to take over from it; `cage` what to write before the command. With a
+        `nursery` the worker is forked, and `cage` makes the namespaces that it enters.
+        """
         self.slot = slot
         self.manifest = manifest
         self.path = str(slot.parent / "endpoint.sock")
@@ -93,19 +117,29 @@ class WorkerDriver:
         self._uid = uid
         self._cage = cage
         self._floor = floor
+        self._nursery = nursery
         self.listener = listener.dup() if listener is not None else self._bound()
         self._answers: asyncio.Queue[Notice] = asyncio.Queue(100)
 
     async def __aenter__(self) -> WorkerDriver:
         ours, theirs = socket.socketpair()
-        self.process = await asyncio.create_subprocess_exec(
-            *self._cage, sys.executable, "-m", "agent.sandbox.worker", str(theirs.fileno()),
-            pass_fds=(theirs.fileno(), self.listener.fileno()), cwd=Path(__file__).resolve().parents[2],
-        )  # fmt: skip
+        self.process = await self._begun(theirs.fileno())
         theirs.close()
         self._reader, self.writer = await asyncio.open_connection(sock=ours)
         self._pump = asyncio.create_task(self._read())
         return self
+
+    async def _begun(self, channel: int) -> asyncio.subprocess.Process | ForkedProcess:
+        if self._nursery is None:
+            return await asyncio.create_subprocess_exec(
+                *self._cage, sys.executable, "-m", "agent.sandbox.worker", str(channel),
+                pass_fds=(channel, self.listener.fileno()), cwd=Path(__file__).resolve().parents[2],
+            )  # fmt: skip
+        into = os.dup(2)
+        try:
+            return ForkedProcess(await self._nursery.fork((channel, into, self.listener.fileno()), self._cage))
+        finally:
+            os.close(into)
 
     async def __aexit__(self, *_: object) -> None:
         with contextlib.suppress(ProcessLookupError):

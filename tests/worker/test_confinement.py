@@ -10,7 +10,8 @@ import os
 import platform
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
@@ -22,6 +23,7 @@ from agent.sandbox import landlock
 from agent.sandbox.bubblewrap import bubblewrap, systemd_scope
 from agent.sandbox.cage import Cages
 from agent.sandbox.level import level_of
+from agent.sandbox.nursery import Nursery
 from firmware_profiles.confinement import Confinement
 from firmware_profiles.profile import DeviceProfile, Requirements, why_not
 from modules.manifest import Manifest, Resources, Runtime, decode_manifest, encode_manifest
@@ -63,9 +65,14 @@ def _means(level: Confinement, slot: Path) -> tuple[int, tuple[str, ...]]:
 Tried = tuple[Confinement, str, dict[str, str], Path]
 
 
-@pytest.fixture(scope="module", params=LEVELS, ids=lambda level: level.value)
+WAYS = [(level, forked) for forked in (False, True) for level in LEVELS]
+
+
+@pytest.fixture(scope="module", params=WAYS, ids=lambda way: way[0].value + ("-forked" if way[1] else ""))
 def tried(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tried]:
-    """All acts, tried once by one worker of this level: what it said it reached, and what became of each act."""
+    """All acts, tried once by one worker of this level, be it a program of its own or forked: what it said it reached,
+    and what became of each act.
+    """
     if platform.machine() != "x86_64":
         pytest.skip("the hostile script calls the kernel by the numbers of x86_64")
     folder = tmp_path_factory.mktemp("hostile")
@@ -73,21 +80,38 @@ def tried(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         path.chmod(0o755)
     (folder / "device.key").write_text("the key of the device")
     (folder / "device.key").chmod(0o644)  # worst case: only the sandbox stands before it
-    uid, cage = _means(request.param, folder / "slot")
+    level, forked = request.param
+    uid, cage = _means(level, folder / "slot")
     abstract = f"\0mooring-test-{os.getpid()}"
     with socket.create_server(("127.0.0.1", 0)) as tcp, socket.socket(socket.AF_UNIX) as unix:
         unix.bind(abstract)
         unix.listen()
         script = source(folder, tcp.getsockname()[1], abstract, os.getpid())
-        level, words, acts = asyncio.run(_try(folder, module(folder / "slot", script), uid, cage))
+        reached, words, acts = asyncio.run(_try(folder, module(folder / "slot", script), uid, cage, forked))
+    assert reached is level
     yield level, words, acts, folder
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@asynccontextmanager
+async def _nursery(wanted: bool) -> AsyncIterator[Nursery | None]:
+    if not wanted:
+        yield None
+        return
+    nursery = Nursery()
+    try:
+        yield nursery
+    finally:
+        nursery.close()
+
+
 async def _try(
-    folder: Path, manifest: Manifest, uid: int, cage: tuple[str, ...]
+    folder: Path, manifest: Manifest, uid: int, cage: tuple[str, ...], forked: bool
 ) -> tuple[Confinement, str, dict[str, str]]:
-    async with WorkerDriver(folder / "slot", manifest, uid=uid, cage=cage) as worker:
+    async with (
+        _nursery(forked) as nursery,
+        WorkerDriver(folder / "slot", manifest, uid=uid, cage=cage, nursery=nursery) as worker,
+    ):
         ready = await worker.serve()
         response = await worker.infer({"inputs": [json_input(np.ones((1, 2), np.float32))]})
         assert response.status == 200, response.body
