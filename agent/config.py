@@ -14,6 +14,7 @@ from typing import Literal
 
 import msgspec
 
+from agent.containers.settings import ContainerSettings
 from agent.errors import ConfigError
 from agent.toml import table
 from agent.transfer.schedule import parse_hours
@@ -229,6 +230,7 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     update: UpdateLimits = UpdateLimits()
     report: ReportLimits = ReportLimits()
     renewal: RenewalLimits = RenewalLimits()
+    containers: ContainerSettings = ContainerSettings()
 
     @classmethod
     def load(cls, paths: StatePaths) -> AgentConfig:

@@ -15,13 +15,14 @@ from modules.targets import Mode
 
 PROCESS = "process"  # the kind that workers run, and of every module that was installed before there were others
 AGENT = "agent"  # the agent itself
+CONTAINER = "container"  # of a manifest only: its worker is one like others, so it is kept and tried as a process
 
 
 class Installed(msgspec.Struct, frozen=True):
     """One module of a set: which manifest, and what the director wants done with it.
 
     `sampling` is the director's policy; None leaves the manifest's own. `verified` is true after probation. `kind` is
-    the manifest's `runtime.kind`, known here too, so that a damaged slot does not hide it.
+    that of the manifest (see `kept_as`), known here too, so that a damaged slot does not hide it.
     """
 
     name: str
@@ -87,6 +88,11 @@ def changes(current: ModuleSet, target: ModuleSet) -> Changes:
         trial=tuple(m for m in target.modules if m.serves and m.proof not in proven),
         same={_wanted(module) for module in current.modules} == {_wanted(module) for module in target.modules},
     )
+
+
+def kept_as(kind: str) -> str:
+    """The kind under which a module is installed, of the `runtime.kind` of its manifest."""
+    return PROCESS if kind == CONTAINER else kind
 
 
 def of_kind(modules: ModuleSet, kind: str) -> ModuleSet:

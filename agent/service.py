@@ -24,6 +24,7 @@ import msgspec
 from agent import __version__, reserve
 from agent.clones import CloneWatch
 from agent.config import AgentConfig, StatePaths
+from agent.containers.runtime import Containers
 from agent.errors import AgentError, ConfigError
 from agent.files import sweep
 from agent.identity import Credentials, settle
@@ -87,6 +88,7 @@ class Rooms:
     releases: AgentReleases
     installer: Installer
     transports: Transports
+    containers: Containers
 
 
 async def run(config: AgentConfig, paths: StatePaths) -> int:
@@ -157,7 +159,8 @@ async def _build(
         return msgspec.structs.replace(report, boot=boot, modules=modules)
 
     news = News(outbox.offer)
-    runtime = ProcessRuntime(paths, config.serving, store, slots, outbox.offer, cages)
+    containers = Containers(paths.root / "containers", config.containers, outbox.offer)
+    runtime = ProcessRuntime(paths, config.serving, store, slots, outbox.offer, cages, containers)
     keeper = Keeper(runtime, config.serving, changed, news.tell, damaged)
     folder = FolderSource(config.device)
     transports = Transports(config, paths, link, slots.find, news.tell)
@@ -176,7 +179,7 @@ async def _build(
     environments = Environments(paths.root, SCHEMA_VERSION)
     releases = AgentReleases(paths.root, environments, slots, link.connected, make_way)
     kinds = Kinds({PROCESS: Processes(keeper, slots, config.update), AGENT: releases})
-    steps = Steps(config, paths, verifier, fetcher, slots, kinds)
+    steps = Steps(config, paths, verifier, fetcher, slots, kinds, runtime.tidy)
     reachable = asyncio.Event()
     bell = Bell(config.update, reachable)
     engine = Engine(ledger, steps, attacks, bell, config.update, changed, os.environ.get(CRASH_AT, ""), news.tell)
@@ -211,8 +214,9 @@ async def _build(
     link.on_doorbell(on_doorbell)
     link.on_change(on_change)
     return Rooms(
-        link, outbox, keeper, engine, reporter, verifier, fetcher, renewal, clones, releases, installer, transports
-    )
+        link, outbox, keeper, engine, reporter, verifier, fetcher, renewal, clones, releases, installer, transports,
+        containers,
+    )  # fmt: skip
 
 
 async def _serve(rooms: Rooms, config: AgentConfig, stop: asyncio.Event) -> None:
@@ -239,6 +243,7 @@ async def _serve(rooms: Rooms, config: AgentConfig, stop: asyncio.Event) -> None
         stop.set()
         await asyncio.wait({updating}, timeout=2 * LEAVE_S)
         await _within("drain", config.serving.drain_s + LEAVE_S, rooms.keeper.close())
+        await _within("containers", 2 * LEAVE_S, rooms.containers.close())
         await _within("flush", LEAVE_S, rooms.outbox.flush())
     finally:
         stop.set()

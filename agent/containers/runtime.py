@@ -12,7 +12,8 @@ import itertools
 import logging
 import os
 import socket
-from collections.abc import Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from agent.containers.body import ContainerBody
@@ -43,18 +44,21 @@ class Containers:
         self._owner = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
         self._numbers = itertools.count(1)
         self._running: set[str] = set()
+        self._tidying: asyncio.Task[None] | None = None
+        self._placed = 0  # images on their way
 
     async def spawn(
         self, slot: Slot, uid: int, listen: tuple[int, ...], log: Path, cpus: tuple[int, ...] = ()
     ) -> WorkerProcess:
         """A fresh worker that waits for its Start; `listen` are the descriptors it gets. Raises WorkerError."""
         name, user = slot.manifest.name, uid or os.geteuid() or USER
-        image = await self._load(slot)
         run = self._fresh_name(name)
         door = self._door(name, run, user)
         try:
-            asked = options(slot.manifest, image, self._settings, self._owner, user, door.folder, cpus)
-            body = await self._run(name, Run(run, asked), door.close)
+            async with self._placing():
+                image = await self._load(slot)
+                asked = options(slot.manifest, image, self._settings, self._owner, user, door.folder, cpus)
+                body = await self._run(name, Run(run, asked), door.close)
         except BaseException:
             door.close()
             raise
@@ -62,10 +66,16 @@ class Containers:
         channel, out = await self._admitted(name, body, door, listen, output)
         return await _worker(name, body, channel, out, output, self._on_item)
 
-    async def sweep(self, slots: Collection[str]) -> None:
-        """Removes containers that an agent has left which was killed, and images of all but these slots (names)."""
+    def tidy(self, slots: Path) -> None:
+        """Begins a `sweep` with the slots that are there; not while an image is on its way into a container."""
         if not self._settings.engine or not self._folder.is_dir():
             return  # nothing was ever run here: no engine is asked
+        if not self._placed and (self._tidying is None or self._tidying.done()):
+            names = [path.name for path in slots.iterdir()] if slots.is_dir() else []
+            self._tidying = asyncio.create_task(self.sweep(names), name="sweep-containers")
+
+    async def sweep(self, slots: Collection[str]) -> None:
+        """Removes containers that an agent has left which was killed, and images of all but these slots (names)."""
         order = Sweep(self._owner, tuple(self._running), tuple(map(self._tag, slots)))
         try:
             swept = await self._engine.ask(order, Swept, self._settings.call_s)
@@ -77,7 +87,21 @@ class Containers:
 
     async def close(self) -> None:
         """Whatever container is left ends."""
+        if self._tidying is not None:
+            self._tidying.cancel()
+            await asyncio.wait([self._tidying])
         await self._engine.close()
+
+    @asynccontextmanager
+    async def _placing(self) -> AsyncIterator[None]:
+        """Inside, no image is removed."""
+        self._placed += 1
+        try:
+            if self._tidying is not None:
+                await asyncio.wait([self._tidying])
+            yield
+        finally:
+            self._placed -= 1
 
     async def _load(self, slot: Slot) -> str:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o711)

@@ -20,10 +20,12 @@ from pathlib import Path
 import msgspec
 
 from agent.config import ServingSettings, StatePaths
-from agent.errors import AgentError
+from agent.containers.options import SLOT
+from agent.containers.runtime import Containers
+from agent.errors import AgentError, WorkerError
 from agent.installed import Installed
 from agent.runtimes.priority import quiet, restore
-from agent.sandbox.cage import Cage, Cages
+from agent.sandbox.cage import NO_CAGE, Cage, Cages
 from agent.sandbox.host import OnItem, WorkerProcess, spawn
 from agent.sandbox.level import namespaces
 from agent.sandbox.nursery import Nursery
@@ -92,14 +94,16 @@ class ProcessRuntime:
         slots: Slots,
         on_item: OnItem,
         cages: Cages | None = None,
+        containers: Containers | None = None,
     ) -> None:
-        """Without `cages` there is nothing around a worker but what it does itself."""
+        """Without `cages` there is nothing around a worker but what it does itself. `containers` are the caller's."""
         self._paths = paths
         self._settings = settings
         self._store = store
         self._slots = slots
         self._on_item = on_item
         self._cages = cages or Cages()
+        self._containers = containers
         self._nursery = Nursery() if settings.preload == "auto" else None
         self._endpoints: dict[str, Endpoint] = {}
         self._opening = asyncio.Lock()
@@ -128,6 +132,12 @@ class ProcessRuntime:
         for path in self._paths.endpoints.glob("*.sock"):
             if path not in known:
                 path.unlink(missing_ok=True)
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Containers that a killed agent has left, and images of slots that are gone, are removed beside other work."""
+        if self._containers is not None:
+            self._containers.tidy(self._paths.slots)
 
     def close(self) -> None:
         for name in list(self._endpoints):
@@ -144,10 +154,7 @@ class ProcessRuntime:
         slot = self._slots.open(module.manifest_sha256)
         endpoint = await self.endpoint(module.name)
         uid = await self._uid(module.name)
-        cage = self._cages.around(module.name, slot.path, uid, slot.manifest.resources)
-        worker = await spawn(
-            module.name, endpoint.handles, self._log(module.name), self._on_item, cage=cage, nursery=self._nursery
-        )
+        worker, cage = await self._spawn(slot, uid, endpoint.handles)
         deadline_s = slot.manifest.health.load_deadline_s
         try:
             async with quiet(worker, deadline_s * QUIET_SHARE if quietly else 0.0):
@@ -158,6 +165,17 @@ class ProcessRuntime:
             await worker.kill()
             raise
         return worker
+
+    async def _spawn(self, slot: Slot, uid: int, listen: tuple[int, ...]) -> tuple[WorkerProcess, Cage]:
+        """As its manifest says: a process in a cage, or a container."""
+        name, resources = slot.manifest.name, slot.manifest.resources
+        log = self._log(name)
+        if slot.manifest.runtime.container is not None:
+            if self._containers is None:
+                raise WorkerError(f"module {name}: this agent runs no containers", "engine-absent")
+            return await self._containers.spawn(slot, uid, listen, log), NO_CAGE
+        cage = self._cages.around(name, slot.path, uid, resources)
+        return await spawn(name, listen, log, self._on_item, cage=cage, nursery=self._nursery), cage
 
     def last_words(self, name: str) -> str:
         """The last line that a worker of the module has printed, empty where it has said nothing."""
@@ -188,7 +206,7 @@ class ProcessRuntime:
 
     def _order(self, module: Installed, slot: Slot, endpoint: Endpoint, uid: int, cage: Cage) -> Start:
         return Start(
-            slot=str(slot.path),
+            slot=str(slot.path) if slot.manifest.runtime.container is None else SLOT,
             manifest=slot.manifest_bytes,
             sampling=module.sampling or slot.manifest.sampling,  # as in policy(), without reading the slot twice
             listen=endpoint.handles,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from agent.config import AgentConfig
 from agent.errors import UpdateError
-from agent.installed import PROCESS
+from agent.installed import PROCESS, kept_as
 from agent.slots import Slots
 from agent.transfer.fetch import Fetcher
 from modules.manifest import Manifest
@@ -60,7 +60,7 @@ class Budget:
 
     def check_memory(self, trial: Sequence[Manifest]) -> None:
         """That spare workers fit beside those that serve. Raises UpdateError `memory-budget` with the numbers."""
-        need = sum(one.requires.memory_mib for one in trial if one.runtime.kind == PROCESS) * _MIB
+        need = sum(one.requires.memory_mib for one in trial if kept_as(one.runtime.kind) == PROCESS) * _MIB
         available = _available(MEMINFO)
         if self._check_memory and need and available is not None and available < need:
             text = f"expected {_mib(need)} of memory to try the new modules beside the old, got {_mib(available)}"

@@ -21,7 +21,7 @@ from agent.config import AgentConfig, StatePaths
 from agent.errors import UpdateError
 from agent.files import write_durably
 from agent.formats import check_formats
-from agent.installed import Installed, ModuleSet, changes
+from agent.installed import Installed, ModuleSet, changes, kept_as
 from agent.runtimes.past import Before
 from agent.slots import Slots, Stop, verify_file
 from agent.transfer.fetch import Fetcher
@@ -50,13 +50,16 @@ class Steps:
         fetcher: Fetcher,
         slots: Slots,
         kinds: Kinds,
+        pruned: Callable[[], None] = lambda: None,
     ) -> None:
+        """`pruned` is called when slots have gone."""
         self._config = config
         self._paths = paths
         self._verifier = verifier
         self._fetcher = fetcher
         self._slots = slots
         self._kinds = kinds
+        self._pruned = pruned
         self._budget = Budget(config, paths.staging, slots, fetcher)
         self.done_bytes = 0
         self.total_bytes = 0
@@ -77,7 +80,7 @@ class Steps:
         for module in desired.modules:
             if module.manifest_sha256 in held:
                 continue
-            if not self._kinds.knows(module.manifest.runtime.kind):
+            if not self._kinds.knows(kept_as(module.manifest.runtime.kind)):
                 text = f"module {module.name}: this device runs no modules of kind {module.manifest.runtime.kind}"
                 raise UpdateError(text, "requirements")
             check_formats(module.manifest)
@@ -180,6 +183,7 @@ class Steps:
         if self._config.update.keep_slots > 1:
             digests |= previous.digests
         await asyncio.to_thread(self._slots.prune, digests)
+        self._pruned()
         if all_staging:
             self._fetcher.clear()
             await asyncio.to_thread(shutil.rmtree, self._incoming, True)
@@ -278,7 +282,7 @@ def to_set(desired: Desired) -> ModuleSet:
                 mode=module.mode,
                 sampling=module.sampling,
                 config=module.config,
-                kind=module.manifest.runtime.kind,
+                kind=kept_as(module.manifest.runtime.kind),
             )
             for module in desired.modules
         ),
