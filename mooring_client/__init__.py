@@ -1,4 +1,16 @@
 """Ask a module for predictions from an application on the same device: over shared memory, or HTTP where that is not.
 
 Needs nothing but the standard library; NumPy only where arrays are wanted. Imports nothing of the agent.
+
+    from mooring_client import Client
+
+    with Client("digits") as digits:
+        print(digits.predict(x=rows)["label"])
 """
+
+from mooring_client.client import Client
+from mooring_client.errors import ClientError, Gone, Refused, Timeout
+from mooring_client.prediction import Prediction
+from mooring_client.tensors import Spec, Tensor
+
+__all__ = ["Client", "ClientError", "Gone", "Prediction", "Refused", "Spec", "Tensor", "Timeout"]
