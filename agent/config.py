@@ -153,7 +153,8 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     in namespaces of their own (by bubblewrap), where that works (auto), never (off), or else not at all (require).
     `confinement_floor` is the level below which no module is run, whatever it asks for itself. `preload`: whether
     workers are forked from a process that has the libraries in memory (auto), which makes them quick and small, or each
-    started afresh (off), which gives each its own layout of memory.
+    started afresh (off), which gives each its own layout of memory. `fpga_emulation`: whether an emulation may answer
+    for FPGA modules where the board cannot, also when a module does not ask for it; it is always reported.
     """
 
     host: str = "127.0.0.1"
@@ -162,6 +163,7 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     isolation: Literal["auto", "off", "require"] = "auto"
     confinement_floor: Confinement = Confinement.UNKNOWN
     preload: Literal["auto", "off"] = "auto"
+    fpga_emulation: bool = False
     drain_s: float = 10.0
     ping_every_s: float = 5.0
     ping_timeout_s: float = 10.0

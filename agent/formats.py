@@ -13,15 +13,18 @@ from pathlib import PurePosixPath
 from agent.errors import AgentError
 from modules.environment import is_inside
 from modules.manifest import Manifest
+from modules.overlay import EMULATION_NAME
 from modules.runtime import Runtime, Stage
 
-MODELS = {"onnx": (".onnx",), "script": (".py",), "tflite": (".tflite",)}
+MODELS = {"fpga": (".json",), "onnx": (".onnx",), "script": (".py",), "tflite": (".tflite",)}
 # Data that nothing executes: tables, labels, configuration, arrays without objects, weights, pictures.
 _DATA = frozenset({
     "", ".bin", ".csv", ".data", ".jpeg", ".jpg", ".json", ".jsonl", ".lock", ".md", ".model", ".msgpack", ".npy",
     ".npz", ".onnx", ".onnx_data", ".parquet", ".pb", ".pbtxt", ".png", ".raw", ".safetensors", ".spm", ".tflite",
     ".toml", ".tsv", ".txt", ".vocab", ".weight", ".weights", ".xml", ".yaml", ".yml",
 })  # fmt: skip
+# Circuits and what describes them: only for modules of the FPGA, which the agent programs with what it has verified.
+_CIRCUITS = frozenset({".bit", ".dtbo", ".hwh"})
 
 
 class FormatError(AgentError):
@@ -44,9 +47,12 @@ def check_formats(manifest: Manifest) -> None:
         _check_stage(stage, runtime)
     if runtime.environment and not runtime.scripted:
         raise FormatError(f"{manifest.name}: expected libraries only beside a script; the module is refused")
+    fpga = any(stage.backend == "fpga" for stage in manifest.stages)
     for file in manifest.files:
         if is_inside(file.path, runtime.environment):
             continue  # a script runs what it likes; libraries are native code, too, and confined with it
+        if fpga and _of_overlay(file.path):
+            continue
         if _suffix(file.path) not in _DATA and not (runtime.scripted and _suffix(file.path) == ".py"):
             raise FormatError(
                 f"{file.path}: expected a format that runs no code when it is opened, got {_suffix(file.path)}; "
@@ -64,6 +70,11 @@ def _check_stage(stage: Stage, runtime: Runtime) -> None:
         raise FormatError(f"{stage.model}: {text}; it is refused")
     if stage.entry and _suffix(stage.entry) != ".py":
         raise FormatError(f"{stage.entry}: expected an entry script as .py; it is refused")
+
+
+def _of_overlay(path: str) -> bool:
+    """An emulation is native code: like a script, it is run in the confined worker and nowhere else."""
+    return _suffix(path) in _CIRCUITS or EMULATION_NAME.fullmatch(PurePosixPath(path).name) is not None
 
 
 def _check_wheels(manifest: Manifest) -> None:

@@ -68,9 +68,9 @@ class Stream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Overlay(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """`bitstream` (.bit), `raw_bitstream` (.bit.bin, for the kernel's FPGA manager), `hardware` (.hwh) and
-    `device_tree` (.dtbo) are paths inside the module, empty where the vendor's tool was not there. `emulation` holds, by machine
-    (as `uname -m` says it), the library that computes bit for bit what the circuit does. `source_sha256` is the digest
-    of the generated sources that both were made from. `clock_ns` is the period of the clock.
+    `device_tree` (.dtbo) are paths inside the module, empty where the vendor's tool was not there. `emulation` holds,
+    by machine (as `uname -m` says it), the library that computes bit for bit what the circuit does. `source_sha256` is
+    the digest of the generated sources that both were made from. `clock_ns` is the period of the clock.
     """
 
     input: Port

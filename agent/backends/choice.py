@@ -16,6 +16,7 @@ from modules.runtime import Stage
 ENTRY_POINTS = "mooring.backends"
 # Where each of ours lives, as text: its libraries are imported only when a module asks for it.
 _OURS = {
+    "fpga": "agent.backends.fpga:FpgaBackend",
     "onnx": "agent.backends.onnx:OnnxBackend",
     "script": "agent.backends.script:ScriptBackend",
     "tflite": "agent.backends.tflite:TfliteBackend",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 
+from agent.fpga.circuit import Circuit
 from modules.runtime import CPU
 
 
@@ -14,6 +15,7 @@ class Place(msgspec.Struct, frozen=True):
     `parallel` how many predictions may run at once (0: as the backend likes). `providers` is the device's own order.
     `cache` is a folder of this module's digest for what the runtime compiles, None where there is none.
     `gpu_memory_mib` caps what is taken of an accelerator's memory (0: no cap). `root` is where /sys and /dev stand.
+    `circuit` is what there is of an FPGA.
     """
 
     slot: Path
@@ -24,3 +26,4 @@ class Place(msgspec.Struct, frozen=True):
     cache: Path | None = None
     gpu_memory_mib: int = 0
     root: Path = Path("/")
+    circuit: Circuit = Circuit()

@@ -23,9 +23,12 @@ from agent.config import ServingSettings, StatePaths
 from agent.containers.options import SLOT
 from agent.containers.runtime import Containers
 from agent.errors import AgentError, WorkerError
+from agent.fpga.circuit import Circuit
+from agent.fpga.fabric import Fabric
 from agent.installed import Installed
 from agent.runtimes.priority import quiet, restore
 from agent.sandbox.cage import NO_CAGE, Cage, Cages
+from agent.sandbox.given import Given
 from agent.sandbox.host import OnItem, WorkerProcess, spawn
 from agent.sandbox.level import namespaces
 from agent.sandbox.nursery import Nursery
@@ -95,8 +98,11 @@ class ProcessRuntime:
         on_item: OnItem,
         cages: Cages | None = None,
         containers: Containers | None = None,
+        fabric: Fabric | None = None,
     ) -> None:
-        """Without `cages` there is nothing around a worker but what it does itself. `containers` are the caller's."""
+        """Without `cages` there is nothing around a worker but what it does itself. `containers` are the caller's.
+        Only tests give a `fabric`.
+        """
         self._paths = paths
         self._settings = settings
         self._store = store
@@ -105,6 +111,7 @@ class ProcessRuntime:
         self._cages = cages or Cages()
         self._containers = containers
         self._nursery = Nursery() if settings.preload == "auto" else None
+        self._fabric = fabric or Fabric(settings.fpga_emulation)
         self._endpoints: dict[str, Endpoint] = {}
         self._opening = asyncio.Lock()
 
@@ -154,11 +161,16 @@ class ProcessRuntime:
         slot = self._slots.open(module.manifest_sha256)
         endpoint = await self.endpoint(module.name)
         uid = await self._uid(module.name)
-        worker, cage = await self._spawn(slot, uid, endpoint.handles)
+        circuit = await self._fabric.prepare(slot.manifest, slot.path)
+        try:
+            worker, cage = await self._spawn(slot, uid, (*endpoint.handles, *circuit.handles))
+        finally:
+            circuit.close()
+        self._fabric.used_by(worker, circuit)
         deadline_s = slot.manifest.health.load_deadline_s
         try:
             async with quiet(worker, deadline_s * QUIET_SHARE if quietly else 0.0):
-                await worker.start(self._order(module, slot, endpoint, uid, cage), deadline_s)
+                await worker.start(self._order(module, slot, endpoint, uid, cage, circuit), deadline_s)
                 if slot.manifest.health.golden:
                     await worker.self_test(deadline_s)
         except BaseException:
@@ -204,7 +216,9 @@ class ProcessRuntime:
     def _log(self, name: str) -> Path:
         return self._paths.root / "logs" / f"{name}.log"
 
-    def _order(self, module: Installed, slot: Slot, endpoint: Endpoint, uid: int, cage: Cage) -> Start:
+    def _order(
+        self, module: Installed, slot: Slot, endpoint: Endpoint, uid: int, cage: Cage, circuit: Circuit
+    ) -> Start:
         return Start(
             slot=str(slot.path) if slot.manifest.runtime.container is None else SLOT,
             manifest=slot.manifest_bytes,
@@ -216,6 +230,7 @@ class ProcessRuntime:
             outside=namespaces(),
             around=cage.words,
             floor=self._settings.floor,
+            given=Given(circuit=circuit),
         )
 
     async def _uid(self, name: str) -> int:

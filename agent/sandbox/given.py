@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
+from agent.fpga.circuit import Circuit
 from modules.runtime import CPU
 
 
@@ -17,7 +18,7 @@ class Given(msgspec.Struct, frozen=True, omit_defaults=True):
     compile. `fast`: the descriptor on which clients of the shared-memory path are accepted (-1: none). `dial`: the
     descriptor through which connections for sources come (-1: none). `places`: the paths that its sources may read.
     `token`: what a client must show on the TCP port (empty: nothing). `peers`: the user ids that may use the Unix
-    sockets (empty: all).
+    sockets (empty: all). `circuit`: the devices of its FPGA, or why there are none.
     """
 
     providers: tuple[str, ...] = (CPU,)
@@ -29,3 +30,4 @@ class Given(msgspec.Struct, frozen=True, omit_defaults=True):
     places: tuple[str, ...] = ()
     token: str = ""
     peers: tuple[int, ...] = ()
+    circuit: Circuit = Circuit()

@@ -78,9 +78,7 @@ def _flattened(graph: GraphProto) -> _Graph:
             same[node.output[0]] = node.input[0]
         else:
             nodes.append(node)
-    outputs = []
-    for one in graph.output:  # an output behind an Identity is the tensor before it
-        outputs.append((one.name, same.get(one.name, one.name), one))
+    outputs = [(one.name, same.get(one.name, one.name), one) for one in graph.output]  # behind an Identity: before it
     return _Graph(nodes, constants, [one for one in graph.input if one.name not in constants], outputs)
 
 
