@@ -35,6 +35,7 @@ from modules.runtime import Stage
 from modules.tensors import TensorSpec
 
 _MODULE = "mooring_entry"
+_AS_JSON = (("Content-Type", "application/json"),)
 
 
 class ScriptBackend:
@@ -107,7 +108,8 @@ class ScriptBackend:
     def _values(self, inputs: Mapping[str, Array]) -> Mapping[str, object]:
         names = [spec.name for spec in self._outputs]
         if self._predict is None:
-            call = ScoreCall(run_text({name: lists(array) for name, array in inputs.items()}).encode())
+            text = run_text({name: lists(array) for name, array in inputs.items()})
+            call = ScoreCall(text.encode(), headers=_AS_JSON)
             return run_result(answered_value(self._ran(call)), names)
         # The script's own copies: it may write to them, and ours are profiled afterwards.
         copies = {name: array.copy() for name, array in inputs.items()}

@@ -15,6 +15,7 @@ from modules.entry import EntryError
 from modules.tensors import TensorSpec
 
 MAX_STATUS, MIN_STATUS = 599, 200
+_WITHOUT_BODY = (204, 205, 304)
 JSON = "application/json"
 _OURS = frozenset({"content-type", "content-length", "connection", "transfer-encoding"})
 
@@ -82,8 +83,9 @@ def _bytes(value: object) -> Array:
 
 def _response(result: Response) -> ScoreAnswer:
     body, status = result.get_data(), result.status_code
-    if not isinstance(body, bytes) or not isinstance(status, int) or not MIN_STATUS <= status <= MAX_STATUS:
-        raise EntryError(f"entry script: expected a response with a status from 200 to 599 and bytes, got {status}")
+    known = isinstance(status, int) and MIN_STATUS <= status <= MAX_STATUS and status not in _WITHOUT_BODY
+    if not isinstance(body, bytes) or not isinstance(status, int) or not known:
+        raise EntryError(f"entry script: expected bytes and a status from 200 to 599 with a body, got {status}"[:500])
     pairs = [(str(name), str(value)) for name, value in result.headers.items()]
     for name, value in pairs:
         if not name.isascii() or any(mark in name + value for mark in "\r\n\0"):

@@ -214,7 +214,7 @@ class Connection(asyncio.BufferedProtocol):
     def on_message_complete(self) -> None:
         head = self._head
         head.method = self._parser.get_method()
-        head.target = head.target.partition(b"?")[0]
+        head.target, _, head.query = head.target.partition(b"?")
         head.keep_alive = self._parser.should_keep_alive() and not self._parser.should_upgrade()
         if self._raw_head and self._size == head.length:
             self._shared.heads.keep(self._raw_head, head)
@@ -238,6 +238,7 @@ class Connection(asyncio.BufferedProtocol):
         return Request(
             head.method, head.target, body, head.json_length, head.keep_alive, arrived,
             arrived + head.deadline_ms * _NS_PER_MS if head.deadline_ms else 0, alone, head.encoding, head.accepts,
+            head.query, head.named,
         )  # fmt: skip
 
     def _proceed(self) -> None:

@@ -5,7 +5,7 @@ No sockets and no tensors here. `connection` makes Requests and writes Replies, 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 import msgspec
@@ -68,6 +68,8 @@ class Request(msgspec.Struct):
     alone: bool = True
     encoding: bytes = b""  # of the body
     accepts: bytes = b""  # Accept-Encoding
+    query: bytes = b""
+    named: Sequence[tuple[bytes, bytes]] = ()  # every header as it came
 
 
 class Reply(msgspec.Struct):
@@ -96,7 +98,8 @@ class Reply(msgspec.Struct):
         if last:
             extra += b"Connection: close\r\n"
         kind = self.kind or (JSON if self.json_length is None else BYTES)
-        head = _START[self.status] + b"Content-Type: %b\r\nContent-Length: %d\r\n" % (kind, size)
+        start = _START.get(self.status) or b"HTTP/1.1 %d \r\n" % self.status  # a script may answer with any
+        head = start + b"Content-Type: %b\r\nContent-Length: %d\r\n" % (kind, size)
         return b"".join((head, extra, b"\r\n", self.body, *self.blobs))
 
 

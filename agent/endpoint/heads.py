@@ -36,12 +36,15 @@ class Head(msgspec.Struct):
     expects: bool = False
     chunked: bool = False
     fields: int = 0
+    query: bytes = b""
+    named: list[tuple[bytes, bytes]] = msgspec.field(default_factory=list)  # every header, for scripts that ask
     named_bytes: int = 0
 
     def add(self, name: bytes, value: bytes) -> None:
         """One header. Raises Refused."""
         self.fields += 1
         self.named_bytes += len(name) + len(value)
+        self.named.append((name, value))
         if len(name) not in _LENGTHS:
             return
         name = name.lower()

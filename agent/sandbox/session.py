@@ -19,14 +19,16 @@ from agent.backends import Array, BackendError
 from agent.backends.choice import open_backend, whole
 from agent.backends.environment import use_libraries
 from agent.backends.place import Place
+from agent.endpoint.batches import has_rows
 from agent.endpoint.codec import DTYPES
 from agent.endpoint.counters import Counters
-from agent.endpoint.exchange import Limits
+from agent.endpoint.exchange import Handler, Limits
 from agent.endpoint.http import Endpoint
 from agent.endpoint.oip import Parser, never_missing
 from agent.endpoint.predictor import Predictor
 from agent.endpoint.recorder import Recorder
 from agent.endpoint.resources import Resources
+from agent.endpoint.score import Score
 from agent.fast.opening import open_fast
 from agent.formats import check_formats
 from agent.sandbox.confine import ConfineError, confine
@@ -64,14 +66,17 @@ class Session:
         self._manifest = manifest
         self._backend = backend
         resources = manifest.resources
-        self._predictor = Predictor(backend, self.counters, resources.max_queue, resources.request_deadline_s)
+        self._predictor = Predictor(
+            backend, self.counters, resources.max_queue, resources.request_deadline_s,
+            batch_rows=manifest.runtime.batch_rows if has_rows(manifest) else 1,
+        )  # fmt: skip
         self.watch = Watch(
             manifest, manifest_digest(order.manifest), reference, reference_digest, order.sampling, self.counters,
             time.time, send,
         )  # fmt: skip
-        self._recorder = Recorder(self.counters, self.watch.observe)
+        self._recorder = Recorder(self.counters, self.watch.observe, self.watch.observe_together)
         complete = never_missing(manifest, _complete_tensors(reference))
-        self._endpoint = Endpoint(self._resources(complete), _limits(manifest))
+        self._endpoint = Endpoint(self._handler(complete), _limits(manifest))
         self._fast = open_fast(
             order.given, manifest, self._predictor, self.counters, self._recorder, self.watch, complete
         )
@@ -91,6 +96,8 @@ class Session:
         if golden.cases:
             inputs = golden_inputs(golden.cases[0])
             self._predictor.warm_up(inputs, _rows(self._manifest, inputs))
+            with contextlib.suppress(BackendError):
+                self._predictor.prove(inputs, _rows(self._manifest, inputs), health.rtol, health.atol)
         return Passed(len(golden.cases), worst)
 
     async def serve(self) -> None:
@@ -118,6 +125,14 @@ class Session:
         self._predictor.close()
         self._backend.close()
 
+    def _handler(self, not_missing: frozenset[str]) -> Handler:
+        """With `/score` beside the protocol where a script takes requests as they come."""
+        resources = self._resources(not_missing)
+        if not getattr(self._backend, "scores", False):
+            return resources
+        here = self._predictor.run_here
+        return Score(resources, here, self._recorder, self.counters, self._manifest, self._backend.parallel)
+
     def _resources(self, not_missing: frozenset[str]) -> Resources:
         parser = Parser(self._manifest, not_missing)
         return Resources(self._manifest, parser, self._predictor, self.counters, self._recorder)
@@ -128,9 +143,10 @@ class Session:
         """
         if self._manifest.runtime.scripted:
             return
-        inputs = {spec.name: _zeros(spec) for spec in self._manifest.inputs}
+        health, inputs = self._manifest.health, {spec.name: _zeros(spec) for spec in self._manifest.inputs}
         with contextlib.suppress(BackendError):
             self._predictor.warm_up(inputs, 1)
+            self._predictor.prove(_two_rows(inputs), 2, health.rtol, health.atol)
 
 
 def _confined(order: Start, manifest: Manifest) -> tuple[str, Confinement]:
@@ -160,7 +176,6 @@ def _place(slot: Path, manifest: Manifest, order: Start) -> Place:
         providers=given.providers,
         cache=Path(given.cache) if given.cache else None,
         gpu_memory_mib=given.gpu_memory_mib,
-        circuit=given.circuit,
     )
 
 
@@ -199,3 +214,10 @@ def _zeros(spec: TensorSpec) -> Array:
     if spec.datatype == "BYTES":
         return np.full(shape, b"", dtype=object)
     return np.zeros(shape, DTYPES[spec.datatype])
+
+
+def _two_rows(zeros: dict[str, Array]) -> dict[str, Array]:
+    """A row of zeros and one of ones; of text, two empty ones."""
+    return {
+        name: np.concatenate([row, row if row.dtype.kind == "O" else np.ones_like(row)]) for name, row in zeros.items()
+    }
