@@ -176,6 +176,7 @@ def _place(slot: Path, manifest: Manifest, order: Start) -> Place:
         providers=given.providers,
         cache=Path(given.cache) if given.cache else None,
         gpu_memory_mib=given.gpu_memory_mib,
+        circuit=given.circuit,
     )
 
 
