@@ -11,17 +11,19 @@ from pathlib import Path, PurePosixPath
 from cloud_hub.building.bench import Bench
 from cloud_hub.building.request import BuildRequest
 from cloud_hub.errors import Unprocessable
+from cloud_hub.fpga.module import is_of_overlay, overlay_in
 from cloud_hub.registry import ModelVersion
 from modules.bundle import check_path
 from modules.entry import check_source
 from modules.environment import FOLDER, LOCK_PATH, is_inside
+from modules.overlay import OVERLAY_PATH
 
 ENTRY_PATH = "entry.py"
 GOLDEN_PATH = "golden.msgpack"
 REFERENCE_PATH = "reference.json"
 _RESERVED = (GOLDEN_PATH, REFERENCE_PATH, ENTRY_PATH, LOCK_PATH)
 # The models that each backend loads; of a third party's backend, any of them.
-BACKEND_SUFFIXES: dict[str, tuple[str, ...]] = {"onnx": (".onnx",), "tflite": (".tflite",)}
+BACKEND_SUFFIXES: dict[str, tuple[str, ...]] = {"fpga": (OVERLAY_PATH,), "onnx": (".onnx",), "tflite": (".tflite",)}
 MODEL_SUFFIXES = tuple(sorted({suffix for suffixes in BACKEND_SUFFIXES.values() for suffix in suffixes}))
 # Formats that carry weights, tables and pictures, never code that runs on loading.
 DATA_SUFFIXES = frozenset({
@@ -36,10 +38,12 @@ async def gather(request: BuildRequest, model: ModelVersion, bench: Bench) -> di
     Raises Unprocessable `format-refused` or `path-reserved`, NotFound for an upload that is not there.
     """
     scripted = bool(request.entry) or (request.runtime is not None and request.runtime.scripted)
+    circuit = bool(overlay_in([file.path for file in model.files]))
     sources: dict[str, Path] = {}
     for file in model.files:
         path = f"{request.folder}/{file.path}" if request.folder else file.path
-        _check(path, scripted)
+        if not (circuit and is_of_overlay(path)):
+            _check(path, scripted)
         sources[path] = await bench.fetch(file.sha256, f"model/{path}")
     if request.entry:
         sources[ENTRY_PATH] = await bench.fetch(request.entry, ENTRY_PATH)

@@ -18,12 +18,14 @@ from cloud_hub.building.request import BuildRequest
 from cloud_hub.building.resolve import Resolver, Target
 from cloud_hub.building.runtime import runtime
 from cloud_hub.errors import Unprocessable
+from cloud_hub.fpga.module import read_overlay
 from cloud_hub.model_probe import ProbeRequest, ProbeResult, probe
 from cloud_hub.registry import ModelVersion
 from firmware_profiles.profile import DeviceProfile, Requirements
 from modules.bundle import FileEntry
 from modules.environment import FOLDER
 from modules.manifest import Health, Manifest, Resources, Runtime, SamplingPolicy
+from modules.tensors import TensorSpec
 
 
 async def model_manifest(
@@ -48,7 +50,7 @@ async def model_manifest(
         runtime=runs,
         requires=_required(request, runs, profile, target, own, carried),
         resources=request.resources or Resources(),
-        health=msgspec.structs.replace(request.health or Health(), golden=GOLDEN_PATH if result.golden else ""),
+        health=_health(request, runs, result.golden),
         sampling=request.sampling or SamplingPolicy(),
         reference=REFERENCE_PATH if result.reference else "",
     )
@@ -91,15 +93,40 @@ def _probe_request(request: BuildRequest, runs: Runtime, sources: Mapping[str, P
         )
     for digest in filter(None, (request.reference, request.golden)):
         bench.blobs.size(digest)
+    inputs, outputs = _declared(request, runs, sources)
     return ProbeRequest(
-        model="" if runs.scripted else str(sources[runs.model]),
-        inputs=request.inputs,
-        outputs=request.outputs,
+        model="" if inputs else str(sources[runs.model]),
+        inputs=inputs,
+        outputs=outputs,
         training=str(bench.blobs.path(request.reference)) if request.reference else "",
         golden=str(bench.blobs.path(request.golden)) if request.golden else "",
         output_folder=str(bench.folder),
         labels=request.labels,
     )
+
+
+def _declared(
+    request: BuildRequest, runs: Runtime, sources: Mapping[str, Path]
+) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """The tensors of what is not run here, whose answers stand beside its inputs: scripts and circuits."""
+    if runs.scripted:
+        return request.inputs, request.outputs
+    if runs.backend != "fpga" or runs.stages:
+        return (), ()
+    overlay = read_overlay(runs.model, sources[runs.model], sources)
+    given, answered = (
+        msgspec.structs.replace(port.spec, labels=tuple(request.labels.get(port.name, ())))
+        for port in (overlay.input, overlay.output)
+    )
+    return (given,), (answered,)
+
+
+def _health(request: BuildRequest, runs: Runtime, golden: bool) -> Health:
+    """Board and emulation of a circuit must agree to the last bit, unless other tolerances than the usual are said."""
+    health, usual = request.health or Health(), Health()
+    if runs.backend == "fpga" and not runs.stages and (health.rtol, health.atol) == (usual.rtol, usual.atol):
+        health = msgspec.structs.replace(health, rtol=0.0, atol=0.0)
+    return msgspec.structs.replace(health, golden=GOLDEN_PATH if golden else "")
 
 
 def _written(result: ProbeResult, folder: Path) -> dict[str, Path]:

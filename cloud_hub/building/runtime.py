@@ -12,6 +12,7 @@ import msgspec
 from cloud_hub.building.contents import BACKEND_SUFFIXES, ENTRY_PATH, MODEL_SUFFIXES
 from cloud_hub.building.request import BuildRequest
 from cloud_hub.errors import Unprocessable
+from cloud_hub.fpga.module import overlay_in
 from modules.manifest import Runtime
 from modules.runtime import Stage
 
@@ -37,6 +38,8 @@ def _single(wish: Runtime, request: BuildRequest, files: Collection[str]) -> Run
     if request.entry or wish.entry:
         entry = ENTRY_PATH if request.entry else _among("entry", wish.entry, files)
         return msgspec.structs.replace(wish, backend="script", model=_beside_script(wish, files), entry=entry)
+    if wish.backend == Runtime().backend and wish.model in ("", DEFAULT_MODEL) and overlay_in(files):
+        wish = msgspec.structs.replace(wish, backend="fpga")  # nobody else has such a file
     return msgspec.structs.replace(wish, model=_model(wish.backend, wish.model, files))
 
 
