@@ -64,7 +64,10 @@ class Instance:
         if not changed:
             return
         for name, shape in changed.items():
-            self._interpreter.resize_tensor_input(self._inputs[name]["index"], list(shape), strict=True)
+            details = self._inputs[name]
+            if not _takes(_signature(details), shape):  # the interpreter's own check forgets what was free
+                raise ValueError(f"{name}: expected shape {list(_signature(details))}, got {list(shape)}")
+            self._interpreter.resize_tensor_input(details["index"], list(shape))
         self._interpreter.allocate_tensors()
         self._shapes.update(changed)
 
@@ -90,8 +93,19 @@ def _spec(name: str, details: Mapping[str, Any]) -> TensorSpec:
     if not datatype:
         text = f"expected one of the protocol's datatypes, got {dtype.name}"
         raise BackendError("load-failed", f"tensor {name}: {text}")
-    signature = details["shape_signature"] if len(details["shape_signature"]) else details["shape"]
-    return TensorSpec(name, datatype, tuple(int(size) if size > 0 else -1 for size in signature))
+    return TensorSpec(name, datatype, _signature(details))
+
+
+def _signature(details: Mapping[str, Any]) -> tuple[int, ...]:
+    """-1 is a free size."""
+    told = details["shape_signature"] if len(details["shape_signature"]) else details["shape"]
+    return tuple(int(size) if size > 0 else -1 for size in told)
+
+
+def _takes(signature: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    if len(signature) != len(shape):
+        return False
+    return all(want in (-1, have) for want, have in zip(signature, shape, strict=True))
 
 
 def _said(error: Exception) -> str:
