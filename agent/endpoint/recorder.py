@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 from agent.backends import Array
+from agent.endpoint.batches import cut
 from agent.endpoint.counters import Counters
 
 PACE_S = 0.05
@@ -28,15 +29,36 @@ class Prediction(msgspec.Struct, gc=False):
     outputs: Mapping[str, Array]
 
 
+class Together(msgspec.Struct, gc=False):
+    """What ran together: ids and rows of each request, whose rows lie one below the other. Nobody writes to them."""
+
+    ids: list[str]
+    rows: list[int]
+    inputs: Mapping[str, Array]
+    outputs: Mapping[str, Array]
+
+    def apart(self) -> list[Prediction]:
+        """As predictions of their own, views of the same arrays."""
+        predictions, start = [], 0
+        for id_, rows in zip(self.ids, self.rows, strict=True):
+            stop = start + rows
+            predictions.append(Prediction(id_, rows, cut(self.inputs, start, stop), cut(self.outputs, start, stop)))
+            start = stop
+        return predictions
+
+
 Observer = Callable[[Prediction], None]
 
 
 class Recorder:
-    """`observe` is called on the loop's thread, and must not raise."""
+    """`observe` is called on the loop's thread, and must not raise; so is `observe_together`, for what ran together."""
 
-    def __init__(self, counters: Counters, observe: Observer) -> None:
+    def __init__(
+        self, counters: Counters, observe: Observer, observe_together: Callable[[Together], None] | None = None
+    ) -> None:
         self._counters = counters
         self.observe = observe
+        self.observe_together = observe_together or self._each
         self._left: deque[tuple[Prediction, int]] = deque(maxlen=MAX_LEFT)
         self._lost = 0
         self._taker: asyncio.Task[None] | None = None
@@ -47,9 +69,18 @@ class Recorder:
         self._counters.rows += rows
         self._counters.latency.add(took_us)
 
+    def _each(self, together: Together) -> None:
+        for prediction in together.apart():
+            self.observe(prediction)
+
     def leave(self, prediction: Prediction, took_us: int) -> None:
         """From any thread."""
         self._left.append((prediction, took_us))
+
+    @property
+    def waiting(self) -> int:
+        """How many were left and not taken up."""
+        return len(self._left)
 
     def start(self) -> None:
         self._taker = asyncio.create_task(self._take(), name="recorder")

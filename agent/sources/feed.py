@@ -1,0 +1,222 @@
+"""The thread of one source: takes items, gathers small ones, has them predicted, leaves them to be counted.
+
+What a source does wrong stays in it: an item that cannot be read or predicted is counted and told, a source that fails
+is opened again after a pause. Made by `agent.sources.opened`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import threading
+import time
+from collections.abc import Iterator, Sequence
+
+import msgspec
+import numpy as np
+
+from agent.backends import Array, BackendError
+from agent.endpoint.counters import Counters
+from agent.endpoint.exchange import Refused
+from agent.endpoint.predictor import Predictor
+from agent.endpoint.recorder import Prediction, Recorder
+from agent.sources.asking import AskError, Device
+from agent.sources.content import rows_of
+from agent.sources.items import Ended, Intake, Item, Result
+from modules.manifest import Manifest
+
+FIRST_PAUSE_S = 0.25
+LONGEST_PAUSE_S = 30.0
+TURN_PAUSE_S = 0.1
+FULL_PAUSE_S = 0.002
+MAX_LEFT = 1024  # predictions that wait to be counted; more, and the source waits
+MAX_LEFT_BYTES = 64 * 1024 * 1024
+
+log = logging.getLogger(__name__)
+
+
+class Together(msgspec.Struct, frozen=True):
+    """How a module's items may be run together: the inputs with rows; none where they may not."""
+
+    batched: tuple[str, ...]
+    joins: bool
+    most_rows: int
+
+
+def together(manifest: Manifest) -> Together:
+    """Only where every input and output has rows."""
+    free = [spec.shape[:1] == (-1,) for spec in (*manifest.inputs, *manifest.outputs)]
+    batched = tuple(spec.name for spec in manifest.inputs if spec.shape[:1] == (-1,))
+    return Together(batched, all(free), manifest.runtime.batch_rows)
+
+
+class Feed:
+    """`start`, then `stop` from the loop's thread. `state` says how it does, in a word or two."""
+
+    def __init__(
+        self, kind: str, intake: Intake, device: Device, rules: Together, predictor: Predictor, recorder: Recorder,
+        counters: Counters,
+    ) -> None:  # fmt: skip
+        self.kind = kind
+        self.state = "waiting"
+        self.taken = self.failed = 0
+        self._intake = intake
+        self._device = device
+        self._rules = rules
+        self._predictor = predictor
+        self._recorder = recorder
+        self._counters = counters
+        self._stop = threading.Event()
+        self._life = os.urandom(8).hex()
+        self._number = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=self._work, name=f"source-{kind}", daemon=True)
+
+    @property
+    def dropped(self) -> int:
+        return self._intake.dropped
+
+    def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    async def stop(self, deadline_s: float) -> None:
+        """Asks it to end, and waits; what is being predicted ends by its own deadline."""
+        self._stop.set()
+        if self._thread.is_alive():
+            await asyncio.to_thread(self._thread.join, deadline_s)
+        if self._thread.is_alive():
+            log.warning("a source (%s) did not end within %g s: it is left behind", self.kind, deadline_s)
+
+    @property
+    def stopping(self) -> threading.Event:
+        return self._stop
+
+    def predict(self, name: str, inputs: dict[str, Array], rows: int, token: object = None) -> Result:
+        """One item at once. Never raises."""
+        return self._one(Item(name, inputs, rows, token=token))
+
+    def _work(self) -> None:
+        while not self._device.begin():
+            if self._stop.wait(TURN_PAUSE_S):
+                return
+        pause_s = FIRST_PAUSE_S
+        while not self._stop.is_set():
+            before = self.taken
+            try:
+                self._round()
+            except Ended as end:
+                self.state = f"ended: {end}"
+                break
+            except (OSError, AskError, ValueError) as error:
+                self._note(error)
+            except Exception as error:  # of a library, or of the script's loop
+                log.exception("a source (%s) failed", self.kind)
+                self.state = f"failed: {type(error).__name__}"
+            finally:
+                self._close()
+            pause_s = FIRST_PAUSE_S if self.taken > before else min(LONGEST_PAUSE_S, 2 * pause_s)
+            self._stop.wait(pause_s * random.uniform(0.5, 1.0))
+
+    def _round(self) -> None:
+        """From opened to closed."""
+        self._intake.open()
+        self.state = "open"
+        while not self._stop.is_set():
+            items = self._intake.take(self._rules.most_rows)
+            if not items:
+                continue
+            self.taken += len(items)
+            for group in self._groups(items):
+                self._run(group)
+            self._intake.settled(items)
+
+    def _groups(self, items: list[Item]) -> Iterator[list[Item]]:
+        """Neighbours that can be run together."""
+        group: list[Item] = []
+        rows = 0
+        for item in items:
+            joins = self._rules.joins and not item.error
+            if group and (not joins or rows + item.rows > self._rules.most_rows or not _alike(group[0], item)):
+                yield group
+                group, rows = [], 0
+            group.append(item)
+            rows += item.rows
+            if not joins:
+                yield group
+                group, rows = [], 0
+        if group:
+            yield group
+
+    def _run(self, group: list[Item]) -> None:
+        if len(group) == 1:
+            self._intake.answered(group[0], self._one(group[0]))
+            return
+        started = time.perf_counter_ns()
+        inputs = {name: np.concatenate([item.inputs[name] for item in group]) for name in group[0].inputs}
+        try:
+            outputs = self._predictor.run_here(inputs, sum(item.rows for item in group))
+        except (BackendError, Refused):  # the others must not suffer for the one that it is
+            for item in group:
+                self._intake.answered(item, self._one(item))
+            return
+        start = 0
+        for item in group:
+            part = {name: array[start : start + item.rows] for name, array in outputs.items()}
+            start += item.rows
+            self._intake.answered(item, self._left(item, part, started))
+
+    def _one(self, item: Item) -> Result:
+        if item.error:
+            return self._refused(item, 400, item.error)
+        started = time.perf_counter_ns()
+        try:
+            outputs = self._predictor.run_here(item.inputs, item.rows)
+        except BackendError as error:
+            return self._refused(item, 400 if error.key == "bad-input" else 500, str(error))
+        except Refused as error:
+            item.repeat = True
+            return self._refused(item, error.status, str(error))
+        return self._left(item, outputs, started)
+
+    def _left(self, item: Item, outputs: dict[str, Array], started: int) -> Result:
+        """Counted and watched by the loop, soon; not more than it can take up."""
+        self._number += 1
+        id_ = f"{self._life}{self._number:x}"
+        took_us = (time.perf_counter_ns() - started) // 1000
+        size = sum(array.nbytes for array in item.inputs.values())
+        while self._recorder.waiting > min(MAX_LEFT, 8 + MAX_LEFT_BYTES // max(1, size)) and not self._stop.is_set():
+            time.sleep(FULL_PAUSE_S)
+        self._recorder.leave(Prediction(id_, item.rows, item.inputs, outputs), took_us)
+        return Result(id_, item.name, outputs)
+
+    def _refused(self, item: Item, status: int, error: str) -> Result:
+        self.failed += 1
+        if self.failed & (self.failed - 1) == 0:  # the first, second, fourth...
+            log.warning("a source (%s) failed on %s: %s (%d so far)", self.kind, item.name[:80], error, self.failed)
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._counters.answered, status)
+        return Result("", item.name, error=error)
+
+    def _note(self, error: Exception) -> None:
+        said = f"not there: {error}"[:300]
+        if said != self.state:  # once, not every time
+            self.state = said
+            log.warning("a source (%s) is %s; it is tried again", self.kind, said)
+
+    def _close(self) -> None:
+        try:
+            self._intake.close()
+        except Exception as error:
+            log.warning("a source (%s) did not close: %s", self.kind, error)
+
+
+def _alike(first: Item, other: Item) -> bool:
+    return all(array.shape[1:] == other.inputs[name].shape[1:] for name, array in first.inputs.items())
+
+
+def as_item(name: str, inputs: dict[str, Array], batched: Sequence[str], token: object = None) -> Item:
+    """Raises ValueError."""
+    return Item(name, inputs, rows_of(inputs, tuple(batched)), token=token)
