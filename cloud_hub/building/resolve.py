@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -80,7 +81,7 @@ class Resolver:
         where = self.settings
         cache = str(self._cache or folder / "cache")
         found = ["--python-platform", target.platform, "--only-binary", ":all:", "--no-config", "--cache-dir", cache]
-        found += ["--no-progress", "--color", "never"]
+        found += ["--python", sys.executable, "--no-progress", "--color", "never"]  # no search for other interpreters
         if where.index_url == NO_INDEX:
             found.append("--no-index")
         elif where.index_url:

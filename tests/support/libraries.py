@@ -1,0 +1,67 @@
+"""Small libraries as wheels in a folder, so that tests of environments need no package index."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from cloud_hub.building.resolve import Resolver
+from cloud_hub.building_settings import BuildingSettings
+
+
+def write_wheel(
+    folder: Path,
+    name: str,
+    version: str,
+    files: Mapping[str, bytes],
+    requires: Sequence[str] = (),
+    tag: str = "py3-none-any",
+) -> Path:
+    """`name` with underscores, as in a wheel's name. Source: PEP 427."""
+    info = f"{name}-{version}.dist-info"
+    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+    whole = {
+        **files,
+        f"{info}/METADATA": (metadata + "".join(f"Requires-Dist: {one}\n" for one in requires)).encode(),
+        f"{info}/WHEEL": f"Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: {tag}\n".encode(),
+    }
+    whole[f"{info}/RECORD"] = "".join(f"{path},,\n" for path in (*whole, f"{info}/RECORD")).encode()
+    path = folder / f"{name}-{version}-{tag}.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        for member, data in whole.items():
+            archive.writestr(zipfile.ZipInfo(member), data)
+    return path
+
+
+def write_source(folder: Path, name: str, version: str) -> Path:
+    """A source archive whose build would leave a mark: nothing may build it."""
+    import io
+    import tarfile
+
+    path = folder / f"{name}-{version}.tar.gz"
+    setup = f"open({str(folder / 'was-built')!r}, 'w')\nfrom setuptools import setup\nsetup(name={name!r})\n".encode()
+    about = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n".encode()
+    with tarfile.open(path, "w:gz") as archive:
+        for member, data in (("setup.py", setup), ("PKG-INFO", about)):
+            entry = tarfile.TarInfo(f"{name}-{version}/{member}")
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    return path
+
+
+def shelf(folder: Path) -> Path:
+    """Wheels that most tests need: `greeting` needs `politeness`, of which there is one per architecture."""
+    folder.mkdir(exist_ok=True)
+    hello = b"from politeness import word\ndef hello(name): return word() + ' ' + name\n"
+    write_wheel(folder, "greeting", "1.0", {"greeting/__init__.py": hello}, ["politeness>=1"])
+    for arch in ("x86_64", "aarch64"):
+        files = {"politeness/__init__.py": b"def word(): return 'hello'\n", f"politeness/core.{arch}.so": arch.encode()}
+        write_wheel(folder, "politeness", "1.2", files, tag=f"cp311-cp311-manylinux_2_17_{arch}")
+    write_wheel(folder, "numpy", "2.1.0", {"numpy/__init__.py": b"raise RuntimeError('this is not the device's')\n"})
+    return folder
+
+
+def resolver(folder: Path, **settings: object) -> Resolver:
+    """One that knows this folder and nothing else."""
+    return Resolver(BuildingSettings(index_url="none", find_links=(str(folder),), **settings))  # type: ignore[arg-type]
