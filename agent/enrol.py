@@ -22,10 +22,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from agent.config import AgentConfig, StatePaths
 from agent.errors import ConfigError, EnrolError
 from agent.files import sync_folder, write_durably
-from agent.hardware import probe, suggest
 from agent.https import address, exchange, refusal
 from agent.identity import common_name, key_pem, make_csr, make_key, pinned_tls
 from agent.neighbours import keep_device_ca
+from agent.probe.device import probe, suggest
 from agent.status import running
 from firmware_profiles.catalog import built_in
 from firmware_profiles.profile import DeviceProfile

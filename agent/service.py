@@ -36,6 +36,7 @@ from agent.offline.install import Installer
 from agent.offline.source import FolderSource
 from agent.outbox import Outbox
 from agent.patching import PATCH_UID, rebuild
+from agent.probe.device import described
 from agent.release.environment import Environments
 from agent.release.kind import AgentReleases
 from agent.renew import Renewal
@@ -122,12 +123,14 @@ async def run(config: AgentConfig, paths: StatePaths) -> int:
 
 
 def with_today(config: AgentConfig, possible: Possible) -> AgentConfig:
-    """The profile as it is today: enrolment knew another agent perhaps, and another kernel."""
+    """The profile as it is today: enrolment knew another agent perhaps, and another kernel. What modules may require
+    of the hardware stays as it was enrolled.
+    """
     _logger.info(
         "confinement",
         extra={"level": possible.level.value, "by": possible.words, "not_higher": possible.why_not_higher},
     )
-    profile = msgspec.structs.replace(config.profile, confinement=possible.level.value, agent_version=__version__)
+    profile = msgspec.structs.replace(described(config.profile), confinement=possible.level.value)
     return msgspec.structs.replace(config, profile=profile)
 
 

@@ -1,6 +1,6 @@
 """What a device offers, what a module requires, and why the two may not fit.
 
-Pure values and one pure function. Probing a real machine is `agent.hardware`; the list of known devices is
+Pure values and one pure function. Probing a real machine is `agent.probe`; the list of known devices is
 `firmware_profiles.catalog`. Called by the agent before it downloads and by the hub when it plans.
 """
 
@@ -17,11 +17,25 @@ NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 
 
 class Accelerator(msgspec.Struct, frozen=True, forbid_unknown_fields=False):
-    """One accelerator of a device. `kind` is the word modules ask for: cuda, edgetpu, fpga, openvino, qnn."""
+    """One accelerator of a device. `kind` is the word modules ask for: cuda, edgetpu, fpga, openvino, qnn. `driver` is
+    what drives it, and its version.
+    """
 
     kind: str
     name: str = ""
     memory_mib: int = 0
+    driver: str = ""
+
+
+class Processor(msgspec.Struct, frozen=True):
+    """`features` are those that runtimes choose their kernels by, such as avx2, avx512-vnni, amx-int8, dotprod, i8mm.
+    `mhz` is the fastest core's most; 0 and empty are unknown.
+    """
+
+    model: str = ""
+    cores: int = 0
+    features: tuple[str, ...] = ()
+    mhz: int = 0
 
 
 class DeviceProfile(msgspec.Struct, frozen=True):
@@ -29,7 +43,8 @@ class DeviceProfile(msgspec.Struct, frozen=True):
 
     Memory and disk are MiB in total; zero means unknown, and unknown never refuses a module. `confinement` is the
     highest level its agent reaches, as a word of `Confinement`; `python` the version of its interpreter (3.11), which
-    libraries that a module brings are built for.
+    libraries that a module brings are built for. `board`, `kernel` and `processor` are for people: no module requires
+    them.
     """
 
     name: str
@@ -43,6 +58,9 @@ class DeviceProfile(msgspec.Struct, frozen=True):
     agent_version: str = ""
     confinement: str = ""
     python: str = ""
+    board: str = ""
+    kernel: str = ""
+    processor: Processor = Processor()
 
     def __post_init__(self) -> None:
         if not re.fullmatch(NAME_PATTERN, self.name):

@@ -17,6 +17,7 @@ from cloud_hub.monitoring.samples import SampleRow, TensorValue
 from cloud_hub.operator.verify import Verification
 from cloud_hub.packaging import ModuleRelease
 from cloud_hub.registry import ModelVersion
+from firmware_profiles.profile import DeviceProfile
 from modules.messages import DeviceReport, UpdateReport
 
 SHORT_DIGEST = 12
@@ -108,6 +109,7 @@ def device(found: DeviceDetail) -> RenderableType:
         "last report": when(known.report_at),
         "director": f"version {known.director_version}, the device knows {report.director_version if report else 0}",
         "update": _update(report),
+        **(_hardware(report.profile) if report is not None else {}),
     }
     desired = [(a.module, str(a.version), a.mode, a.deployment) for a in found.desired]
     differences = [(d.module, d.why, _number(d.desired), _number(d.reported)) for d in found.differences]
@@ -117,6 +119,23 @@ def device(found: DeviceDetail) -> RenderableType:
     if differences:
         parts += [Text(""), table(("difference", "why", "desired", "reported"), differences, "")]
     return Group(*parts)
+
+
+def _hardware(profile: DeviceProfile) -> dict[str, str]:
+    """What the device says it has; agents before 0.2 say less."""
+    known = profile.processor
+    speed = f"{known.mhz} MHz" if known.mhz else ""
+    cores = f"{known.cores} cores" if known.cores else profile.arch
+    parts = [f"{a.kind}: {a.name}" + (f" ({a.driver})" if a.driver else "") for a in profile.accelerators]
+    size = [f"{profile.memory_mib} MiB"] if profile.memory_mib else []
+    size += [f"disk {profile.disk_mib} MiB"] if profile.disk_mib else []
+    return {
+        "board": profile.board,
+        "processor": ", ".join(word for word in (known.model, cores, speed, " ".join(known.features)) if word),
+        "accelerators": "; ".join(parts) or "none",
+        "memory": ", ".join(size),
+        "kernel": profile.kernel,
+    }
 
 
 def events(found: Sequence[Event]) -> RenderableType:
