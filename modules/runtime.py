@@ -106,7 +106,9 @@ class Runtime(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     @property
     def is_plain(self) -> bool:
         """Whether agents of before version 0.2 understand it."""
-        return self == Runtime(self.kind, self.backend, self.model, self.entry) and self.backend in ("onnx", "script")
+        if self.kind == "container" or self.backend not in ("onnx", "script"):
+            return False
+        return self == Runtime(self.kind, self.backend, self.model, self.entry)
 
 
 def check_backend(where: str, backend: str) -> None:
