@@ -142,6 +142,8 @@ def _capped(name: str, given: dict[str, str], place: Place) -> dict[str, str]:
         limit = min(cap, int(given.get("trt_max_workspace_size", cap)))
         return given | {"trt_max_workspace_size": str(limit)}
     threads = {"OpenVINOExecutionProvider": "num_of_threads", "XnnpackExecutionProvider": "intra_op_num_threads"}
+    if name == "QNNExecutionProvider":
+        return {"backend_type": "htp"} | given  # the NPU; without a word the plug-in fails
     if name in threads:
         return {threads[name]: str(place.threads)} | given
     return given

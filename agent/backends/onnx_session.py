@@ -15,6 +15,7 @@ import os
 import re
 from collections import Counter
 from pathlib import Path
+from typing import TypeAlias
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before the import: the runtime reads it once
 import onnxruntime as ort
@@ -36,6 +37,9 @@ _LIBRARIES = {
 }  # fmt: skip
 _PLUGINS = {"QNNExecutionProvider": "onnxruntime_qnn"}
 _CUDA = frozenset({"CUDAExecutionProvider", "TensorrtExecutionProvider"})
+
+
+Settings: TypeAlias = list[tuple[Provider, dict[str, str]]]
 
 
 class Opened:
@@ -60,14 +64,8 @@ def open_session(stage: Stage, place: Place) -> Opened:
     if not given:
         raise _unmet(stage, wanted, missing)
     settings = [(provider, options(provider, stage, place)) for provider in given]
-    strict = CPU not in {provider.name for provider in given}
     session = _optimised(path, stage, place) if wanted.names == (CPU,) else None
-    try:
-        session = session or _session(path, settings, place.threads, strict)
-    except Exception as error:  # every exception of the runtime's binding is its own, unrelated class
-        if strict and "assigned to the default CPU EP" in str(error):
-            raise _unmet(stage, wanted, missing | _libraries(wanted)) from error
-        raise load_error(stage, error) from error
+    session = session or _first_that_opens(path, settings, place.threads, stage, wanted, missing)
     got = _assigned(session)
     reasons = _reasons(wanted, missing, session, got)
     if not wanted.cpu and CPU in got:
@@ -95,15 +93,37 @@ def run_options() -> ort.RunOptions:
     return ort.RunOptions()
 
 
-def _session(
-    path: Path, settings: list[tuple[Provider, dict[str, str]]], threads: int, strict: bool
+def _first_that_opens(
+    path: Path, settings: Settings, threads: int, stage: Stage, wanted: Wish, missing: dict[str, str]
 ) -> ort.InferenceSession:
+    """A session on what is left of the list once those are out that do not start here: they go to `missing`.
+
+    Raises BackendError.
+    """
+    while True:
+        names = [provider.name for provider, _ in settings]
+        try:
+            return _session(path, settings, threads, strict=CPU not in names)
+        except Exception as error:  # every exception of the runtime's binding is its own, unrelated class
+            broken = {name: why for name in names if (why := _library(name))}
+            if not broken and CPU in names:
+                broken = {name: first_line(error) for name in names if name != CPU}
+            missing |= broken
+            left = [one for one in settings if one[0].name not in broken]
+            if not (broken and left):
+                if CPU not in names and (broken or "assigned to the default CPU EP" in str(error)):
+                    raise _unmet(stage, wanted, missing) from error
+                raise load_error(stage, error) from error
+            settings = left
+
+
+def _session(path: Path, settings: Settings, threads: int, strict: bool) -> ort.InferenceSession:
     """Raises the runtime's own exceptions."""
     made = session_options(threads, strict)
     names = {provider.name for provider, _ in settings}
     if _CUDA & names:
         _preload()
-    if names <= set(ort.get_available_providers()):
+    if not any(_devices(name) for name in names & set(_PLUGINS)):
         listed = [(provider.name, given) for provider, given in settings]
         return ort.InferenceSession(str(path), made, providers=listed, enable_fallback=0)
     for provider, given in settings:
@@ -163,19 +183,23 @@ def _not_there(name: str) -> str:
 
 def _register(name: str) -> str:
     """Registers the plug-in of an installed package, never a library that a module names. Why not, or nothing."""
-    if any(device.ep_name == name for device in ort.get_ep_devices()):
+    if _devices(name):
         return ""
     library = importlib.import_module(_PLUGINS[name]).get_library_path()
     try:
         ort.register_execution_provider_library(name, library)
     except Exception as error:
         return f"its library does not load: {first_line(error)}"
-    there = any(device.ep_name == name for device in ort.get_ep_devices())
-    return "" if there else f"{Path(library).name} finds no device here"
+    return "" if _devices(name) else f"{Path(library).name} finds no device here"
+
+
+def _devices(name: str) -> list[ort.OrtEpDevice]:
+    """What a plug-in says that it can use; which proves no more than a list of providers does."""
+    return [device for device in ort.get_ep_devices() if device.ep_name == name]
 
 
 def _add(made: ort.SessionOptions, name: str, given: dict[str, str]) -> None:
-    devices = [device for device in ort.get_ep_devices() if device.ep_name == name]
+    devices = _devices(name) if name in _PLUGINS else []
     if devices:
         made.add_provider_for_devices(devices[:1], given)
     elif name != CPU:  # which the runtime adds by itself, last
@@ -215,16 +239,12 @@ def _reasons(wanted: Wish, missing: dict[str, str], session: ort.InferenceSessio
     return reasons
 
 
-def _libraries(wanted: Wish) -> dict[str, str]:
-    return {name: why for name in wanted.names if (why := _library(name))}
-
-
 def _library(name: str) -> str:
     """Which library a provider misses, in the linker's words; empty when its own can be loaded."""
     word = _LIBRARIES.get(name)
-    if word is None:
-        return ""
     path = Path(ort.__file__).parent / "capi" / f"libonnxruntime_providers_{word}.so"
+    if word is None or not path.is_file():
+        return ""
     try:
         ctypes.CDLL(str(path), os.RTLD_LAZY | os.RTLD_LOCAL)
     except OSError as error:
