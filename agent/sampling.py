@@ -34,8 +34,15 @@ class Choice(NamedTuple):
 
 def share(prediction_id: str, digest: str, salt: str) -> float:
     """The prediction's place in [0, 1), the same wherever it is computed."""
-    text = f"{prediction_id}\0{digest}\0{salt}".encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") / _WHOLE
+    return int.from_bytes(_hash(prediction_id, _tail(digest, salt)), "big") / _WHOLE
+
+
+def _tail(digest: str, salt: str) -> bytes:
+    return f"\0{digest}\0{salt}".encode()
+
+
+def _hash(prediction_id: str, tail: bytes) -> bytes:
+    return hashlib.blake2b(prediction_id.encode() + tail, digest_size=8).digest()
 
 
 def row_id(prediction_id: str, row: int, rows: int) -> str:
@@ -50,23 +57,33 @@ class Sampler:
         self, manifest: Manifest, digest: str, scores: str, policy: SamplingPolicy, clock: Callable[[], float]
     ) -> None:
         """`scores` is the output whose largest element is the confidence; empty when there is none."""
-        self.policy = policy
         self._scores = scores
         self._manifest = manifest
         self._digest = digest
         self._clock = clock
         self._seen = 0
+        self.policy = policy
+
+    @property
+    def policy(self) -> SamplingPolicy:
+        return self._policy
+
+    @policy.setter
+    def policy(self, policy: SamplingPolicy) -> None:
+        self._policy = policy
+        self._tail = _tail(self._digest, policy.salt)  # hashed for every prediction
 
     def choose(self, prediction_id: str, row: int, rows: int, low: Array | None) -> Choice | None:
         """Whether to keep this row; to be asked once per row. `low` says which rows have low confidence."""
-        policy = self.policy
+        policy = self._policy
         self._seen += 1
         if self._seen <= policy.first:
             return Choice(row, "first", 1.0)
         is_low = low is not None and row < len(low) and bool(low[row])
         probability = max(policy.rate, policy.low_confidence_rate) if is_low else policy.rate
         if probability < 1.0 and (
-            probability <= 0.0 or share(row_id(prediction_id, row, rows), self._digest, policy.salt) >= probability
+            probability <= 0.0
+            or int.from_bytes(_hash(row_id(prediction_id, row, rows), self._tail), "big") / _WHOLE >= probability
         ):
             return None
         return Choice(row, "low_confidence" if is_low else "base", probability)

@@ -1,23 +1,30 @@
-"""What a worker counts about itself: requests, rows, errors, and how long predictions took.
+"""What a worker counts about itself: requests, rows, errors, runs, and how long predictions took.
 
-Plain integers on the event loop's thread; no locks, no NumPy. Read by the window and by Ping.
+Plain integers on the event loop's thread; no locks, no NumPy. Read by the window, by Ping, and by the endpoint's
+statistics and metrics.
 """
 
 from __future__ import annotations
+
+import time
 
 from agent.latency import PARTS, index_of, percentile
 from agent.sandbox.protocol import Stats
 from modules.windows import LATENCY_BINS
 
+BATCH_SIZES = 18  # powers of two: 1, 2, 4 ... rows in a run
+
 
 class Latency:
-    """A histogram as of `agent.latency`; it only ever grows."""
+    """A histogram as of `agent.latency`; it only ever grows. `total_us` is the sum."""
 
     def __init__(self) -> None:
         self._counts = [0] * (LATENCY_BINS * PARTS)
+        self.total_us = 0
 
     def add(self, microseconds: int) -> None:
         self._counts[index_of(microseconds, LATENCY_BINS)] += 1
+        self.total_us += microseconds
 
     def octaves(self) -> tuple[int, ...]:
         """Counts so far, one per power of two of microseconds."""
@@ -41,17 +48,35 @@ class Counters:
         self.rows = 0
         self.errors = 0
         self.refused = 0
+        self.statuses: dict[int, int] = {}  # requests by status
         self.in_flight = 0
         self.sampled = 0
         self.dropped_samples = 0
         self.latency = Latency()
+        self.failed_us = 0  # what requests took that were not answered 200
+        self.queue_us = 0  # from arrival to the run, of all predictions
+        self.runs = 0
+        self.run_us = 0
+        self.batches = [0] * BATCH_SIZES  # runs by rows, at their power of two
+        self.batch_us = [0] * BATCH_SIZES
+        self.last_at = 0.0  # wall clock of the last prediction
 
     def answered(self, status: int) -> None:
         self.requests += 1
+        self.statuses[status] = self.statuses.get(status, 0) + 1
         if status >= 500:
             self.errors += 1
         elif status >= 400:
             self.refused += 1
+
+    def ran(self, rows: int, took_us: int) -> None:
+        """One run of the backend, for one request or several."""
+        size = min(rows.bit_length() - 1, BATCH_SIZES - 1) if rows > 0 else 0
+        self.runs += 1
+        self.run_us += took_us
+        self.batches[size] += 1
+        self.batch_us[size] += took_us
+        self.last_at = time.time()
 
     def stats(self) -> Stats:
         return Stats(

@@ -1,34 +1,38 @@
 """Runs the backend for the endpoint: in the event loop when the model is quick, else in a bounded pool of threads.
 
 A hop to a thread costs more than a small model's whole run; a slow run in the loop would stall every other client.
-So the choice is made per request size from what runs of that size took so far. Either way a run has a deadline: the
-loop watches the pool, and a thread watches the loop. Called by `resources`.
+So the choice is made per request size from what runs of that size took so far. Requests that came in one turn of the
+loop, or wait for the pool, are run together where that is proven to change no answer. Either way a run has a deadline,
+see `turns`. Called by `resources`, and by threads of callers' own.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from agent.backends import Array, Backend, BackendError
+from agent.endpoint.batches import cut, differs
 from agent.endpoint.counters import Counters
 from agent.endpoint.exchange import RETRY, Refused
+from agent.endpoint.jobs import Desk, Job
+from agent.endpoint.pace import Pace
+from agent.endpoint.turns import Turns
 
 log = logging.getLogger(__name__)
 
-QUICK_US = 300.0
-WATCH_S = 1.0
-GRACE_S = 1.0  # from asking a run to stop to ending the worker: the answer goes out meanwhile
-OVER_DEADLINE = 75  # the worker's exit status then
+OVER_DEADLINE = 75  # the worker's exit status when a run cannot be ended
 WARM_UP_RUNS = 60
 WARM_UP_S = 0.05
-_STEP = 1.05  # the running median moves by this factor per run
-_SIZES = 48
+
+Run = Callable[[Mapping[str, Array]], dict[str, Array]]
 
 
 def leave() -> None:
@@ -36,14 +40,10 @@ def leave() -> None:
     os._exit(OVER_DEADLINE)
 
 
-class _Run:
-    """One call in the pool: the thread it is in, 0 before and after."""
-
-    thread = 0
-
-
 class Predictor:
-    """One backend. `typical_us(rows)` is a running median, kept per power of two of rows."""
+    """One backend. `batch_rows` is how many rows requests may have that are run together (1: never); nothing is run
+    together before `prove` was called.
+    """
 
     def __init__(
         self,
@@ -52,159 +52,286 @@ class Predictor:
         max_queue: int,
         deadline_s: float = 60.0,
         end: Callable[[], None] = leave,
+        batch_rows: int = 1,
     ) -> None:
         """`end` ends the worker, for a run that is over its deadline and cannot be stopped."""
         self._backend = backend
         self._counters = counters
+        self._parallel = backend.parallel
         self._capacity = max_queue + backend.parallel
         self._deadline_s = deadline_s
-        self._end = end
-        self._typical_us = [0.0] * _SIZES
-        self._since = 0.0  # when the run in the loop began; 0 while there is none
-        self._overdue = False
-        self._turns = threading.Lock() if backend.parallel == 1 else threading.BoundedSemaphore(backend.parallel)
-        self._here: dict[int, float] = {}  # when runs in threads of callers' own began, by thread
-        self._watchdog: threading.Thread | None = None
-        self._closed = threading.Event()
+        self._batch_rows = batch_rows
+        self._proven = False
+        self._pace = Pace()
+        self._turns = Turns(backend, deadline_s, end)
         self._pool = ThreadPoolExecutor(backend.parallel, thread_name_prefix="predict")
+        self._desk: Desk | None = None
+        self._tick: list[Job] = []  # of this turn of the loop
+        self._waiting: deque[Job] = deque()  # for the pool
+        self._running = 0  # in the pool
 
-    def typical_us(self, rows: int) -> float:
-        """0 when no run of that size, nor a smaller one, has been seen."""
-        size = min(rows.bit_length(), _SIZES - 1)
-        if not self._typical_us[size]:
-            known = next((i for i in range(size - 1, -1, -1) if self._typical_us[i]), None)
-            return 0.0 if known is None else self._typical_us[known] * 2.0 ** (size - known)
-        return self._typical_us[size]
+    @property
+    def typical_us(self) -> Callable[[int], float]:
+        return self._pace.typical_us
 
     def is_quick(self, rows: int) -> bool:
-        """Whether to run in the loop. Not while a backend for one thread is busy in the pool."""
-        if self._counters.in_flight and self._backend.parallel == 1:
-            return False
-        return 0.0 < self.typical_us(rows) < QUICK_US
+        """Whether a run of that size may be made in the loop."""
+        return self._pace.is_quick(rows)
+
+    def serve(self, desk: Desk) -> None:
+        self._desk = desk
+
+    # Before serving
 
     def warm_up(self, inputs: Mapping[str, Array], rows: int) -> None:
         """Runs until it is known what this size takes: the first runs are slower. Raises BackendError."""
         limit = time.monotonic() + WARM_UP_S
         for _ in range(WARM_UP_RUNS):
-            self.run(inputs, rows)
+            self._timed(inputs, rows)
             if time.monotonic() > limit:
                 return
 
-    def run(self, inputs: Mapping[str, Array], rows: int) -> dict[str, Array]:
-        """Raises BackendError."""
-        started = time.perf_counter_ns()
-        outputs = self._backend.run(inputs)
-        self._learn(rows, (time.perf_counter_ns() - started) / 1000)
-        return outputs
-
-    def run_in_loop(self, inputs: Mapping[str, Array], rows: int) -> dict[str, Array]:
-        """Raises BackendError, and Refused when the watchdog had to end it."""
-        if self._watchdog is None:
-            loop_thread = threading.get_ident()
-            self._watchdog = threading.Thread(target=self._watch, args=(loop_thread,), name="deadline", daemon=True)
-            self._watchdog.start()
-        self._since = time.monotonic()
-        try:
-            return self.run(inputs, rows)
-        except BackendError:
-            if self._overdue:
-                raise self._too_long() from None
-            raise
-        finally:
-            self._since, self._overdue = 0.0, False
-
-    def run_here(self, inputs: Mapping[str, Array], rows: int) -> dict[str, Array]:
-        """For a thread of the caller's own, never the loop's: waits for its turn there. Raises BackendError; Refused
-        when it gets no turn, or takes too long.
+    def prove(self, inputs: Mapping[str, Array], rows: int, rtol: float, atol: float) -> None:
+        """Whether rows are independent: these give the same together as one by one. Where they do not, requests are
+        never run together. Raises BackendError.
         """
-        if not self._turns.acquire(timeout=self._deadline_s):
-            raise Refused(503, f"waited {self._deadline_s:g} s for its turn: try again", RETRY)
-        thread = threading.get_ident()
-        self._here[thread] = time.monotonic()
-        try:
-            return self.run(inputs, rows)
-        except BackendError:
-            if thread not in self._here:
-                raise self._too_long() from None
-            raise
-        finally:
-            self._here.pop(thread, None)
-            self._turns.release()
+        if self._batch_rows <= 1 or rows < 2:
+            return
+        whole = self._backend.run(inputs)
+        parts = [self._backend.run(cut(inputs, row, row + 1)) for row in range(min(rows, 8))]
+        why = next((why for row, one in enumerate(parts) if (why := differs(whole, rows, row, one, rtol, atol))), "")
+        self._proven = not why
+        if why:
+            log.warning("requests are not run together: %s", why)
+            self._batch_rows = 1
 
-    async def run_in_pool(self, inputs: Mapping[str, Array], rows: int) -> dict[str, Array]:
-        """Raises BackendError; Refused when too many requests wait already, and when it takes too long."""
-        if self._counters.in_flight >= self._capacity:
-            raise Refused(503, f"expected at most {self._capacity} requests at once, got more: try again", RETRY)
-        self._counters.in_flight += 1
-        run = _Run()
-        future = self._pool.submit(self._run_noted, run, inputs, rows)
+    # For the endpoint, on the loop's thread
+
+    def submit(self, job: Job) -> None:
+        """Answers it at the desk, at once or later."""
+        if not self._proven or job.single or (job.request.alone and not self._tick):
+            self._run_or_queue([job])
+            return
+        if not self._tick:
+            asyncio.get_running_loop().call_soon(self._run_tick)
+        self._tick.append(job)
+
+    def _run_tick(self) -> None:
+        """What has queued in this turn of the loop, in portions that stay quick."""
+        jobs, self._tick = self._tick, []
+        most = self._pace.quick_rows(self._batch_rows)
+        while jobs:
+            some = self._portion(jobs, most, len(jobs))
+            del jobs[: len(some)]
+            self._run_or_queue(some)
+
+    def _portion(self, jobs: list[Job] | deque[Job], most_rows: int, most: int) -> list[Job]:
+        """The first, and those right behind it that can be run with it."""
+        first, rows = jobs[0], 0
+        some: list[Job] = []
+        for job in jobs:
+            rows += job.rows
+            fits = rows <= most_rows and len(some) < most and not job.single and job.call.tails == first.call.tails
+            if some and not fits:
+                break
+            some.append(job)
+            if job.single:
+                break
+        return some
+
+    def _run_or_queue(self, jobs: list[Job]) -> None:
+        rows = jobs[0].rows if len(jobs) == 1 else sum(job.rows for job in jobs)
+        if self._pace.is_quick(rows) and self._turns.begin():
+            self._run_in_loop(jobs, rows)
+        else:
+            for job in jobs:
+                self._queue(job)
+
+    def _run_in_loop(self, jobs: list[Job], rows: int) -> None:
+        problem: Exception | None = None
+        inputs: dict[str, Array] = {}
+        outputs: dict[str, Array] = {}
         try:
-            async with asyncio.timeout(self._deadline_s):
-                return await asyncio.wrap_future(future)
-        except TimeoutError:
-            raise self._late(run, future) from None
-        finally:
+            self._begin(jobs)
+            inputs = self._desk_inputs(jobs)
+            outputs = self._timed(inputs, rows)
+        except Exception as error:
+            problem = error
+        stopped = self._turns.end()
+        if problem is None:
+            self._answered(jobs, inputs, outputs)
+        else:
+            self._failed(jobs, problem, stopped)
+
+    def _begin(self, jobs: list[Job]) -> None:
+        """Raises Refused when one of them is too late."""
+        now = time.perf_counter_ns()
+        for job in jobs:
+            job.started_ns = now
+            if job.due_ns and now > job.due_ns:
+                raise Refused(504, "the client's deadline was over before the request's turn: it was not run")
+
+    def _desk_inputs(self, jobs: list[Job]) -> dict[str, Array]:
+        assert self._desk is not None  # noqa: S101 - the composition root calls `serve`
+        return self._desk.inputs(jobs)
+
+    def _answered(self, jobs: list[Job], inputs: Mapping[str, Array], outputs: dict[str, Array]) -> None:
+        """Raises nothing: what does not come back in rows is run one by one."""
+        assert self._desk is not None  # noqa: S101
+        rows = sum(job.rows for job in jobs)
+        if len(jobs) > 1 and any(array.shape[:1] != (rows,) for array in outputs.values()):
+            log.warning("requests are not run together any more: %d rows gave another count", rows)
+            self._proven = False
+            self._failed(jobs, BackendError("run-failed", "rows"), stopped=False)
+            return
+        self._counters.ran(rows, (time.perf_counter_ns() - jobs[0].started_ns) // 1000)
+        for job in jobs:
+            self._leave(job)
+        self._desk.answered(jobs, inputs, outputs)
+
+    def _failed(self, jobs: list[Job], error: Exception, stopped: bool) -> None:
+        """Of those that ran together, each gets its own try: one of them is to blame."""
+        assert self._desk is not None  # noqa: S101
+        if len(jobs) == 1:
+            job = jobs[0]
+            self._leave(job)
+            if not job.over:
+                self._desk.failed(job, self._too_long() if stopped and isinstance(error, BackendError) else error)
+            return
+        for job in jobs:
+            job.single, job.thread = True, []
+            if job.over:
+                continue
+            if job.timer is not None:
+                self._waiting.append(job)
+            elif stopped:
+                self._queue(job)
+            else:
+                self._run_or_queue([job])
+        self._dispatch()
+
+    # In the pool
+
+    def _queue(self, job: Job) -> None:
+        assert self._desk is not None  # noqa: S101
+        if self._counters.in_flight >= self._capacity:
+            text = f"expected at most {self._capacity} requests at once, got more: try again"
+            self._desk.failed(job, Refused(503, text, RETRY))
+            return
+        self._counters.in_flight += 1
+        wait_s = self._deadline_s
+        if job.due_ns:
+            wait_s = min(wait_s, max(0.0, (job.due_ns - time.perf_counter_ns()) / 1e9))
+        job.timer = asyncio.get_running_loop().call_later(wait_s, self._late, job)
+        self._waiting.append(job)
+        self._dispatch()
+
+    def _dispatch(self) -> None:
+        """Gives the pool what it has room for, shared out evenly."""
+        loop = asyncio.get_running_loop()
+        while self._waiting and self._running < self._parallel:
+            share = -(-len(self._waiting) // (self._parallel - self._running))
+            jobs = self._portion(self._waiting, self._batch_rows if self._proven else 0, share)
+            jobs = jobs if self._pace.pays([job.rows for job in jobs]) else jobs[:1]
+            thread: list[int] = []
+            for job in jobs:
+                self._waiting.popleft()
+                job.thread = thread
+            self._running += 1
+            future = self._pool.submit(self._run_there, jobs, thread)
+            future.add_done_callback(lambda done, jobs=jobs: _tell(loop, self._ran, jobs, done))  # type: ignore[misc]
+
+    def _run_there(
+        self, jobs: list[Job], thread: list[int]
+    ) -> tuple[Exception | None, bool, dict[str, Array], dict[str, Array]]:
+        """What went wrong, whether it was asked to stop, inputs and outputs."""
+        if not self._turns.begin(self._deadline_s):
+            return self._no_turn(), False, {}, {}
+        thread.append(threading.get_ident())
+        problem: Exception | None = None
+        inputs: dict[str, Array] = {}
+        outputs: dict[str, Array] = {}
+        try:
+            self._begin(jobs)
+            inputs = self._desk_inputs(jobs)
+            outputs = self._timed(inputs, sum(job.rows for job in jobs))
+        except Exception as error:
+            problem = error
+        thread.clear()
+        return problem, self._turns.end(), inputs, outputs
+
+    def _ran(
+        self, jobs: list[Job], done: Future[tuple[Exception | None, bool, dict[str, Array], dict[str, Array]]]
+    ) -> None:
+        self._running -= 1
+        if done.cancelled():
+            return
+        problem, stopped, inputs, outputs = done.result()
+        if problem is None:
+            self._answered(jobs, inputs, outputs)
+        else:
+            self._failed(jobs, problem, stopped)
+        self._dispatch()
+
+    def _late(self, job: Job) -> None:
+        """Its client, or its module, waits no longer. A run for others goes on, but not over the module's deadline."""
+        assert self._desk is not None  # noqa: S101
+        ours = not job.due_ns or time.perf_counter_ns() < job.due_ns
+        if job.thread and ours:
+            self._turns.stop(job.thread[0])
+        if job in self._waiting:
+            self._waiting.remove(job)
+        waited = not job.thread
+        self._leave(job)
+        if ours:
+            self._desk.failed(job, self._no_turn() if waited else self._too_long())
+        else:
+            self._desk.failed(job, Refused(504, "the client's deadline was over before the answer was there"))
+
+    def _leave(self, job: Job) -> None:
+        if job.timer is not None:
+            job.timer.cancel()
+            job.timer = None
             self._counters.in_flight -= 1
 
-    def _run_noted(self, run: _Run, inputs: Mapping[str, Array], rows: int) -> dict[str, Array]:
-        run.thread = threading.get_ident()
-        try:
-            return self.run(inputs, rows)
-        finally:
-            run.thread = 0
+    # In threads of callers' own
 
-    def _late(self, run: _Run, future: Future[dict[str, Array]]) -> Refused:
-        """What to answer; a run that goes on is ended, and the worker with it where it does not end."""
-        if future.cancelled() or not (run.thread or future.done()):
-            return Refused(503, f"waited {self._deadline_s:g} s for its turn: try again", RETRY)
-        if not future.done():
-            if not self._backend.interrupt(run.thread):
-                log.error("a prediction took longer than %g s and cannot be stopped: the worker ends", self._deadline_s)
-            asyncio.get_running_loop().call_later(GRACE_S, self._end_if_running, future)
-        return self._too_long()
+    def run_here(self, inputs: Mapping[str, Array], rows: int, run: Run | None = None) -> dict[str, Array]:
+        """For a thread of the caller's own, never the loop's: waits for its turn there. `run` in place of the
+        backend's own is for a bound one. Raises BackendError; Refused when it gets no turn, or takes too long.
+        """
+        if not self._turns.begin(self._deadline_s):
+            raise self._no_turn()
+        stopped = False
+        try:
+            try:
+                return self._timed(inputs, rows, run)
+            finally:
+                stopped = self._turns.end()
+        except BackendError:
+            if stopped:
+                raise self._too_long() from None
+            raise
+
+    def _timed(self, inputs: Mapping[str, Array], rows: int, run: Run | None = None) -> dict[str, Array]:
+        """Raises BackendError."""
+        started = time.perf_counter_ns()
+        outputs = self._backend.run(inputs) if run is None else run(inputs)
+        self._pace.learn(rows, (time.perf_counter_ns() - started) / 1000)
+        return outputs
+
+    def _no_turn(self) -> Refused:
+        return Refused(503, f"waited {self._deadline_s:g} s for its turn: try again", RETRY)
 
     def _too_long(self) -> Refused:
         return Refused(504, f"expected an answer within {self._deadline_s:g} s, got none: the prediction was ended")
 
-    def _watch(self, loop_thread: int) -> None:
-        """A run in the loop that was quick until now and does not end leaves nobody but this thread to end it."""
-        while not self._closed.wait(min(WATCH_S, self._deadline_s / 4)):
-            self._watch_threads()
-            took_s = time.monotonic() - self._since if self._since else 0.0
-            if took_s > self._deadline_s + GRACE_S or (took_s > self._deadline_s and not self._interrupt(loop_thread)):
-                log.error("a prediction took longer than %g s and cannot be stopped: the worker ends", self._deadline_s)
-                self._end()
-                return
-
-    def _watch_threads(self) -> None:
-        """Those that run predictions of their own. A run that was asked to stop is not in the list any more."""
-        for thread, since in list(self._here.items()):
-            if time.monotonic() - since <= self._deadline_s:
-                continue
-            self._here.pop(thread, None)
-            if not self._backend.interrupt(thread):
-                log.error("a prediction took longer than %g s and cannot be stopped: the worker ends", self._deadline_s)
-                self._end()
-
-    def _interrupt(self, thread: int) -> bool:
-        if not self._overdue:
-            self._overdue = True
-            return self._backend.interrupt(thread)
-        return True
-
-    def _end_if_running(self, future: Future[dict[str, Array]]) -> None:
-        if not future.done():
-            self._end()
-
     def close(self) -> None:
         """Waits for nothing: a run that never ends must not keep the worker."""
-        self._closed.set()
+        self._turns.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _learn(self, rows: int, took_us: float) -> None:
-        size = min(rows.bit_length(), _SIZES - 1)
-        seen = self._typical_us[size]
-        if not seen:
-            self._typical_us[size] = took_us
-        else:
-            self._typical_us[size] = seen * _STEP if took_us > seen else seen / _STEP
+
+def _tell(loop: asyncio.AbstractEventLoop, hear: Callable[..., None], *what: object) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+        loop.call_soon_threadsafe(hear, *what)

@@ -1,7 +1,8 @@
-"""The resources of the Open Inference Protocol: health, metadata, infer. A Handler for the connections.
+"""The resources of the Open Inference Protocol and of Triton's extensions. A Handler for the connections.
 
 Routes, calls the parser, the predictor and the renderer, and turns every failure into one JSON body. Policy (what a
-good request is) stands in `oip`; what happens to a prediction afterwards is the observer's.
+good request is) stands in `oip`; what happens to a prediction afterwards is the recorder's; what GET answers in
+`documents`, `statistics` and `metrics`.
 """
 
 from __future__ import annotations
@@ -10,22 +11,30 @@ import functools
 import logging
 import os
 import time
-from collections.abc import Awaitable, Mapping
+from collections.abc import Callable, Mapping
 from urllib.parse import unquote_to_bytes
 
 import msgspec
 
-import agent
 from agent.backends import Array, BackendError
 from agent.endpoint.counters import Counters
-from agent.endpoint.exchange import Refused, Reply, Request
-from agent.endpoint.oip import Call, Parser, Renderer
+from agent.endpoint.documents import Documents
+from agent.endpoint.encoding import packed, unpacked
+from agent.endpoint.exchange import TEXT, Refused, Reply, Request
+from agent.endpoint.jobs import Job
+from agent.endpoint.metrics import metrics
+from agent.endpoint.oip import Parser
 from agent.endpoint.predictor import Predictor
-from agent.endpoint.recorder import Prediction, Recorder
+from agent.endpoint.recorder import Prediction, Recorder, Together
+from agent.endpoint.regions import Registration
+from agent.endpoint.rendering import Renderer
+from agent.endpoint.statistics import statistics
+from modules.errors import MALFORMED
 from modules.manifest import Manifest
-from modules.tensors import TensorSpec
 
 log = logging.getLogger(__name__)
+
+_Answer = Callable[[Request], Reply]
 
 
 class Resources:
@@ -34,24 +43,44 @@ class Resources:
     def __init__(
         self, manifest: Manifest, parser: Parser, predictor: Predictor, counters: Counters, recorder: Recorder
     ) -> None:
+        self._manifest = manifest
         self._parser = parser
-        self._renderer = Renderer(manifest)
+        self._regions = parser.regions
+        self._renderer = Renderer(manifest, parser.regions)
         self._predictor = predictor
         self._counters = counters
         self._recorder = recorder
-        self._batched = next((s.name for s in manifest.inputs if s.shape and s.shape[0] == -1), "")
         self._life = os.urandom(8).hex()
-        base = f"/v2/models/{manifest.name}"
-        self._bases = (base, f"{base}/versions/{manifest.version}")
+        self._made = 0  # ids
+        self._limit = manifest.resources.max_request_bytes
+        documents = Documents(manifest, parser.regions.allowed)
+        self._bases = documents.bases
         self._infer_targets = frozenset(f"{path}/infer".encode() for path in self._bases)
-        self._documents = _documents(manifest, self._bases)
+        self._gets: dict[bytes, _Answer] = {
+            path: functools.partial(_constant, document) for path, document in documents.constant().items()
+        }
+        self._posts: dict[bytes, _Answer] = {}
+        self._route()
+        predictor.serve(self)
 
-    def handle(self, request: Request) -> Reply | Awaitable[Reply]:
+    def _route(self) -> None:
+        gets, posts = self._gets, self._posts
+        for base in ("/v2/models", *self._bases):
+            gets[f"{base}/stats".encode()] = self._statistics
+        gets[b"/metrics"] = lambda _: Reply(200, metrics(self._manifest, self._counters).encode(), kind=TEXT)
+        index = [{"name": self._manifest.name, "version": str(self._manifest.version), "state": "READY", "reason": ""}]
+        posts[b"/v2/repository/index"] = functools.partial(_constant, msgspec.json.encode(index))
+        for path in (b"/v2/logging", b"/v2/trace/setting", f"{self._bases[0]}/trace/setting".encode()):
+            posts[path] = self._read_only
+
+    # Handler
+
+    def handle(self, request: Request) -> Reply | Job:
         target = request.target
         if target not in self._infer_targets:
             target = b"/" + unquote_to_bytes(target).strip(b"/")
         if target not in self._infer_targets:
-            return self._read(request.method, target)
+            return self._other(request, target)
         if request.method != b"POST":
             return self._failed(405, "expected POST, got " + _shown(request.method), b"Allow: POST\r\n")
         return self._infer(request)
@@ -60,38 +89,132 @@ class Resources:
         self._counters.answered(error.status)
         return self._failed(error.status, str(error), error.headers)
 
-    def _read(self, method: bytes, target: bytes) -> Reply:
-        document = self._documents.get(target)
-        if document is None:
-            if method == b"POST":
+    def _infer(self, request: Request) -> Reply | Job:
+        try:
+            body = unpacked(request.body, request.encoding, self._limit) if request.encoding else request.body
+            call = self._parser.parse(body, request.json_length)
+        except Exception as error:
+            return self._raised(error)
+        job = Job(request, call)
+        self._predictor.submit(job)
+        return job if job.reply is None else job.reply
+
+    # Desk
+
+    def inputs(self, jobs: list[Job]) -> dict[str, Array]:
+        return jobs[0].call.inputs if len(jobs) == 1 else self._parser.join([job.call for job in jobs])
+
+    def answered(self, jobs: list[Job], inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+        ids = [job.call.id or self._fresh_id() for job in jobs]
+        try:
+            replies = self._renderer.replies([job.call for job in jobs], ids, outputs)
+        except Exception as error:
+            self._not_rendered(jobs, error, inputs, outputs)
+            return
+        if len(jobs) == 1:
+            self._told(jobs[0], replies[0])
+            prediction = Prediction(ids[0], jobs[0].rows, inputs, outputs)
+            replies[0].after = functools.partial(self._recorder.observe, prediction)
+            jobs[0].tell(replies[0])
+            return
+        for job, reply in zip(jobs, replies, strict=True):
+            if not job.over:
+                self._told(job, reply)
+                job.tell(reply)
+        self._recorder.observe_together(Together(ids, [job.rows for job in jobs], inputs, outputs))
+
+    def failed(self, job: Job, error: Exception) -> None:
+        self._counters.failed_us += (time.perf_counter_ns() - job.request.arrived_ns) // 1000
+        job.tell(self._raised(error))
+
+    def _told(self, job: Job, reply: Reply) -> None:
+        arrived = job.request.arrived_ns
+        self._counters.queue_us += max(0, job.started_ns - arrived) // 1000
+        self._recorder.count(job.rows, (time.perf_counter_ns() - arrived) // 1000)
+        if job.request.accepts:
+            packed(reply, job.request.accepts)
+
+    def _not_rendered(
+        self, jobs: list[Job], error: Exception, inputs: Mapping[str, Array], outputs: Mapping[str, Array]
+    ) -> None:
+        """An answer that one of them cannot be given, such as into a region that is too small."""
+        if len(jobs) == 1:
+            self.failed(jobs[0], error)
+            return
+        start = 0
+        for job in jobs:
+            stop = start + job.rows
+            if not job.over:
+                ours = [{name: array[start:stop] for name, array in side.items()} for side in (inputs, outputs)]
+                self.answered([job], ours[0], ours[1])
+            start = stop
+
+    def _fresh_id(self) -> str:
+        self._made += 1
+        return f"{self._life}{self._made:x}"
+
+    # Everything else
+
+    def _other(self, request: Request, target: bytes) -> Reply:
+        get = self._gets.get(target) or self._get_for(target)
+        post = self._posts.get(target) or self._post_for(target)
+        answer = get if request.method == b"GET" else post if request.method == b"POST" else None
+        if answer is not None:
+            try:
+                return answer(request)
+            except Exception as error:
+                return self._raised(error)
+        if get is None and post is None:
+            if request.method == b"POST":
                 self._counters.answered(404)
             return self._failed(404, f"expected {self._bases[0]} (or {self._bases[1]}), got {_shown(target)}")
-        if method != b"GET":
-            return self._failed(405, "expected GET, got " + _shown(method), b"Allow: GET\r\n")
-        return Reply(200, document)
+        allowed = b"GET" if get is not None else b"POST"
+        got = _shown(request.method)
+        return self._failed(405, f"expected {allowed.decode()}, got {got}", b"Allow: %b\r\n" % allowed)
 
-    def _infer(self, request: Request) -> Reply | Awaitable[Reply]:
+    def _statistics(self, _: Request) -> Reply:
+        return Reply(200, msgspec.json.encode({"model_stats": [statistics(self._manifest, self._counters)]}))
+
+    def _read_only(self, _: Request) -> Reply:
+        name = self._manifest.name
+        raise Refused(403, f"expected nothing to be changed here: {name} and its settings are the director's")
+
+    def _get_for(self, target: bytes) -> _Answer | None:
+        """What regions there are."""
+        kind, name, verb = _region(target)
+        if verb != "status":
+            return None
+        if kind == "cuda" or not self._regions.allowed:
+            return functools.partial(_constant, b"[]")
+        return lambda _: Reply(200, msgspec.json.encode(self._regions.status(name)))
+
+    def _post_for(self, target: bytes) -> _Answer | None:
+        """Verbs with a name in the path."""
+        if target.startswith(b"/v2/repository/models/") and target.endswith((b"/load", b"/unload")):
+            return self._read_only
+        kind, name, verb = _region(target)
+        if verb == "register":
+            return functools.partial(self._register, kind, name)
+        if verb == "unregister":
+            return functools.partial(self._unregister, kind, name)
+        return None
+
+    def _register(self, kind: str, name: str, request: Request) -> Reply:
+        if kind == "cuda":
+            raise Refused(400, "cudasharedmemory: expected tensors or system shared memory, we lack this extension")
         try:
-            call = self._parser.parse(request.body, request.json_length)
-            rows = call.inputs[self._batched].shape[0] if self._batched else 1
-            if not self._predictor.is_quick(rows):
-                return self._infer_later(request, call, rows)
-            return self._predicted(request, call, rows, self._predictor.run_in_loop(call.inputs, rows))
-        except Exception as error:
-            return self._raised(error)
+            said = msgspec.json.decode(request.body, type=Registration)
+        except MALFORMED as error:
+            raise Refused(400, f"region {name}: expected key, offset and byte_size: {error}") from None
+        self._regions.register(name, said)
+        return Reply(200, b"")
 
-    async def _infer_later(self, request: Request, call: Call, rows: int) -> Reply:
-        try:
-            return self._predicted(request, call, rows, await self._predictor.run_in_pool(call.inputs, rows))
-        except Exception as error:
-            return self._raised(error)
+    def _unregister(self, kind: str, name: str, _: Request) -> Reply:
+        if kind == "system":
+            self._regions.unregister(name)
+        return Reply(200, b"")
 
-    def _predicted(self, request: Request, call: Call, rows: int, outputs: Mapping[str, Array]) -> Reply:
-        id_ = call.id or f"{self._life}{self._counters.requests:x}"
-        body, json_length = self._renderer.render(id_, call.outputs, outputs)
-        self._recorder.count(rows, (time.perf_counter_ns() - request.arrived_ns) // 1000)
-        prediction = Prediction(id_, rows, call.inputs, outputs)
-        return Reply(200, body, json_length, after=functools.partial(self._recorder.observe, prediction))
+    # Failures
 
     def _raised(self, error: Exception) -> Reply:
         """The one place where an exception becomes a status."""
@@ -106,32 +229,21 @@ class Resources:
         return Reply(status, msgspec.json.encode({"error": text}), headers=headers)
 
 
-def _documents(manifest: Manifest, bases: tuple[str, ...]) -> dict[bytes, bytes]:
-    """What GET answers; a module that does not answer is not ready, so all of it is constant."""
-    server = {"name": "mooring", "version": agent.__version__, "extensions": ["binary_tensor_data"]}
-    model = {
-        "name": manifest.name,
-        "versions": [str(manifest.version)],
-        "platform": "script" if manifest.runtime.entry else manifest.runtime.backend,
-        "inputs": [_described(spec) for spec in manifest.inputs],
-        "outputs": [_described(spec) for spec in manifest.outputs],
-    }
-    documents: dict[str, object] = {
-        "/v2": server,
-        "/v2/health/live": {"live": True},
-        "/v2/health/ready": {"ready": True},
-    }
-    for base in bases:
-        documents[base] = model
-        documents[f"{base}/ready"] = {"name": manifest.name, "ready": True}
-    return {path.encode(): msgspec.json.encode(document) for path, document in documents.items()}
+def _constant(document: bytes, _: Request) -> Reply:
+    return Reply(200, document)
 
 
-def _described(spec: TensorSpec) -> dict[str, object]:
-    described: dict[str, object] = {"name": spec.name, "datatype": spec.datatype, "shape": spec.shape}
-    if spec.labels:
-        described["parameters"] = {"labels": spec.labels}
-    return described
+def _region(target: bytes) -> tuple[str, str, str]:
+    """Kind (system or cuda), the region's name (empty: all) and the verb; nothing where it is another target."""
+    parts = target.decode("utf-8", "replace").split("/")
+    kind = parts[2].removesuffix("sharedmemory") if len(parts) > 3 else ""
+    if kind not in ("system", "cuda") or parts[1] != "v2":
+        return "", "", ""
+    if len(parts) == 4:
+        return kind, "", parts[3]
+    if len(parts) == 6 and parts[3] == "region":
+        return kind, parts[4], parts[5]
+    return "", "", ""
 
 
 def _shown(data: bytes) -> str:

@@ -12,14 +12,15 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator
 
+from agent.endpoint.batches import cut
 from agent.endpoint.counters import Counters
-from agent.endpoint.recorder import Prediction
+from agent.endpoint.recorder import Prediction, Together
 from agent.sampling import Sampler, scores_output
 from agent.sandbox.protocol import SampleTaken, WindowClosed
 from agent.sandbox.windows import Profiler
 from modules.errors import ModuleError
 from modules.manifest import Manifest, SamplingPolicy
-from modules.messages import encode
+from modules.messages import Sample, encode
 from modules.windows import ReferenceProfile, Window, encode_window, pack_counts
 
 log = logging.getLogger(__name__)
@@ -87,16 +88,42 @@ class Watch:
         try:
             if self._profiler is not None:
                 self._profiler.add(prediction.rows, prediction.inputs, prediction.outputs)
-            if prediction.rows <= CHUNK_ROWS:
-                self._take(prediction, 0, prediction.rows)
-            elif len(self._waiting) < MAX_WAITING:
-                self._waiting.append(self._chunks(prediction))
-                if len(self._waiting) == 1:
-                    asyncio.get_running_loop().call_soon(self._take_later)
-            else:
-                self._counters.dropped_samples += 1
+            self._sample(prediction)
         except Exception as error:
             self._note_failure(error)
+
+    def observe_together(self, together: Together) -> None:
+        """The same for requests that ran together, in one go: most of them are not sampled."""
+        try:
+            rows = sum(together.rows)
+            if self._profiler is not None:
+                self._profiler.add(rows, together.inputs, together.outputs)
+            if rows > len(together.ids):
+                for prediction in together.apart():
+                    self._sample(prediction)
+            else:
+                self._sample_single_rows(together)
+        except Exception as error:
+            self._note_failure(error)
+
+    def _sample(self, prediction: Prediction) -> None:
+        if prediction.rows <= CHUNK_ROWS:
+            self._take(prediction, 0, prediction.rows)
+        elif len(self._waiting) < MAX_WAITING:
+            self._waiting.append(self._chunks(prediction))
+            if len(self._waiting) == 1:
+                asyncio.get_running_loop().call_soon(self._take_later)
+        else:
+            self._counters.dropped_samples += 1
+
+    def _sample_single_rows(self, together: Together) -> None:
+        sampler = self._sampler
+        low = sampler.low(together.outputs)
+        for row, id_ in enumerate(together.ids):
+            choice = sampler.choose(id_, 0, 1, None if low is None else low[row : row + 1])
+            if choice is not None:
+                inputs, outputs = (cut(side, row, row + 1) for side in (together.inputs, together.outputs))
+                self._send_sample(sampler.sample(id_, 1, choice, inputs, outputs))
 
     def close_window(self) -> None:
         """Sends what was counted since the last one, if anything was."""
@@ -170,15 +197,17 @@ class Watch:
             if len(prediction.inputs) < len(self._inputs):  # the policy has changed since it was asked
                 self._counters.dropped_samples += 1
                 continue
-            sample = sampler.sample(id_, rows, choice, prediction.inputs, prediction.outputs)
-            try:
-                taken = self._send(SampleTaken(encode(sample)))
-            except ModuleError:  # larger than a message may be
-                taken = False
-            if taken:
-                self._counters.sampled += 1
-            else:
-                self._counters.dropped_samples += 1
+            self._send_sample(sampler.sample(id_, rows, choice, prediction.inputs, prediction.outputs))
+
+    def _send_sample(self, sample: Sample) -> None:
+        try:
+            taken = self._send(SampleTaken(encode(sample)))
+        except ModuleError:  # larger than a message may be
+            taken = False
+        if taken:
+            self._counters.sampled += 1
+        else:
+            self._counters.dropped_samples += 1
 
     def _totals(self) -> tuple[int, int, int, tuple[int, ...]]:
         counters = self._counters

@@ -125,7 +125,7 @@ async def test_a_header_length_that_lies_is_refused(serving: WorkerDriver, lengt
         ("/v2/models/digits/versions/x/infer", 404),
         ("/v2/models/digits", 405),
         ("/elsewhere", 404),
-        ("/v2/repository/index", 404),
+        ("/v2/repository/models/digits/unload", 403),
     ],
 )
 async def test_a_post_elsewhere_is_refused_by_name(
@@ -194,7 +194,7 @@ async def test_more_body_than_announced_is_no_next_request(serving: WorkerDriver
         (b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\n\r\n", 431),
         (b"GET /v2 HTTP/1.1\r\n" + b"A: b\r\n" * 9000 + b"\r\n", 431),
         (b"GET /v2 HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nabc", 200),
-        (b"POST /v2 HTTP/1.1\r\nContent-Encoding: gzip\r\nContent-Length: 3\r\n\r\nabc", 415),
+        (b"POST /v2 HTTP/1.1\r\nContent-Encoding: br\r\nContent-Length: 3\r\n\r\nabc", 415),
         (b"POST /v2 HTTP/1.1\r\nInference-Header-Content-Length: x\r\nContent-Length: 3\r\n\r\nabc", 400),
     ],
 )
