@@ -3,7 +3,7 @@
     none       nothing was done
     process    resource limits, no new privileges, no core dumps: a mistake stays small
     confined   and its own user where the agent is root, Landlock and a system call filter: it reads its own files only,
-               reaches no network and starts nothing
+               reaches no network and starts nothing; or an engine's container keeps it so
     isolated   and its own network, process and mount namespaces: what it cannot reach is not even there
 
 Called by the worker, which measures what it got, and by `agent.sandbox.possible`. docs/understand/sandbox.md tells
@@ -14,10 +14,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping
+from pathlib import Path
 
 from firmware_profiles.confinement import Confinement
 
 NAMESPACES = ("net", "pid", "mnt")
+CONTAINER = "container"
+_STATUS = Path("/proc/self/status")
+_AS_IN_A_CONTAINER = {"Seccomp": "2", "NoNewPrivs": "1", "CapEff": "0" * 16, "CapBnd": "0" * 16}
 
 
 def level_of(words: Collection[str], root: bool) -> Confinement:
@@ -25,7 +29,7 @@ def level_of(words: Collection[str], root: bool) -> Confinement:
     kinds = {word.partition(":")[0] for word in words}
     if "rlimits" not in kinds:
         return Confinement.NONE
-    if not {"landlock", "seccomp"} <= kinds or (root and "uid" not in kinds):
+    if CONTAINER not in kinds and (not {"landlock", "seccomp"} <= kinds or (root and "uid" not in kinds)):
         return Confinement.PROCESS
     return Confinement.ISOLATED if {f"{name}ns" for name in NAMESPACES} <= kinds else Confinement.CONFINED
 
@@ -44,4 +48,17 @@ def namespaces() -> dict[str, int]:
 def separated(outside: Mapping[str, int]) -> list[str]:
     """Words for the namespaces that are not those of the agent. Measured, not believed: ask before confinement."""
     inside = namespaces()
-    return [f"{name}ns" for name in NAMESPACES if outside.get(name) not in (None, inside.get(name))]
+    found = [f"{name}ns" for name in NAMESPACES if outside.get(name) not in (None, inside.get(name))]
+    return [*found, CONTAINER] if "mntns" in found and _contained() else found
+
+
+def _contained() -> bool:
+    """Whether an engine has taken from this process what a worker else gives up itself: another user than root, no
+    capabilities and none to be had, a filter of system calls, a root that cannot be written.
+    """
+    try:
+        fields = dict(line.split(":\t", 1) for line in _STATUS.read_text().splitlines() if ":\t" in line)
+        read_only = os.statvfs("/").f_flag & os.ST_RDONLY
+    except OSError:
+        return False
+    return bool(read_only) and os.geteuid() != 0 and _AS_IN_A_CONTAINER.items() <= fields.items()

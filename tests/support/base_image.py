@@ -24,13 +24,13 @@ for module in list(sys.modules.values()):
 """
 _LEFT_OUT = re.compile(
     r"/(__pycache__|tests?|idlelib|ensurepip|tkinter|turtledemo|lib2to3|pydoc_data|config-3[^/]*|site-packages)(/|$)"
-    r"|\.(a|pyi|c|h|pyx|pxd)$|/onnxruntime/(transformers|tools|quantization|datasets|backend)(/|$)|/f2py(/|$)"
+    r"|/_tkinter\.|\.(a|pyi|c|h|pyx|pxd)$|/onnxruntime/(transformers|tools|quantization|datasets|backend)(/|$)|/f2py(/|$)"
 )
 PYTHON = "/opt/python/bin/python3"
 
 
 def write_base(target: Path) -> None:
-    """One layer of about 200 MB, as a tar archive of an image."""
+    """One layer of about 150 MB, as a tar archive of an image."""
     layer = target.with_suffix(".layer")
     with tarfile.open(layer, "w", format=tarfile.PAX_FORMAT) as tar:
         for name, path in sorted(_files().items()):
@@ -73,7 +73,8 @@ def _files() -> dict[str, Path]:
         found |= dict(_tree(root, f"opt/python/lib/{version}/site-packages/{root.name}"))
     binaries = [path for path in found.values() if path.suffix == ".so" or ".so." in path.name]
     for library in _libraries([Path(sys.executable).resolve(), *binaries]):
-        found.setdefault(str(library).lstrip("/"), library.resolve())
+        if not any(library.resolve() == path for path in found.values()):
+            found[str(library).lstrip("/")] = library.resolve()
     return found
 
 
@@ -103,6 +104,8 @@ def _tree(root: Path, name: str) -> Iterator[tuple[str, Path]]:
 def _libraries(binaries: list[Path]) -> set[Path]:
     """Shared libraries from outside, and the loader, by the paths under which they are looked for."""
     said = subprocess.run(["ldd", *map(str, binaries)], capture_output=True, text=True, check=False, timeout=60).stdout
-    named = re.findall(r"(?:=>\s*|^\s*)(/\S+)\s+\(0x", said, re.MULTILINE)
+    named = [
+        name for name in re.findall(r"(?:=>\s*|^\s*)(/\S+)\s+\(0x", said, re.MULTILINE) if "-packages/" not in name
+    ]
     seccomp = list(Path("/usr/lib").rglob("libseccomp.so.2"))
     return {Path(name) for name in named} | set(seccomp)

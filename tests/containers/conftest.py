@@ -1,0 +1,81 @@
+"""Fixtures of the tests with containers: one engine and one base image for all of them."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from agent.config import ServingSettings, StatePaths
+from agent.containers.settings import ContainerSettings
+from agent.store import AgentStore
+from modules.containers import Container
+from modules.manifest import Resources
+from support.base_image import write_base
+from support.built import Built
+from support.contained import WANTED, Contained, contain
+from support.container_rig import QUICK, Rig
+from support.dockerd import CannotRun, Dockerd
+
+Make = Callable[..., Contained]
+
+
+@pytest.fixture(scope="session")
+def base_image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    if platform.machine() != "x86_64":
+        pytest.skip("the tests' base image is made for x86_64")
+    path = tmp_path_factory.mktemp("base") / "base.tar"
+    write_base(path)
+    yield path
+    path.unlink()
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[Dockerd]:
+    dockerd = Dockerd()
+    try:
+        dockerd.start()
+    except CannotRun as error:
+        dockerd.stop()
+        pytest.skip(str(error))
+    yield dockerd
+    dockerd.stop()
+
+
+@pytest.fixture(scope="session")
+def contained(base_image: Path, tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """Modules in containers, each made once."""
+    made: dict[tuple[str, str, str], Contained] = {}
+
+    def make(module: Built, wanted: Container = WANTED, resources: Resources | None = None) -> Contained:
+        key = (module.sha256, str(wanted), str(resources))
+        if key not in made:
+            made[key] = contain(module, base_image, tmp_path_factory.mktemp("image"), wanted, resources)
+        return made[key]
+
+    return make
+
+
+@pytest.fixture
+async def make_rig(tmp_path: Path, engine: Dockerd) -> AsyncIterator[Callable[..., Rig]]:
+    """Agents on one state directory, one after the other."""
+    paths = StatePaths(tmp_path / "state")
+    paths.root.mkdir()
+    async with AgentStore(paths.database) as store:
+        rigs: list[Rig] = []
+
+        def one(settings: ServingSettings = QUICK, **containers: object) -> Rig:
+            given = ContainerSettings(**({"engine": engine.address} | containers))  # type: ignore[arg-type]
+            rigs.append(Rig(paths, store, given, settings))
+            return rigs[-1]
+
+        yield one
+        for rig in rigs:
+            await rig.close()
+
+
+@pytest.fixture
+def rig(make_rig: Callable[..., Rig]) -> Rig:
+    return make_rig()
