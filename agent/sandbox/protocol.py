@@ -117,6 +117,16 @@ class Drained(msgspec.Struct, frozen=True, tag="drained"):
     cut: int
 
 
+class SourceSeen(msgspec.Struct, frozen=True, array_like=True):
+    """How a source does: its kind, a word or two, and how many items were taken, failed, and dropped unseen."""
+
+    kind: str
+    state: str
+    taken: int = 0
+    failed: int = 0
+    dropped: int = 0
+
+
 class Stats(msgspec.Struct, frozen=True):
     """Counts since the worker started; latency percentiles in microseconds over all predictions so far, and the counts
     that they are of, see `agent.latency`.
@@ -132,6 +142,7 @@ class Stats(msgspec.Struct, frozen=True):
     p50_us: float = 0.0
     p99_us: float = 0.0
     latency: tuple[int, ...] = ()
+    sources: tuple[SourceSeen, ...] = ()
 
 
 class Pong(msgspec.Struct, frozen=True, tag="pong"):

@@ -13,7 +13,9 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 
 from agent.backends import Array, BackendError
@@ -35,6 +37,7 @@ from agent.formats import check_formats
 from agent.sandbox.confine import ConfineError, confine
 from agent.sandbox.level import level_of, separated
 from agent.sandbox.protocol import Passed, Ready, SampleTaken, Start, Stats, WindowClosed
+from agent.sandbox.room import Room, room_for
 from agent.sandbox.self_test import check_golden, golden_inputs
 from agent.sandbox.watch import Watch
 from firmware_profiles.confinement import Confinement
@@ -44,6 +47,9 @@ from modules.tensors import TensorSpec, decode_golden
 from modules.windows import Numeric, ReferenceProfile, decode_reference
 
 log = logging.getLogger(__name__)
+
+if TYPE_CHECKING:
+    from agent.sources.opened import Sources
 
 MAX_HELD_REQUESTS = 8  # how many of the largest requests may be in memory at once
 MIN_HELD_BYTES = 64 * 1024 * 1024
@@ -59,6 +65,7 @@ class Session:
         check_formats(manifest)
         os.environ[CONFIG] = order.config.decode()
         backend = open_backend(manifest)  # imports what it needs, while it still may
+        _load_source_libraries(manifest)
         words, level = _confined(order, manifest)
         self._slot = _reachable(Path(order.slot))
         if manifest.runtime.environment:
@@ -83,6 +90,7 @@ class Session:
         self._fast = open_fast(
             order.given, manifest, self._predictor, self.counters, self._recorder, self.watch, complete
         )
+        self._sources = self._open_sources(order)
         self._sockets = [socket.socket(fileno=fd) for fd in order.listen]
         self._warm_up()
         ran = backend.execution()
@@ -117,11 +125,13 @@ class Session:
         await self._endpoint.start(self._sockets)
         if self._fast is not None:
             self._fast.start()
+        if self._sources is not None:
+            self._sources.start()
 
     async def drain(self, deadline_s: float) -> int:
         """How many connections were cut."""
-        drains = [self._endpoint.drain(deadline_s), *([self._fast.drain(deadline_s)] if self._fast else [])]
-        cut = sum(await asyncio.gather(*drains))
+        beside = [one.drain(deadline_s) for one in (self._fast, self._sources) if one is not None]
+        cut = sum(await asyncio.gather(self._endpoint.drain(deadline_s), *beside))
         await self._recorder.stop()
         await self.watch.stop()
         return cut
@@ -130,11 +140,19 @@ class Session:
         self.watch.set_policy(policy)
 
     def stats(self) -> Stats:
-        return self.counters.stats()
+        stats = self.counters.stats()
+        return msgspec.structs.replace(stats, sources=self._sources.seen()) if self._sources is not None else stats
 
     def close(self) -> None:
         self._predictor.close()
         self._backend.close()
+
+    def _open_sources(self, order: Start) -> Sources | None:
+        if not self._manifest.runtime.sources:
+            return None
+        from agent.sources.opened import open_sources
+
+        return open_sources(order.given, self._manifest, self._predictor, self._recorder, self.counters)
 
     def _handler(self, not_missing: frozenset[str]) -> Handler:
         """With `/score` beside the protocol where a script takes requests as they come."""
@@ -159,12 +177,20 @@ class Session:
             self._predictor.warm_up(inputs, 1)
 
 
+def _load_source_libraries(manifest: Manifest) -> None:
+    """Most modules have no sources and need none of this in memory. Raises BackendError."""
+    if manifest.runtime.sources:
+        from agent.sources.opened import load_libraries
+
+        load_libraries(manifest.runtime.sources)
+
+
 def _confined(order: Start, manifest: Manifest) -> tuple[str, Confinement]:
     """What was done, and the level that makes. Raises ConfineError when that is not enough: nothing is loaded then."""
     words, level = "none", Confinement.NONE
     if order.confine:
         root, apart = os.geteuid() == 0, separated(order.outside)
-        done = confine(Path(order.slot), order.uid, manifest.resources.memory_mib).split("+")
+        done = confine(Path(order.slot), order.uid, manifest.resources.memory_mib, room=_room(order, manifest)).split("+")
         words, level = "+".join([*done, *apart, *order.around]), level_of([*done, *apart], root)
     for who, wanted in (("the module", manifest.requires.confinement), ("this device", order.floor)):
         if not level.reaches(wanted):
@@ -172,6 +198,11 @@ def _confined(order: Start, manifest: Manifest) -> tuple[str, Confinement]:
                 f"confinement: {who} requires at least {wanted.value}, got {level.value} ({words}); nothing was loaded"
             )
     return words, level
+
+
+def _room(order: Start, manifest: Manifest) -> Room:
+    cache = Path(order.given.cache) if order.given.cache else None
+    return room_for(manifest.requires.accelerators, cache, order.given.cache_bytes)
 
 
 def _place(slot: Path, manifest: Manifest, order: Start) -> Place:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import msgspec
 import numpy as np
 
-from agent.backends import Array
+from agent.backends import Array, BackendError
 from agent.backends.steps.pictures import decoded
 from agent.endpoint.codec import DTYPES, from_bytes, from_json
 from agent.endpoint.exchange import Refused
@@ -41,7 +41,7 @@ class Reader:
         """Every input. Raises ValueError."""
         try:
             return self._read(data, self._content if self._content != "auto" else self._guessed(data))
-        except (Refused, *MALFORMED) as error:
+        except (Refused, BackendError, *MALFORMED) as error:
             raise ValueError(str(error)[:500]) from None
 
     def _guessed(self, data: bytes) -> str:

@@ -36,7 +36,6 @@ class DirectoryIntake:
     def __init__(
         self, number: int, source: Directory, device: Device, reader: Reader, batched: Sequence[str], writer: Writer
     ) -> None:
-        self.wants_results = bool(source.results)
         self._number = number
         self._source = source
         self._folder = Path(source.path)
@@ -69,7 +68,7 @@ class DirectoryIntake:
             if self._tries[file.name] < MAX_TRIES:
                 return
             item.repeat = False
-        if self.wants_results and is_name(name := f"{file.name}.json"):
+        if self._source.results and is_name(name := f"{file.name}.json"):
             self._device.write(self._number, name, self._writer.json(result))
 
     def settled(self, items: Sequence[Item]) -> None:
@@ -95,7 +94,9 @@ class DirectoryIntake:
                 return
         self._next_look = time.monotonic() + self._source.every_s
         whole = self._whole()
-        self._waiting = sorted(self._device.fresh(self._number, whole), key=lambda file: (file.changed_ns, file.name))
+        fresh = self._device.fresh(self._number, whole) if whole else []
+        self._done |= {file.name: file for file in set(whole) - set(fresh)}
+        self._waiting = sorted(fresh, key=lambda file: (file.changed_ns, file.name))
 
     def _whole(self) -> list[File]:
         """The files that are whole and not known to be done. Raises OSError where the folder is not there."""

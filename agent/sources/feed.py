@@ -61,8 +61,9 @@ class Feed:
     ) -> None:  # fmt: skip
         self.kind = kind
         self.state = "waiting"
+        self._said = ""
         self.taken = self.failed = 0
-        self._intake = intake
+        self.intake = intake
         self._device = device
         self._rules = rules
         self._predictor = predictor
@@ -73,10 +74,6 @@ class Feed:
         self._number = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._work, name=f"source-{kind}", daemon=True)
-
-    @property
-    def dropped(self) -> int:
-        return self._intake.dropped
 
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -110,11 +107,8 @@ class Feed:
             except Ended as end:
                 self.state = f"ended: {end}"
                 break
-            except (OSError, AskError, ValueError) as error:
+            except BaseException as error:  # of a library, or of the script's loop, which may even exit
                 self._note(error)
-            except Exception as error:  # of a library, or of the script's loop
-                log.exception("a source (%s) failed", self.kind)
-                self.state = f"failed: {type(error).__name__}"
             finally:
                 self._close()
             pause_s = FIRST_PAUSE_S if self.taken > before else min(LONGEST_PAUSE_S, 2 * pause_s)
@@ -122,16 +116,16 @@ class Feed:
 
     def _round(self) -> None:
         """From opened to closed."""
-        self._intake.open()
+        self.intake.open()
         self.state = "open"
         while not self._stop.is_set():
-            items = self._intake.take(self._rules.most_rows)
+            items = self.intake.take(self._rules.most_rows)
             if not items:
                 continue
             self.taken += len(items)
             for group in self._groups(items):
                 self._run(group)
-            self._intake.settled(items)
+            self.intake.settled(items)
 
     def _groups(self, items: list[Item]) -> Iterator[list[Item]]:
         """Neighbours that can be run together."""
@@ -152,7 +146,7 @@ class Feed:
 
     def _run(self, group: list[Item]) -> None:
         if len(group) == 1:
-            self._intake.answered(group[0], self._one(group[0]))
+            self.intake.answered(group[0], self._one(group[0]))
             return
         started = time.perf_counter_ns()
         inputs = {name: np.concatenate([item.inputs[name] for item in group]) for name in group[0].inputs}
@@ -160,13 +154,13 @@ class Feed:
             outputs = self._predictor.run_here(inputs, sum(item.rows for item in group))
         except (BackendError, Refused):  # the others must not suffer for the one that it is
             for item in group:
-                self._intake.answered(item, self._one(item))
+                self.intake.answered(item, self._one(item))
             return
         start = 0
         for item in group:
             part = {name: array[start : start + item.rows] for name, array in outputs.items()}
             start += item.rows
-            self._intake.answered(item, self._left(item, part, started))
+            self.intake.answered(item, self._left(item, part, started))
 
     def _one(self, item: Item) -> Result:
         if item.error:
@@ -200,15 +194,17 @@ class Feed:
             self._loop.call_soon_threadsafe(self._counters.answered, status)
         return Result("", item.name, error=error)
 
-    def _note(self, error: Exception) -> None:
-        said = f"not there: {error}"[:300]
-        if said != self.state:  # once, not every time
-            self.state = said
-            log.warning("a source (%s) is %s; it is tried again", self.kind, said)
+    def _note(self, error: BaseException) -> None:
+        foreseen = isinstance(error, OSError | AskError | ValueError)
+        self.state = f"not there: {error}"[:300] if foreseen else f"failed: {type(error).__name__}: {error}"[:300]
+        if self.state != self._said:  # once, not every time
+            self._said = self.state
+            trace = None if foreseen else error
+            log.warning("a source (%s) is %s; it is tried again", self.kind, self.state, exc_info=trace)
 
     def _close(self) -> None:
         try:
-            self._intake.close()
+            self.intake.close()
         except Exception as error:
             log.warning("a source (%s) did not close: %s", self.kind, error)
 

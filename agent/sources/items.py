@@ -1,4 +1,4 @@
-"""What sources take and give: items, results, and the contract between a kind of source and the thread that feeds it."""
+"""What sources take and give: items, results, and what a kind of source must do for the thread that feeds it."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ class Intake(Protocol):
     Errors are OSError, AskError or ValueError; Ended ends the source.
     """
 
-    dropped: int
-    wants_results: bool
+    @property
+    def dropped(self) -> int: ...
 
     def open(self) -> None: ...
 
