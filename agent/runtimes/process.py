@@ -65,6 +65,7 @@ class Endpoint:
     host: str
     port: int
     sockets: tuple[socket.socket, ...]
+    fast: socket.socket | None = None  # for clients over shared memory
 
     @property
     def address(self) -> str:
@@ -75,15 +76,25 @@ class Endpoint:
     def handles(self) -> tuple[int, ...]:
         return tuple(one.fileno() for one in self.sockets)
 
+    @property
+    def fast_handle(self) -> int:
+        return -1 if self.fast is None else self.fast.fileno()
+
+    @property
+    def inherited(self) -> tuple[int, ...]:
+        """All that a worker must have."""
+        return self.handles if self.fast is None else (*self.handles, self.fast_handle)
+
     def listen(self) -> None:
         """Idempotent. From now on connections wait in the backlog until a worker takes them."""
-        for one in self.sockets:
+        for one in (*self.sockets, *([self.fast] if self.fast else [])):
             one.listen(BACKLOG)
 
     def close(self) -> None:
-        for one in self.sockets:
+        for one in (*self.sockets, *([self.fast] if self.fast else [])):
             one.close()
         self.path.unlink(missing_ok=True)
+        _fast_path(self.path).unlink(missing_ok=True)
 
 
 class ProcessRuntime:
@@ -135,7 +146,7 @@ class ProcessRuntime:
 
     def sweep(self) -> None:
         """Removes the sockets that an agent has left which was killed: nobody answers behind them any more."""
-        known = {endpoint.path for endpoint in self._endpoints.values()}
+        known = {path for e in self._endpoints.values() for path in (e.path, _fast_path(e.path))}
         for path in self._paths.endpoints.glob("*.sock"):
             if path not in known:
                 path.unlink(missing_ok=True)
@@ -163,7 +174,7 @@ class ProcessRuntime:
         uid = await self._uid(module.name)
         circuit = await self._fabric.prepare(slot.manifest, slot.path)
         try:
-            worker, cage = await self._spawn(slot, uid, (*endpoint.handles, *circuit.handles))
+            worker, cage = await self._spawn(slot, uid, (*endpoint.inherited, *circuit.handles))
         finally:
             circuit.close()
         self._fabric.used_by(worker, circuit)
@@ -230,7 +241,7 @@ class ProcessRuntime:
             outside=namespaces(),
             around=cage.words,
             floor=self._settings.floor,
-            given=Given(circuit=circuit),
+            given=Given(circuit=circuit, fast=endpoint.fast_handle),
         )
 
     async def _uid(self, name: str) -> int:
@@ -252,13 +263,13 @@ class ProcessRuntime:
         except OSError as error:
             raise EndpointError(f"endpoint {path}: {error}") from error
         if not self._settings.host:
-            return Endpoint(name, path, "", 0, (unix,))
+            return Endpoint(name, path, "", 0, (unix,), _bind_fast(path))
         try:
             tcp = await self._bind_tcp(name)
         except OSError as error:
             unix.close()
             raise EndpointError(f"endpoint of {name} on {self._settings.host}: {error}") from error
-        return Endpoint(name, path, self._settings.host, tcp.getsockname()[1], (unix, tcp))
+        return Endpoint(name, path, self._settings.host, tcp.getsockname()[1], (unix, tcp), _bind_fast(path))
 
     async def _bind_tcp(self, name: str) -> socket.socket:
         """The port of last time where it is free, else a new one."""
@@ -289,13 +300,26 @@ def may_become(uid: int) -> bool:
     return effective & _SET_IDS == _SET_IDS and any(first <= uid < first + count for first, _, count in ranges)
 
 
-def _bind_unix(path: Path) -> socket.socket:
+def _fast_path(path: Path) -> Path:
+    return path.with_suffix(".fast.sock")  # names of modules have no dot
+
+
+def _bind_fast(path: Path) -> socket.socket | None:
+    """None where there can be no such socket (a path that is too long): clients then use HTTP."""
+    try:
+        return _bind_unix(_fast_path(path), socket.SOCK_SEQPACKET)
+    except OSError as error:
+        _logger.warning("no shared memory for this module's clients", extra={"unit": path.stem, "why": str(error)})
+        return None
+
+
+def _bind_unix(path: Path, kind: int = socket.SOCK_STREAM) -> socket.socket:
     if len(os.fsencode(path)) > MAX_SOCKET_PATH:
         raise OSError(f"expected a path of at most {MAX_SOCKET_PATH} bytes, got {len(os.fsencode(path))}")
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and stat.S_ISSOCK(path.lstat().st_mode):
         path.unlink()  # of an agent that was killed
-    unix = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    unix = socket.socket(socket.AF_UNIX, kind)
     try:
         unix.bind(str(path))
         path.chmod(0o660)  # before listen: nobody can connect sooner
