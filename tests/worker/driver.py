@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from agent.sandbox.given import Given
 from agent.sandbox.level import namespaces
 from agent.sandbox.nursery import Forked, Nursery
 from agent.sandbox.protocol import (
@@ -103,9 +104,11 @@ class WorkerDriver:
         cage: tuple[str, ...] = (),
         floor: Confinement = Confinement.UNKNOWN,
         nursery: Nursery | None = None,
+        fast: socket.socket | None = None,
     ) -> None:
-        """`listener` is another worker's socket, to take over from it; `cage` what to write before the command. With a
-        `nursery` the worker is forked, and `cage` makes the namespaces that it enters.
+        """`listener` is another worker's socket, to take over from it, and `fast` that for clients over shared memory;
+        `cage` what to write before the command. With a `nursery` the worker is forked, and `cage` makes the namespaces
+        that it enters.
         """
         self.slot = slot
         self.manifest = manifest
@@ -119,6 +122,7 @@ class WorkerDriver:
         self._floor = floor
         self._nursery = nursery
         self.listener = listener.dup() if listener is not None else self._bound()
+        self.fast = fast.dup() if fast is not None else self._bound_fast()
         self._answers: asyncio.Queue[Notice] = asyncio.Queue(100)
 
     async def __aenter__(self) -> WorkerDriver:
@@ -133,11 +137,11 @@ class WorkerDriver:
         if self._nursery is None:
             return await asyncio.create_subprocess_exec(
                 *self._cage, sys.executable, "-m", "agent.sandbox.worker", str(channel),
-                pass_fds=(channel, self.listener.fileno()), cwd=Path(__file__).resolve().parents[2],
+                pass_fds=(channel, *self._listening), cwd=Path(__file__).resolve().parents[2],
             )  # fmt: skip
         into = os.dup(2)
         try:
-            return ForkedProcess(await self._nursery.fork((channel, into, self.listener.fileno()), self._cage))
+            return ForkedProcess(await self._nursery.fork((channel, into, *self._listening), self._cage))
         finally:
             os.close(into)
 
@@ -150,6 +154,7 @@ class WorkerDriver:
         with contextlib.suppress(ConnectionError):
             await self.writer.wait_closed()
         self.listener.close()
+        self.fast.close()
 
     async def order(self, order: Order, expected: type[_Notice]) -> _Notice:
         self.send(order)
@@ -173,7 +178,7 @@ class WorkerDriver:
     async def _start(self, expected: type[_Notice]) -> _Notice:
         order = Start(
             str(self.slot), encode_manifest(self.manifest), self._sampling, (self.listener.fileno(),), self._uid,
-            self._confine, outside=namespaces(), floor=self._floor,
+            self._confine, outside=namespaces(), floor=self._floor, given=Given(fast=self.fast.fileno()),
         )  # fmt: skip
         return await self.order(order, expected)
 
@@ -207,6 +212,18 @@ class WorkerDriver:
 
     async def infer(self, head: object, blobs: bytes = b"", **options: Any) -> Response:
         return await self.ask(infer_request(head, blobs, **options))
+
+    @property
+    def _listening(self) -> tuple[int, int]:
+        return self.listener.fileno(), self.fast.fileno()
+
+    def _bound_fast(self) -> socket.socket:
+        path = Path(self.path.replace(".sock", ".fast.sock"))
+        path.unlink(missing_ok=True)  # of a worker from which nobody takes it over
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        listener.bind(str(path))
+        listener.listen(128)
+        return listener
 
     def _bound(self) -> socket.socket:
         listener = socket.socket(socket.AF_UNIX)
