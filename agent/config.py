@@ -154,7 +154,9 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `confinement_floor` is the level below which no module is run, whatever it asks for itself. `preload`: whether
     workers are forked from a process that has the libraries in memory (auto), which makes them quick and small, or each
     started afresh (off), which gives each its own layout of memory. `fpga_emulation`: whether an emulation may answer
-    for FPGA modules where the board cannot, also when a module does not ask for it; it is always reported.
+    for FPGA modules where the board cannot, also when a module does not ask for it; it is always reported. `cache_mib`
+    bounds what the runtimes may keep compiled for one module, such as an optimised copy of its model or a TensorRT
+    engine (0 = nothing is kept).
     """
 
     host: str = "127.0.0.1"
@@ -164,6 +166,7 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     confinement_floor: Confinement = Confinement.UNKNOWN
     preload: Literal["auto", "off"] = "auto"
     fpga_emulation: bool = False
+    cache_mib: int = 1024
     drain_s: float = 10.0
     ping_every_s: float = 5.0
     ping_timeout_s: float = 10.0

@@ -163,7 +163,9 @@ async def _build(
 
     news = News(outbox.offer)
     containers = Containers(paths.root / "containers", config.containers, outbox.offer)
-    runtime = ProcessRuntime(paths, config.serving, store, slots, outbox.offer, cages, containers)
+    runtime = ProcessRuntime(
+        paths, config.serving, store, slots, outbox.offer, cages, containers, providers=config.profile.providers
+    )
     keeper = Keeper(runtime, config.serving, changed, news.tell, damaged)
     folder = FolderSource(config.device)
     transports = Transports(config, paths, link, slots.find, news.tell)

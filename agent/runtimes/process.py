@@ -26,6 +26,7 @@ from agent.errors import AgentError, WorkerError
 from agent.fpga.circuit import Circuit
 from agent.fpga.fabric import Fabric
 from agent.installed import Installed
+from agent.runtimes.caches import Caches
 from agent.runtimes.priority import quiet, restore
 from agent.sandbox.cage import NO_CAGE, Cage, Cages
 from agent.sandbox.given import Given
@@ -33,9 +34,11 @@ from agent.sandbox.host import OnItem, WorkerProcess, spawn
 from agent.sandbox.level import namespaces
 from agent.sandbox.nursery import Nursery
 from agent.sandbox.protocol import Start
+from agent.sandbox.room import room_for
 from agent.slots import Slot, Slots
 from agent.store import AgentStore
 from modules.manifest import SamplingPolicy
+from modules.runtime import CPU
 
 BACKLOG = 1024  # what waits while one worker hands over to the next; the kernel may have a lower limit
 MAX_LAST_WORDS = 300
@@ -110,9 +113,10 @@ class ProcessRuntime:
         cages: Cages | None = None,
         containers: Containers | None = None,
         fabric: Fabric | None = None,
+        providers: tuple[str, ...] = (CPU,),
     ) -> None:
         """Without `cages` there is nothing around a worker but what it does itself. `containers` are the caller's.
-        Only tests give a `fabric`.
+        Only tests give a `fabric`. `providers` is the device profile's order.
         """
         self._paths = paths
         self._settings = settings
@@ -121,6 +125,8 @@ class ProcessRuntime:
         self._on_item = on_item
         self._cages = cages or Cages()
         self._containers = containers
+        self._providers = providers
+        self._caches = Caches(paths.root / "caches", settings.cache_mib)
         self._nursery = Nursery() if settings.preload == "auto" else None
         self._fabric = fabric or Fabric(settings.fpga_emulation)
         self._endpoints: dict[str, Endpoint] = {}
@@ -153,7 +159,10 @@ class ProcessRuntime:
         self.tidy()
 
     def tidy(self) -> None:
-        """Containers that a killed agent has left, and images of slots that are gone, are removed beside other work."""
+        """Caches of slots that are gone are removed; containers that a killed agent has left, and images of slots that
+        are gone, beside other work.
+        """
+        self._caches.prune(self._paths.slots)
         if self._containers is not None:
             self._containers.tidy(self._paths.slots)
 
@@ -173,15 +182,16 @@ class ProcessRuntime:
         endpoint = await self.endpoint(module.name)
         uid = await self._uid(module.name)
         circuit = await self._fabric.prepare(slot.manifest, slot.path)
+        cache = await asyncio.to_thread(self._caches.open, slot, uid)
         try:
-            worker, cage = await self._spawn(slot, uid, (*endpoint.inherited, *circuit.handles))
+            worker, cage = await self._spawn(slot, uid, (*endpoint.inherited, *circuit.handles), cache)
         finally:
             circuit.close()
         self._fabric.used_by(worker, circuit)
         deadline_s = slot.manifest.health.load_deadline_s
         try:
             async with quiet(worker, deadline_s * QUIET_SHARE if quietly else 0.0):
-                await worker.start(self._order(module, slot, endpoint, uid, cage, circuit), deadline_s)
+                await worker.start(self._order(module, slot, endpoint, uid, cage, circuit, cache), deadline_s)
                 if slot.manifest.health.golden:
                     await worker.self_test(deadline_s)
         except BaseException:
@@ -189,7 +199,9 @@ class ProcessRuntime:
             raise
         return worker
 
-    async def _spawn(self, slot: Slot, uid: int, listen: tuple[int, ...]) -> tuple[WorkerProcess, Cage]:
+    async def _spawn(
+        self, slot: Slot, uid: int, listen: tuple[int, ...], cache: Path | None
+    ) -> tuple[WorkerProcess, Cage]:
         """As its manifest says: a process in a cage, or a container."""
         name, resources = slot.manifest.name, slot.manifest.resources
         log = self._log(name)
@@ -197,7 +209,8 @@ class ProcessRuntime:
             if self._containers is None:
                 raise WorkerError(f"module {name}: this agent runs no containers", "engine-absent")
             return await self._containers.spawn(slot, uid, listen, log), NO_CAGE
-        cage = self._cages.around(name, slot.path, uid, resources)
+        room = room_for(slot.manifest.requires.accelerators, cache, self._caches.each_bytes)
+        cage = self._cages.around(name, slot.path, uid, resources, room)
         return await spawn(name, listen, log, self._on_item, cage=cage, nursery=self._nursery), cage
 
     def last_words(self, name: str) -> str:
@@ -228,7 +241,14 @@ class ProcessRuntime:
         return self._paths.root / "logs" / f"{name}.log"
 
     def _order(
-        self, module: Installed, slot: Slot, endpoint: Endpoint, uid: int, cage: Cage, circuit: Circuit
+        self,
+        module: Installed,
+        slot: Slot,
+        endpoint: Endpoint,
+        uid: int,
+        cage: Cage,
+        circuit: Circuit,
+        cache: Path | None,
     ) -> Start:
         return Start(
             slot=str(slot.path) if slot.manifest.runtime.container is None else SLOT,
@@ -241,7 +261,13 @@ class ProcessRuntime:
             outside=namespaces(),
             around=cage.words,
             floor=self._settings.floor,
-            given=Given(circuit=circuit, fast=endpoint.fast_handle),
+            given=Given(
+                providers=self._providers,
+                cache=str(cache or ""),
+                cache_bytes=self._caches.each_bytes if cache else 0,
+                circuit=circuit,
+                fast=endpoint.fast_handle,
+            ),
         )
 
     async def _uid(self, name: str) -> int:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from agent.sandbox.cgroup import CPU_WEIGHT, MAX_PROCESSES, RUNTIME_MIB
 from agent.sandbox.confine import readable
+from agent.sandbox.room import NO_ROOM, Room
 from modules.manifest import Resources
 
 # In a user namespace there is no other user to become, so root with users to give away makes none.
@@ -25,13 +26,13 @@ _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64")
 _OWN_MOUNTS = ("/proc", "/dev")
 
 
-def bubblewrap(bwrap: str, slot: Path, uid: int, extra: Iterable[Path] = ()) -> tuple[str, ...]:
+def bubblewrap(bwrap: str, slot: Path, uid: int, extra: Iterable[Path] = (), room: Room = NO_ROOM) -> tuple[str, ...]:
     """What to write before the worker's own command. `uid` is the user it will become (0: it stays who it is)."""
     command = [bwrap, *(_ALL_BUT_USERS if uid else _ALL), "--die-with-parent"]
     if uid:
         command += ["--cap-drop", "ALL", *(word for cap in _TO_CHANGE_USER for word in ("--cap-add", cap))]
     command += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]  # noqa: S108 - the worker's own
-    shown = list(_outermost([*map(Path, _SYSTEM), *_interpreter(), *readable(), slot, *extra]))
+    shown = list(_outermost([*map(Path, _SYSTEM), *_interpreter(), *readable(), slot, *extra, *room.readable]))
     for folder in sorted({parent for path in shown for parent in path.parents if parent != Path("/")}):
         command += ["--perms", "0755", "--dir", str(folder)]  # else they are as closed as our umask has it
     for path in shown:
@@ -39,6 +40,10 @@ def bubblewrap(bwrap: str, slot: Path, uid: int, extra: Iterable[Path] = ()) -> 
             command += ["--symlink", os.readlink(path), str(path)]
         else:
             command += ["--ro-bind-try", str(path), str(path)]
+    for device in room.devices:
+        command += ["--dev-bind-try", str(device), str(device)]
+    if room.cache is not None:
+        command += ["--bind-try", str(room.cache), str(room.cache)]
     return (*command, "--chdir", "/", "--")
 
 

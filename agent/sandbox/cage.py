@@ -24,6 +24,7 @@ from agent.sandbox.bubblewrap import bubblewrap, systemd_scope
 from agent.sandbox.cgroup import MEMBERSHIP, ROOT, Cgroup, CgroupError, Subtree
 from agent.sandbox.environment import worker_environment
 from agent.sandbox.level import namespaces
+from agent.sandbox.room import NO_ROOM, Room
 from firmware_profiles.confinement import Confinement
 from modules.errors import MALFORMED
 from modules.manifest import Resources
@@ -92,7 +93,7 @@ class Cages:
             return cls("", scope, subtree, Possible(Confinement.NONE, "none", (*reasons, found)))
         return cls(bwrap, scope, subtree, msgspec.structs.replace(found, why_not_higher=_why(found, uid, reasons)))
 
-    def around(self, name: str, slot: Path, uid: int, resources: Resources) -> Cage:
+    def around(self, name: str, slot: Path, uid: int, resources: Resources, room: Room = NO_ROOM) -> Cage:
         """A limit that cannot be set is missing in the words, and the worker starts all the same."""
         command: tuple[str, ...] = ()
         wrapper: tuple[str, ...] = ()
@@ -105,7 +106,7 @@ class Cages:
             command += systemd_scope(self.systemd_run, unit, resources)
             words.append("systemd-scope")
         if self.bwrap:
-            wrapper = bubblewrap(self.bwrap, slot, uid)
+            wrapper = bubblewrap(self.bwrap, slot, uid, room=room)
             words.append("bubblewrap")
         return Cage((*command, *wrapper), cgroup, tuple(words), wrapper)
 

@@ -25,11 +25,14 @@ import firmware_profiles
 import modules
 from agent.errors import AgentError
 from agent.sandbox import landlock
+from agent.sandbox.room import NO_ROOM, Room
 
 log = logging.getLogger(__name__)
 
 MAX_FILES = 1024  # descriptors: connections, the slot's files
-MAX_LOG_BYTES = 64 * 1024 * 1024  # of a file that takes what we print, where it is one; no other file can grow
+MAX_LOG_BYTES = (
+    64 * 1024 * 1024
+)  # of a file that takes what we print, where it is one; no other but in its cache can grow
 _PR_SET_PDEATHSIG, _PR_SET_KEEPCAPS, _PR_SET_NO_NEW_PRIVS = 1, 8, 38
 _CAP_DAC_READ_SEARCH, _CAP_KILL = 1 << 2, 1 << 5
 _CAPABILITY_VERSION_3 = 0x20080522
@@ -79,22 +82,24 @@ def drop_rights() -> None:
     _keep_capabilities(_CAP_KILL)
 
 
-def confine(slot: Path | None, uid: int, memory_mib: int, file_bytes: int | None = None) -> str:
+def confine(slot: Path | None, uid: int, memory_mib: int, file_bytes: int | None = None, room: Room = NO_ROOM) -> str:
     """Gives everything up, and returns the level reached, such as "uid+rlimits+landlock:7+seccomp".
 
     `memory_mib` is what the process may map beyond what it has mapped now; 0 is no limit. Afterwards the current
     folder is `slot`, which the new user may read even where a folder above is closed to it; with None no folder is
     left but the interpreter's own. `file_bytes` is how long a file that is open for writing may grow; without it none
-    may but the one that takes what we print. Raises ConfineError.
+    may but the one that takes what we print. `room` is what may be reached beyond the slot; an accelerator's driver
+    maps far more than it uses, so with one `memory_mib` is left to the control group. Raises ConfineError.
     """
     os.chdir(slot or "/")
     level = []
-    ruleset = _ruleset(slot)
+    ruleset = _ruleset(slot, room)
     seccomp = _prepared_filter()
     if os.geteuid() == 0 and uid:
-        _become(uid, keep_reading=ruleset is not None and not _open_to_all(Path(sysconfig.get_path("stdlib"))))
+        closed = not _open_to_all(Path(sysconfig.get_path("stdlib")))
+        _become(uid, keep_reading=ruleset is not None and closed, groups=sorted(room.groups))
         level.append("uid")
-    _limit(memory_mib, file_bytes)
+    _limit(0 if room.devices else memory_mib, file_bytes, room.cache_bytes)
     level.append("rlimits")
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     if os.geteuid() == 0 and _keep_capabilities(0):
@@ -107,14 +112,14 @@ def confine(slot: Path | None, uid: int, memory_mib: int, file_bytes: int | None
     return "+".join(level)
 
 
-def _become(uid: int, keep_reading: bool) -> None:
+def _become(uid: int, keep_reading: bool, groups: list[int]) -> None:
     """`keep_reading` is for an interpreter in a folder that is closed to others (such as /root): the right to read
     everything stays, and Landlock says what everything is. Only with Landlock, therefore.
     """
     if keep_reading:
         _prctl(_PR_SET_KEEPCAPS, 1)
     try:
-        os.setgroups([])
+        os.setgroups(groups)
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
     except OSError as error:
@@ -128,10 +133,10 @@ def _open_to_all(path: Path) -> bool:
     return all(folder.stat().st_mode & stat.S_IXOTH for folder in (path, *path.parents))
 
 
-def _limit(memory_mib: int, file_bytes: int | None) -> None:
+def _limit(memory_mib: int, file_bytes: int | None, cache_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     printed = MAX_LOG_BYTES if any(stat.S_ISREG(os.fstat(fd).st_mode) for fd in (1, 2)) else 0
-    written = printed if file_bytes is None else file_bytes
+    written = max(printed, cache_bytes) if file_bytes is None else file_bytes
     resource.setrlimit(resource.RLIMIT_FSIZE, (written, written))
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     files = MAX_FILES if hard == resource.RLIM_INFINITY else min(MAX_FILES, hard)
@@ -143,11 +148,12 @@ def _limit(memory_mib: int, file_bytes: int | None) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-def _ruleset(slot: Path | None) -> int | None:
+def _ruleset(slot: Path | None, room: Room) -> int | None:
     if not landlock.abi():
         return None
     try:
-        return landlock.open_rules([*([slot] if slot else ()), *readable()])
+        writable = [room.cache] if room.cache else []
+        return landlock.open_rules([*([slot] if slot else ()), *readable(), *room.readable], writable, room.devices)
     except OSError as error:
         log.warning("landlock is not available: %s", error)
         return None

@@ -15,9 +15,9 @@ class Given(msgspec.Struct, frozen=True, omit_defaults=True):
     """`providers`: the device profile's order. `cpus`: those the worker is pinned to (empty: all).
 
     `gpu_memory_mib`: its part of an accelerator's memory (0: no cap). `cache`: a folder of its own for what runtimes
-    compile. `fast`: the descriptor on which clients of the shared-memory path are accepted (-1: none). `dial`: the
-    descriptor through which connections for sources come (-1: none). `places`: the paths that its sources may read.
-    `token`: what a client must show on the TCP port (empty: nothing). `peers`: the user ids that may use the Unix
+    compile, in files of at most `cache_bytes` (empty: none). `fast`: the descriptor on which clients of the
+    shared-memory path are accepted (-1: none). `dial`: the descriptor through which connections for sources come (-1:
+    none). `places`: the paths that its sources may read. `token`: what a client must show on the TCP port (empty: nothing). `peers`: the user ids that may use the Unix
     sockets (empty: all). `circuit`: the devices of its FPGA, or why there are none.
     """
 
@@ -25,6 +25,7 @@ class Given(msgspec.Struct, frozen=True, omit_defaults=True):
     cpus: tuple[int, ...] = ()
     gpu_memory_mib: int = 0
     cache: str = ""
+    cache_bytes: int = 0
     fast: int = -1
     dial: int = -1
     places: tuple[str, ...] = ()

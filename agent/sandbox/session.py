@@ -190,7 +190,8 @@ def _confined(order: Start, manifest: Manifest) -> tuple[str, Confinement]:
     words, level = "none", Confinement.NONE
     if order.confine:
         root, apart = os.geteuid() == 0, separated(order.outside)
-        done = confine(Path(order.slot), order.uid, manifest.resources.memory_mib, room=_room(order, manifest)).split("+")
+        room, memory_mib = _room(order, manifest), manifest.resources.memory_mib
+        done = confine(Path(order.slot), order.uid, memory_mib, room=room).split("+")
         words, level = "+".join([*done, *apart, *order.around]), level_of([*done, *apart], root)
     for who, wanted in (("the module", manifest.requires.confinement), ("this device", order.floor)):
         if not level.reaches(wanted):
