@@ -105,7 +105,8 @@ def _configure_doctor(commands: argparse._SubParsersAction[argparse.ArgumentPars
     parser = _command(
         commands,
         "doctor",
-        "Check identity, clock, broker, disk, memory, confinement and backends. Status 1 when something is broken.",
+        "Check identity, clock, broker, disk, memory and confinement; say what is built in, what each backend would "
+        "use here, and why not the rest. Status 1 when something is broken.",
         "mooring-agent doctor",
         _doctor,
     )
@@ -192,6 +193,8 @@ def _doctor(options: argparse.Namespace) -> int:
     else:
         for check in checks:
             print(f"{check.result:5} {check.name:16} {check.text}")
+            if check.hint:
+                print(f"{'':22} -> {check.hint}")
     return 1 if any(check.result == "fail" for check in checks) else 0
 
 

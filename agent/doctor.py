@@ -9,47 +9,32 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Literal
 
-import msgspec
-
+from agent.checks import Check
 from agent.config import AgentConfig, ServingSettings, StatePaths
+from agent.doctor_backends import backends
+from agent.doctor_hardware import hardware
 from agent.errors import AgentError
 from agent.hardening import check_private
 from agent.identity import Identity
 from agent.neighbours import device_authorities
 from agent.runtimes.process import MAX_SOCKET_PATH, first_uid
 from agent.sandbox.cage import Cages
-from agent.sandbox.environment import worker_environment
 from firmware_profiles.confinement import Confinement
 
-PROBE_TIMEOUT_S = 20.0
 CONNECT_TIMEOUT_S = 5.0
 RENEWAL_LATE = 0.8  # of a certificate's life: by then it should have been renewed
 LOW_MEMORY_MIB = 64
 EARLIEST = datetime(2025, 1, 1, tzinfo=UTC).timestamp()  # a clock before this program was written is wrong
 
-_ONNX = "import onnxruntime as o; print(o.__version__ + ': ' + ', '.join(o.get_available_providers()))"
-_SCRIPT = "import numpy as n; print('NumPy ' + n.__version__)"
-
-
-class Check(msgspec.Struct, frozen=True):
-    """One finding. `warn` is worth a look, `fail` keeps the agent from its work."""
-
-    name: str
-    result: Literal["ok", "warn", "fail"]
-    text: str
-
 
 async def examine(paths: StatePaths) -> list[Check]:
     """Every check that makes sense; without enrolment, those about the machine."""
-    checks = [_clock(time.time()), _disk(paths), _memory(), _sockets(paths), *_machine()]
+    checks = [_clock(time.time()), _disk(paths), _memory(), _sockets(paths), *hardware()]
     checks.append(await _confinement(_serving(paths)))
+    checks += await backends(_config(paths))
     try:
         config = AgentConfig.load(paths)
         identity = Identity.load(paths)
@@ -59,11 +44,16 @@ async def examine(paths: StatePaths) -> list[Check]:
     return [*checks, _neighbours(paths)] if config.gateway.listen or config.fetch.gateways else checks
 
 
-def _serving(paths: StatePaths) -> ServingSettings:
+def _config(paths: StatePaths) -> AgentConfig | None:
     try:
-        return AgentConfig.load(paths).serving
+        return AgentConfig.load(paths)
     except AgentError:
-        return ServingSettings()
+        return None
+
+
+def _serving(paths: StatePaths) -> ServingSettings:
+    config = _config(paths)
+    return config.serving if config is not None else ServingSettings()
 
 
 def _identity(identity: Identity, now: float) -> Check:
@@ -151,26 +141,3 @@ async def _confinement(settings: ServingSettings) -> Check:
     if not possible.level.reaches(settings.floor):
         return Check("confinement", "fail", f"{text}; modules need {settings.floor.value} here and are not run")
     return Check("confinement", "ok" if possible.level.reaches(Confinement.CONFINED) else "warn", text)
-
-
-def _machine() -> Iterator[Check]:
-    for name, program in (("backend onnx", _ONNX), ("backend script", _SCRIPT)):
-        found, words = _probe(program)
-        yield Check(name, "ok" if found else "warn", words if found else f"would not work: {words}")
-
-
-def _probe(program: str, *arguments: str) -> tuple[bool, str]:
-    """Whether the program ran, and its last line."""
-    try:
-        run = subprocess.run(
-            [sys.executable, "-P", "-c", program, *arguments],
-            env=worker_environment(os.environ),
-            capture_output=True,
-            text=True,
-            timeout=PROBE_TIMEOUT_S,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return False, str(error)
-    said = (run.stdout if run.returncode == 0 else run.stderr).strip().splitlines()
-    return run.returncode == 0, said[-1] if said else f"exit status {run.returncode}"
