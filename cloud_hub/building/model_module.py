@@ -1,11 +1,10 @@
 """The manifest of a module that runs a model or a script: files, runtime, known answers. Called by `packaging`.
 
-The model is looked at in a process of its own (`model_probe`); a script is never run here.
+Composes the files of this folder: contents, libraries, runtime, known answers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -13,19 +12,18 @@ import msgspec
 from cloud_hub.building.bench import Bench
 from cloud_hub.building.contents import GOLDEN_PATH, REFERENCE_PATH, gather
 from cloud_hub.building.environment import environment, target_of
+from cloud_hub.building.known_answers import known_answers
 from cloud_hub.building.manifests import lineage, requirements, understood
 from cloud_hub.building.request import BuildRequest
 from cloud_hub.building.resolve import Resolver, Target
 from cloud_hub.building.runtime import runtime
-from cloud_hub.errors import Unprocessable
-from cloud_hub.fpga.module import read_overlay
-from cloud_hub.model_probe import ProbeRequest, ProbeResult, probe
+from cloud_hub.model_probe import ProbeResult
 from cloud_hub.registry import ModelVersion
 from firmware_profiles.profile import DeviceProfile, Requirements
 from modules.bundle import FileEntry
+from modules.chain import check_runtime
 from modules.environment import FOLDER
 from modules.manifest import Health, Manifest, Resources, Runtime, SamplingPolicy
-from modules.tensors import TensorSpec
 
 
 async def model_manifest(
@@ -36,10 +34,10 @@ async def model_manifest(
     target = target_of(profile, request.python, resolver)
     libraries = await _libraries(request, target, resolver, bench)
     runs = runtime(request, sources, FOLDER if len(libraries) > 1 else "")
-    result = await probe(_probe_request(request, runs, sources, bench))
+    runs, result = await known_answers(request, runs, sources, bench)
     sources |= _written(result, bench.folder)
     own, carried = await bench.store(sources), await bench.store(libraries)
-    return Manifest(
+    manifest = Manifest(
         name=request.model,
         version=request.version,
         profile=profile.name,
@@ -54,6 +52,9 @@ async def model_manifest(
         sampling=request.sampling or SamplingPolicy(),
         reference=REFERENCE_PATH if result.reference else "",
     )
+    if not runs.is_plain:  # as the worker will, before it loads
+        check_runtime(runs, manifest.stages, manifest.inputs, manifest.outputs, manifest.resources.memory_mib)
+    return manifest
 
 
 async def _libraries(request: BuildRequest, target: Target, resolver: Resolver, bench: Bench) -> dict[str, Path]:
@@ -77,48 +78,6 @@ def _required(
     if runs.environment:
         needs = msgspec.structs.replace(needs, python=needs.python or (target.python,))
     return understood(needs, request.health, runs)
-
-
-def _probe_request(request: BuildRequest, runs: Runtime, sources: Mapping[str, Path], bench: Bench) -> ProbeRequest:
-    if not request.reference and not request.golden:
-        raise Unprocessable(
-            "golden-missing",
-            "expected a training sample (reference) or golden inputs: without known answers no device can tell "
-            "whether the module works",
-        )
-    if runs.scripted and not (request.inputs and request.outputs and request.golden):
-        raise Unprocessable(
-            "tensors-missing",
-            "expected `inputs`, `outputs` and golden arrays for both with an entry script: the hub runs no scripts",
-        )
-    for digest in filter(None, (request.reference, request.golden)):
-        bench.blobs.size(digest)
-    inputs, outputs = _declared(request, runs, sources)
-    return ProbeRequest(
-        model="" if inputs else str(sources[runs.model]),
-        inputs=inputs,
-        outputs=outputs,
-        training=str(bench.blobs.path(request.reference)) if request.reference else "",
-        golden=str(bench.blobs.path(request.golden)) if request.golden else "",
-        output_folder=str(bench.folder),
-        labels=request.labels,
-    )
-
-
-def _declared(
-    request: BuildRequest, runs: Runtime, sources: Mapping[str, Path]
-) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """The tensors of what is not run here, whose answers stand beside its inputs: scripts and circuits."""
-    if runs.scripted:
-        return request.inputs, request.outputs
-    if runs.backend != "fpga" or runs.stages:
-        return (), ()
-    overlay = read_overlay(runs.model, sources[runs.model], sources)
-    given, answered = (
-        msgspec.structs.replace(port.spec, labels=tuple(request.labels.get(port.name, ())))
-        for port in (overlay.input, overlay.output)
-    )
-    return (given,), (answered,)
 
 
 def _health(request: BuildRequest, runs: Runtime, golden: bool) -> Health:

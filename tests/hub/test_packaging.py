@@ -15,16 +15,14 @@ from cloud_hub.blobs import Blobs
 from cloud_hub.building.request import BuildRequest
 from cloud_hub.errors import Conflict, NotFound, Unprocessable
 from cloud_hub.events import Events
-from cloud_hub.packaging import Packaging
-from cloud_hub.registry import NewModel, Registry
 from cloud_hub.store.engine import Store
 from cloud_hub.store.tables import modules
-from firmware_profiles.catalog import built_in
 from modules.bundle import sha256_hex
 from modules.manifest import Health, SamplingPolicy, decode_manifest
 from modules.targets import TargetPath
 from modules.tensors import TensorSpec
 from support.clock import SetClock
+from support.shop import PROFILE, Shop
 
 samples, labels = load_iris(return_X_y=True)
 measures = samples.astype(np.float32)
@@ -38,25 +36,6 @@ def iris() -> bytes:
     return data
 
 
-class Shop:
-    """A registry with one model in it, a training sample in the blobs, and the packaging under test."""
-
-    def __init__(self, store: Store, blobs: Blobs, events: Events, clock: SetClock) -> None:
-        self.blobs = blobs
-        self.registry = Registry(store, blobs, events, clock)
-        self.packaging = Packaging(store, blobs, events, self.registry, built_in(), "acme", clock)
-
-    async def register(self, **files: bytes) -> None:
-        digests = {path.replace("_", "."): (await self.blobs.put(body), len(body)) for path, body in files.items()}
-        await self.registry.register(NewModel("iris", author="Ann", git_commit="abc123"), digests, "ann")
-
-    async def request(self, version: int = 1, **changes: Any) -> BuildRequest:
-        buffer = io.BytesIO()
-        np.savez(buffer, X=measures)
-        fields = {"profile": "generic-x86_64", "reference": await self.blobs.put(buffer.getvalue())}
-        return BuildRequest(model="iris", version=version, **(fields | changes))
-
-
 @pytest.fixture
 async def shop(store: Store, blobs: Blobs, events: Events, clock: SetClock, iris: bytes) -> Shop:
     shop = Shop(store, blobs, events, clock)
@@ -64,8 +43,13 @@ async def shop(store: Store, blobs: Blobs, events: Events, clock: SetClock, iris
     return shop
 
 
+async def _request(shop: Shop, version: int = 1, **changes: Any) -> BuildRequest:
+    fields = {"profile": PROFILE, "reference": await shop.arrays(X=measures)}
+    return BuildRequest(model="iris", version=version, **(fields | changes))
+
+
 async def test_a_module_is_built_with_everything_that_a_device_needs(shop: Shop) -> None:
-    release = await shop.packaging.build(await shop.request(labels={"label": ("a", "b", "c")}), "ann")
+    release = await shop.packaging.build(await _request(shop, labels={"label": ("a", "b", "c")}), "ann")
     body = await shop.packaging.manifest("iris", 1, "generic-x86_64")
     manifest = decode_manifest(body)
     assert (release.manifest_sha256, release.manifest_size) == (sha256_hex(body), len(body))
@@ -86,14 +70,14 @@ async def test_a_module_is_built_with_everything_that_a_device_needs(shop: Shop)
 
 
 async def test_the_same_input_gives_the_same_manifest(shop: Shop) -> None:
-    first = await shop.packaging.build(await shop.request(), "ann")
-    second = await shop.packaging.build(await shop.request(), "ann")
+    first = await shop.packaging.build(await _request(shop), "ann")
+    second = await shop.packaging.build(await _request(shop), "ann")
     assert first.manifest_sha256 == second.manifest_sha256
     assert len(await shop.packaging.list("iris")) == 1
 
 
 async def test_policies_of_the_publisher_stand_in_the_manifest(shop: Shop) -> None:
-    request = await shop.request(sampling=SamplingPolicy(rate=0.25), health=Health(probation_s=5, rtol=0.5))
+    request = await _request(shop, sampling=SamplingPolicy(rate=0.25), health=Health(probation_s=5, rtol=0.5))
     await shop.packaging.build(request, "ann")
     manifest = decode_manifest(await shop.packaging.manifest("iris", 1, "generic-x86_64"))
     assert manifest.sampling.rate == 0.25
@@ -106,18 +90,18 @@ async def test_a_new_version_shares_the_chunks_that_did_not_change(shop: Shop, i
     await shop.register(model_onnx=iris, weights_bin=b"new head" + weights)
     chunks = []
     for version in (2, 3):
-        await shop.packaging.build(await shop.request(version), "ann")
+        await shop.packaging.build(await _request(shop, version), "ann")
         manifest = decode_manifest(await shop.packaging.manifest("iris", version, "generic-x86_64"))
         chunks.append({chunk.sha256 for chunk in manifest.file("weights.bin").chunks})
     assert len(chunks[0] & chunks[1]) >= len(chunks[0]) - 2
 
 
 async def test_a_signed_module_stays_as_it_is(shop: Shop, store: Store) -> None:
-    await shop.packaging.build(await shop.request(), "ann")
+    await shop.packaging.build(await _request(shop), "ann")
     async with store.write() as connection:
         await connection.execute(update(modules).values(signed_at=1.0, release_counter=1))
     with pytest.raises(Conflict, match="is signed and stays as it is"):
-        await shop.packaging.build(await shop.request(), "ann")
+        await shop.packaging.build(await _request(shop), "ann")
 
 
 @pytest.mark.parametrize(
@@ -130,40 +114,41 @@ async def test_a_signed_module_stays_as_it_is(shop: Shop, store: Store) -> None:
 )
 async def test_what_is_not_there_is_named(shop: Shop, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(NotFound, match=words):
-        await shop.packaging.build(await shop.request(**changes), "ann")
+        await shop.packaging.build(await _request(shop, **changes), "ann")
 
 
 async def test_a_module_without_known_answers_is_refused(shop: Shop) -> None:
     with pytest.raises(Unprocessable, match="without known answers"):
-        await shop.packaging.build(await shop.request(reference=""), "ann")
+        await shop.packaging.build(await _request(shop, reference=""), "ann")
 
 
 async def test_formats_that_can_run_code_are_refused(shop: Shop, iris: bytes) -> None:
     await shop.register(model_onnx=iris, weights_pkl=b"\x80\x04K\x01.")
     with pytest.raises(Unprocessable, match=r"weights\.pkl: expected one of"):
-        await shop.packaging.build(await shop.request(2), "ann")
+        await shop.packaging.build(await _request(shop, 2), "ann")
 
 
 async def test_a_model_without_an_onnx_file_is_refused(shop: Shop) -> None:
     await shop.register(notes_txt=b"hello")
     with pytest.raises(Unprocessable, match=r"exactly one \.onnx file"):
-        await shop.packaging.build(await shop.request(2), "ann")
+        await shop.packaging.build(await _request(shop, 2), "ann")
 
 
 async def test_a_broken_model_is_refused_and_nothing_is_remembered(shop: Shop) -> None:
     await shop.register(model_onnx=b"junk")
     with pytest.raises(Unprocessable, match="not a valid ONNX model"):
-        await shop.packaging.build(await shop.request(2), "ann")
+        await shop.packaging.build(await _request(shop, 2), "ann")
     assert await shop.packaging.list() == []
 
 
 async def test_an_entry_script_needs_its_tensors_declared(shop: Shop) -> None:
     script = await shop.blobs.put(b"def init(): pass\ndef run(data): return data\n")
     with pytest.raises(Unprocessable, match="the hub runs no scripts"):
-        await shop.packaging.build(await shop.request(entry=script), "ann")
+        await shop.packaging.build(await _request(shop, entry=script), "ann")
     buffer = io.BytesIO()
     np.savez(buffer, X=measures[:4], y=labels[:4])
-    request = await shop.request(
+    request = await _request(
+        shop,
         entry=script,
         reference="",
         golden=await shop.blobs.put(buffer.getvalue()),
