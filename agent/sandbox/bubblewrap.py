@@ -33,7 +33,8 @@ def bubblewrap(bwrap: str, slot: Path, uid: int, extra: Iterable[Path] = (), roo
         command += ["--cap-drop", "ALL", *(word for cap in _TO_CHANGE_USER for word in ("--cap-add", cap))]
     command += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]  # noqa: S108 - the worker's own
     shown = list(_outermost([*map(Path, _SYSTEM), *_interpreter(), *readable(), slot, *extra, *room.readable]))
-    for folder in sorted({parent for path in shown for parent in path.parents if parent != Path("/")}):
+    own = [room.cache] if room.cache else []
+    for folder in sorted({parent for path in [*shown, *own] for parent in path.parents if parent != Path("/")}):
         command += ["--perms", "0755", "--dir", str(folder)]  # else they are as closed as our umask has it
     for path in shown:
         if path.is_symlink() and str(path) in _SYSTEM:
@@ -42,8 +43,8 @@ def bubblewrap(bwrap: str, slot: Path, uid: int, extra: Iterable[Path] = (), roo
             command += ["--ro-bind-try", str(path), str(path)]
     for device in room.devices:
         command += ["--dev-bind-try", str(device), str(device)]
-    if room.cache is not None:
-        command += ["--bind-try", str(room.cache), str(room.cache)]
+    for path in own:
+        command += ["--bind-try", str(path), str(path)]
     return (*command, "--chdir", "/", "--")
 
 
