@@ -8,9 +8,23 @@ Needs nothing but the standard library; NumPy only where arrays are wanted. Impo
         print(digits.predict(x=rows)["label"])
 """
 
+from typing import TYPE_CHECKING
+
 from mooring_client.client import Client
 from mooring_client.errors import ClientError, Gone, Refused, Timeout
 from mooring_client.prediction import Prediction
 from mooring_client.tensors import Spec, Tensor
 
-__all__ = ["Client", "ClientError", "Gone", "Prediction", "Refused", "Spec", "Tensor", "Timeout"]
+if TYPE_CHECKING:
+    from mooring_client.aio import AsyncClient
+
+__all__ = ["AsyncClient", "Client", "ClientError", "Gone", "Prediction", "Refused", "Spec", "Tensor", "Timeout"]
+
+
+def __getattr__(name: str) -> object:
+    """asyncio takes longer to import than all the rest, and plain applications do not need it."""
+    if name == "AsyncClient":
+        from mooring_client.aio import AsyncClient
+
+        return AsyncClient
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,56 +1,64 @@
-"""Keeps an application's thread on its processor while it waits, so that the worker's thread can come to it.
+"""Keeps an application's thread on one processor, so that the worker's thread can come to it.
 
 The two take turns, so one processor is enough; the kernel, left alone, wakes another for each turn, which takes
-longer than a small model's run (measured: a round trip of 10 us on one, 50 us between two of a virtual machine). The
-thread's own affinity is put back before the answer is returned. Used by the plain client.
+longer than a small model's run. The processor is chosen anew now and then, where the kernel has put the thread. Used by
+the plain client, where it was asked for.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-from collections.abc import Iterable
+import os
+import threading
+from collections.abc import Set
 
-_MASK_BYTES = 128  # 1024 processors, as glibc's cpu_set_t
-LONG_US = 500.0
+AGAIN_S = 0.1
+LONG_US = 500.0  # a round trip in which another processor can well be woken
 _STEP = 1.05
-_Mask = ctypes.c_ubyte * _MASK_BYTES
 
 
 class Near:
-    """`enter` before a request, `leave` after it, on the same thread."""
+    """`enter` before a request, `leave` after it, on the same thread. `leave` never raises."""
 
-    def __init__(self, cpus: Iterable[int]) -> None:
+    def __init__(self, cpus: Set[int]) -> None:
         """`cpus` are those that the worker may use. Raises OSError and AttributeError where the system cannot."""
-        libc = ctypes.PyDLL(None)  # these calls are shorter than giving up the interpreter's lock for them
-        self._cpu = libc.sched_getcpu
-        self._get, self._set = libc.sched_getaffinity, libc.sched_setaffinity
-        self._masks = {cpu: _mask(cpu) for cpu in cpus if cpu < 8 * _MASK_BYTES}
-        self._own = _Mask()
-        self._narrowed = False
+        self._cpus = cpus
+        self._which = ctypes.PyDLL(None).sched_getcpu  # shorter than giving up the interpreter's lock for it
+        self._asker = 0  # the thread as Python numbers it, and as the kernel does
+        self._thread = 0
+        self._own: Set[int] = frozenset()
+        self._cpu = -1
+        self._until = 0.0
         self._typical_us = 0.0
 
-    def enter(self) -> int:
-        """The processor to which the worker may come; -1 for a request that takes so long that it does not matter."""
-        if self._typical_us > LONG_US:
-            return -1
-        cpu: int = self._cpu()
-        mask = self._masks.get(cpu)
-        if mask is None or self._get(0, _MASK_BYTES, self._own) <= 0:
-            return -1
-        self._narrowed = self._set(0, _MASK_BYTES, mask) == 0
-        return cpu if self._narrowed else -1
+    def enter(self, now: float) -> int:
+        """The processor to which the worker may come, -1 for none. `now` is as of time.perf_counter."""
+        if now > self._until or self._asker != threading.get_ident():
+            self._choose(now)
+        return self._cpu
 
     def leave(self, took_us: float) -> None:
-        if self._narrowed:
-            self._set(0, _MASK_BYTES, self._own)
-            self._narrowed = False
+        """What the request took decides whether the next is worth it."""
         if not self._typical_us:
             self._typical_us = took_us
         else:
             self._typical_us *= _STEP if took_us > self._typical_us else 1 / _STEP
 
+    def restore(self) -> None:
+        """The thread may go where it could before."""
+        thread, self._thread, self._cpu = self._thread, 0, -1
+        if thread:
+            with contextlib.suppress(OSError):  # it has ended
+                os.sched_setaffinity(thread, self._own)
 
-def _mask(cpu: int) -> ctypes.Array[ctypes.c_ubyte]:
-    mask = _Mask()
-    mask[cpu // 8] = 1 << (cpu % 8)
-    return mask
+    def _choose(self, now: float) -> None:
+        self.restore()
+        self._until, self._asker = now + AGAIN_S, threading.get_ident()
+        if self._typical_us > LONG_US:
+            return
+        cpu = self._which()
+        if cpu in self._cpus:
+            self._own = os.sched_getaffinity(0)
+            os.sched_setaffinity(0, {cpu})
+            self._thread, self._cpu = threading.get_native_id(), cpu

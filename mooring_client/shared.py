@@ -63,6 +63,8 @@ class SharedLink:
                 self._grow(error.size)
 
     def close(self) -> None:
+        if self._near is not None:
+            self._near.restore()
         self._sock.close()
         self._desk.close()
 
@@ -71,13 +73,11 @@ class SharedLink:
         if near is None:
             self._send(head(-1, id_) + body)
             return self._receive()
-        started = time.perf_counter_ns()
-        cpu = near.enter()
-        try:
-            self._send(self._head(cpu, id_) + body)
-            return self._receive()
-        finally:
-            near.leave((time.perf_counter_ns() - started) / 1000)
+        started = time.perf_counter()
+        self._send(self._head(near.enter(started), id_) + body)
+        message = self._receive()
+        near.leave((time.perf_counter() - started) * 1e6)
+        return message
 
     def _head(self, cpu: int, id_: bytes) -> bytes:
         if id_:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 
 from agent.sandbox.given import Given
@@ -105,6 +106,7 @@ class WorkerDriver:
         floor: Confinement = Confinement.UNKNOWN,
         nursery: Nursery | None = None,
         fast: socket.socket | None = None,
+        given: Given | None = None,
     ) -> None:
         """`listener` is another worker's socket, to take over from it, and `fast` that for clients over shared memory;
         `cage` what to write before the command. With a `nursery` the worker is forked, and `cage` makes the namespaces
@@ -121,6 +123,8 @@ class WorkerDriver:
         self._cage = cage
         self._floor = floor
         self._nursery = nursery
+        self._given = given
+        self._given = given or Given()
         self.listener = listener.dup() if listener is not None else self._bound()
         self.fast = fast.dup() if fast is not None else self._bound_fast()
         self._answers: asyncio.Queue[Notice] = asyncio.Queue(100)
@@ -178,7 +182,7 @@ class WorkerDriver:
     async def _start(self, expected: type[_Notice]) -> _Notice:
         order = Start(
             str(self.slot), encode_manifest(self.manifest), self._sampling, (self.listener.fileno(),), self._uid,
-            self._confine, outside=namespaces(), floor=self._floor, given=Given(fast=self.fast.fileno()),
+            self._confine, outside=namespaces(), floor=self._floor, given=msgspec.structs.replace(self._given, fast=self.fast.fileno()),
         )  # fmt: skip
         return await self.order(order, expected)
 
