@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -114,7 +115,7 @@ class Engine:
         manifest = decode_manifest(order.manifest)
         if manifest.runtime.container is None:
             raise ImageError(f"{manifest.name}: expected a module with a container")
-        image = read_image(manifest.runtime.container, lambda path: (slot / path).read_bytes())
+        image = read_image(manifest.runtime.container, lambda path: _opened(slot, path).read())
         try:
             found = client.inspect_image(order.tag)
         except docker.errors.ImageNotFound:
@@ -196,13 +197,17 @@ class Engine:
 
 def _send_image(client: docker.APIClient, slot: Path, image: Image, manifest: Manifest, tag: str) -> None:
     """Streams it; what the engine complains of comes in its answer, not in its status."""
-
-    def opened(path: str) -> BinaryIO:
-        return (slot / path).open("rb")
-
-    for said in client.load_image(stream(load_archive(image, manifest, tag), opened), quiet=True):
+    blocks = stream(load_archive(image, manifest, tag), partial(_opened, slot))
+    for said in client.load_image(blocks, quiet=True):
         if said.get("error"):
             raise ImageError(f"image of {manifest.name}: the engine refuses it: {str(said['error'])[:300]}")
+
+
+def _opened(slot: Path, path: str) -> BinaryIO:
+    try:
+        return (slot / path).open("rb")
+    except OSError as error:
+        raise ImageError(f"image: {path} is not among the module's files ({error.strerror})") from error
 
 
 def _stopped(client: docker.APIClient, container: str) -> dict[str, Any]:
