@@ -156,7 +156,10 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     started afresh (off), which gives each its own layout of memory. `fpga_emulation`: whether an emulation may answer
     for FPGA modules where the board cannot, also when a module does not ask for it; it is always reported. `cache_mib`
     bounds what the runtimes may keep compiled for one module, such as an optimised copy of its model or a TensorRT
-    engine (0 = nothing is kept).
+    engine (0 = nothing is kept). `token`: whether clients must show the token in `endpoints/token` on TCP; `group` may
+    read it, and use the Unix sockets. `users` are the user ids that may use the Unix sockets, beside root and the
+    agent's own (empty = all whom the file's mode lets). `shared_memory`: whether clients may pass tensors in /dev/shm,
+    which opens that folder to modules.
     """
 
     host: str = "127.0.0.1"
@@ -166,6 +169,10 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     confinement_floor: Confinement = Confinement.UNKNOWN
     preload: Literal["auto", "off"] = "auto"
     fpga_emulation: bool = False
+    token: bool = False
+    group: str = ""
+    users: tuple[int, ...] = ()
+    shared_memory: bool = False
     cache_mib: int = 1024
     drain_s: float = 10.0
     ping_every_s: float = 5.0
@@ -330,6 +337,11 @@ class StatePaths:
     @property
     def endpoints(self) -> Path:
         return self.root / "endpoints"
+
+    @property
+    def token(self) -> Path:
+        """What clients of modules show on TCP, where they must."""
+        return self.endpoints / "token"
 
     @property
     def status(self) -> Path:

@@ -26,6 +26,7 @@ from agent.errors import AgentError, WorkerError
 from agent.fpga.circuit import Circuit
 from agent.fpga.fabric import Fabric
 from agent.installed import Installed
+from agent.runtimes.access import Access
 from agent.runtimes.caches import Caches
 from agent.runtimes.priority import quiet, restore
 from agent.sandbox.cage import NO_CAGE, Cage, Cages
@@ -129,6 +130,7 @@ class ProcessRuntime:
         self._caches = Caches(paths.root / "caches", settings.cache_mib)
         self._nursery = Nursery() if settings.preload == "auto" else None
         self._fabric = fabric or Fabric(settings.fpga_emulation)
+        self._access = Access(paths, settings)
         self._endpoints: dict[str, Endpoint] = {}
         self._opening = asyncio.Lock()
 
@@ -209,7 +211,12 @@ class ProcessRuntime:
             if self._containers is None:
                 raise WorkerError(f"module {name}: this agent runs no containers", "engine-absent")
             return await self._containers.spawn(slot, uid, listen, log), NO_CAGE
-        room = room_for(slot.manifest.requires.accelerators, cache, self._caches.each_bytes)
+        room = room_for(
+            slot.manifest.requires.accelerators,
+            cache,
+            self._caches.each_bytes,
+            shares_memory=self._settings.shared_memory,
+        )
         cage = self._cages.around(name, slot.path, uid, resources, room)
         return await spawn(name, listen, log, self._on_item, cage=cage, nursery=self._nursery), cage
 
@@ -261,12 +268,14 @@ class ProcessRuntime:
             outside=namespaces(),
             around=cage.words,
             floor=self._settings.floor,
-            given=Given(
-                providers=self._providers,
-                cache=str(cache or ""),
-                cache_bytes=self._caches.each_bytes if cache else 0,
-                circuit=circuit,
-                fast=endpoint.fast_handle,
+            given=self._access.given(
+                Given(
+                    providers=self._providers,
+                    cache=str(cache or ""),
+                    cache_bytes=self._caches.each_bytes if cache else 0,
+                    circuit=circuit,
+                    fast=endpoint.fast_handle,
+                )
             ),
         )
 
@@ -286,6 +295,7 @@ class ProcessRuntime:
         path = self._paths.endpoints / f"{name}.sock"
         try:
             unix = _bind_unix(path)
+            self._access.share(path)
         except OSError as error:
             raise EndpointError(f"endpoint {path}: {error}") from error
         if not self._settings.host:

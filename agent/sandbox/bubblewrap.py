@@ -41,7 +41,7 @@ def bubblewrap(bwrap: str, slot: Path, uid: int, extra: Iterable[Path] = (), roo
             command += ["--symlink", os.readlink(path), str(path)]
         else:
             command += ["--ro-bind-try", str(path), str(path)]
-    for device in room.devices:
+    for device in (*room.devices, *room.shared):
         command += ["--dev-bind-try", str(device), str(device)]
     for path in own:
         command += ["--bind-try", str(path), str(path)]
@@ -56,6 +56,8 @@ def systemd_scope(systemd_run: str, unit: str, resources: Resources) -> tuple[st
     limits = [f"TasksMax={MAX_PROCESSES}", f"CPUWeight={CPU_WEIGHT}"]
     if resources.memory_mib:
         limits += [f"MemoryMax={(resources.memory_mib + RUNTIME_MIB)}M", "MemorySwapMax=0"]
+    if resources.cpu_percent:
+        limits.append(f"CPUQuota={resources.cpu_percent}%")
     properties = [f"--property={limit}" for limit in limits]
     return (systemd_run, "--scope", "--quiet", "--collect", f"--unit={unit}", *properties, "--")
 

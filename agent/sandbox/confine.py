@@ -148,12 +148,22 @@ def _limit(memory_mib: int, file_bytes: int | None, cache_bytes: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
+def memory_words() -> str:
+    """The most that this process has mapped, and what it may map."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    status = Path("/proc/self/status").read_text().splitlines()
+    peak = next((int(line.split()[1]) // 1024 for line in status if line.startswith("VmPeak:")), 0)
+    most = f"limit {limit // 2**20} MiB" if limit != resource.RLIM_INFINITY else "no limit"
+    return f"peak {peak} MiB mapped, {most}, libraries included"
+
+
 def _ruleset(slot: Path | None, room: Room) -> int | None:
     if not landlock.abi():
         return None
     try:
         writable = [room.cache] if room.cache else []
-        return landlock.open_rules([*([slot] if slot else ()), *readable(), *room.readable], writable, room.devices)
+        reached = [*room.devices, *room.shared]
+        return landlock.open_rules([*([slot] if slot else ()), *readable(), *room.readable], writable, reached)
     except OSError as error:
         log.warning("landlock is not available: %s", error)
         return None

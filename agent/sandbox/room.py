@@ -37,13 +37,14 @@ _READ = {
 @dataclass(frozen=True)
 class Room:
     """`cache` is a folder to write to, in files of at most `cache_bytes`; `devices` may be opened and told anything,
-    `readable` is read.
+    `readable` is read. Files in the `shared` folders are read and written, as they are outside.
     """
 
     cache: Path | None = None
     cache_bytes: int = 0
     devices: tuple[Path, ...] = ()
     readable: tuple[Path, ...] = ()
+    shared: tuple[Path, ...] = ()
 
     @property
     def groups(self) -> frozenset[int]:
@@ -54,8 +55,17 @@ class Room:
 NO_ROOM = Room()
 
 
-def room_for(accelerators: Iterable[str], cache: Path | None, cache_bytes: int, root: Path = Path("/")) -> Room:
-    """`root` is where /dev and /sys stand. An accelerator that this device does not have opens nothing."""
+def room_for(
+    accelerators: Iterable[str],
+    cache: Path | None,
+    cache_bytes: int,
+    root: Path = Path("/"),
+    *,
+    shares_memory: bool = False,
+) -> Room:
+    """`root` is where /dev and /sys stand. An accelerator that this device does not have opens nothing.
+    `shares_memory`: clients may pass tensors in POSIX shared memory.
+    """
     devices: dict[Path, None] = {}
     readable: dict[Path, None] = {}
     for kind in accelerators:
@@ -63,7 +73,8 @@ def room_for(accelerators: Iterable[str], cache: Path | None, cache_bytes: int, 
         if nodes:
             devices |= dict.fromkeys(nodes)
             readable |= dict.fromkeys(_there(root, _READ.get(kind, ())))
-    return Room(cache, cache_bytes if cache is not None else 0, tuple(devices), tuple(readable))
+    shared = (root / "dev/shm",) if shares_memory else ()
+    return Room(cache, cache_bytes if cache is not None else 0, tuple(devices), tuple(readable), shared)
 
 
 def _there(root: Path, patterns: Iterable[str]) -> Iterator[Path]:

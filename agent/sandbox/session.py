@@ -25,16 +25,19 @@ from agent.backends.place import Place
 from agent.endpoint.batches import has_rows
 from agent.endpoint.codec import DTYPES
 from agent.endpoint.counters import Counters
-from agent.endpoint.exchange import Handler, Limits
+from agent.endpoint.documents import OPEN
+from agent.endpoint.exchange import Guard, Handler, Limits
 from agent.endpoint.http import Endpoint
 from agent.endpoint.oip import Parser, never_missing
 from agent.endpoint.predictor import Predictor
 from agent.endpoint.recorder import Recorder
+from agent.endpoint.regions import Regions
 from agent.endpoint.resources import Resources
 from agent.endpoint.score import Score
 from agent.fast.opening import open_fast
 from agent.formats import check_formats
 from agent.sandbox.confine import ConfineError, confine
+from agent.sandbox.given import Given
 from agent.sandbox.level import level_of, separated
 from agent.sandbox.protocol import Passed, Ready, SampleTaken, Start, Stats, WindowClosed
 from agent.sandbox.room import Room, room_for
@@ -86,7 +89,7 @@ class Session:
         )  # fmt: skip
         self._recorder = Recorder(self.counters, self.watch.observe, self.watch.observe_together)
         complete = never_missing(manifest, _complete_tensors(reference))
-        self._endpoint = Endpoint(self._handler(complete), _limits(manifest))
+        self._endpoint = Endpoint(self._handler(order.given, complete), _limits(manifest), guard=_guard(order.given))
         self._fast = open_fast(
             order.given, manifest, self._predictor, self.counters, self._recorder, self.watch, complete
         )
@@ -111,10 +114,10 @@ class Session:
         return Passed(len(golden.cases), worst)
 
     def _prove(self, golden: dict[str, Array], health: Health) -> None:
-        """Golden rows, and one of zeros behind them, where requests may be run together."""
+        """Two golden rows, and one of zeros behind them, where requests may be run together."""
         if has_rows(self._manifest):
             try:
-                rows = {s.name: np.concatenate([golden[s.name], _zeros(s)]) for s in self._manifest.inputs}
+                rows = {s.name: np.concatenate([golden[s.name][:2], _zeros(s)]) for s in self._manifest.inputs}
                 self._predictor.prove(rows, _rows(self._manifest, rows), health.rtol, health.atol)
             except (BackendError, ValueError) as error:  # sizes that a row of zeros does not have, or cannot take
                 log.info("requests are not run together: %s", error)
@@ -154,16 +157,16 @@ class Session:
 
         return open_sources(order.given, self._manifest, self._predictor, self._recorder, self.counters)
 
-    def _handler(self, not_missing: frozenset[str]) -> Handler:
+    def _handler(self, given: Given, not_missing: frozenset[str]) -> Handler:
         """With `/score` beside the protocol where a script takes requests as they come."""
-        resources = self._resources(not_missing)
+        resources = self._resources(given, not_missing)
         if not getattr(self._backend, "scores", False):
             return resources
         here = self._predictor.run_here
         return Score(resources, here, self._recorder, self.counters, self._manifest, self._backend.parallel)
 
-    def _resources(self, not_missing: frozenset[str]) -> Resources:
-        parser = Parser(self._manifest, not_missing)
+    def _resources(self, given: Given, not_missing: frozenset[str]) -> Resources:
+        parser = Parser(self._manifest, not_missing, Regions(allowed=given.shares_memory))
         return Resources(self._manifest, parser, self._predictor, self.counters, self._recorder)
 
     def _warm_up(self) -> None:
@@ -203,7 +206,8 @@ def _confined(order: Start, manifest: Manifest) -> tuple[str, Confinement]:
 
 def _room(order: Start, manifest: Manifest) -> Room:
     cache = Path(order.given.cache) if order.given.cache else None
-    return room_for(manifest.requires.accelerators, cache, order.given.cache_bytes)
+    given = order.given
+    return room_for(manifest.requires.accelerators, cache, given.cache_bytes, shares_memory=given.shares_memory)
 
 
 def _place(slot: Path, manifest: Manifest, order: Start) -> Place:
@@ -240,6 +244,10 @@ def _complete_tensors(reference: ReferenceProfile | None) -> frozenset[str]:
         return frozenset()
     named = {feature.tensor for feature in reference.inputs if isinstance(feature, Numeric)}
     return frozenset(named - {feature.tensor for feature in reference.inputs if feature.counts[-1] > 0})
+
+
+def _guard(given: Given) -> Guard:
+    return Guard(given.token.encode(), frozenset(given.peers), OPEN)
 
 
 def _limits(manifest: Manifest) -> Limits:

@@ -123,7 +123,6 @@ class WorkerDriver:
         self._cage = cage
         self._floor = floor
         self._nursery = nursery
-        self._given = given
         self._given = given or Given()
         self.listener = listener.dup() if listener is not None else self._bound()
         self.fast = fast.dup() if fast is not None else self._bound_fast()
@@ -180,9 +179,10 @@ class WorkerDriver:
         return await self._start(Broken)
 
     async def _start(self, expected: type[_Notice]) -> _Notice:
+        given = msgspec.structs.replace(self._given, fast=self.fast.fileno())
         order = Start(
             str(self.slot), encode_manifest(self.manifest), self._sampling, (self.listener.fileno(),), self._uid,
-            self._confine, outside=namespaces(), floor=self._floor, given=msgspec.structs.replace(self._given, fast=self.fast.fileno()),
+            self._confine, outside=namespaces(), floor=self._floor, given=given,
         )  # fmt: skip
         return await self.order(order, expected)
 
