@@ -38,9 +38,17 @@ def _single(wish: Runtime, request: BuildRequest, files: Collection[str]) -> Run
     if request.entry or wish.entry:
         entry = ENTRY_PATH if request.entry else _among("entry", wish.entry, files)
         return msgspec.structs.replace(wish, backend="script", model=_beside_script(wish, files), entry=entry)
-    if wish.backend == Runtime().backend and wish.model in ("", DEFAULT_MODEL) and overlay_in(files):
-        wish = msgspec.structs.replace(wish, backend="fpga")  # nobody else has such a file
+    if wish.backend == Runtime().backend and wish.model in ("", DEFAULT_MODEL):
+        wish = msgspec.structs.replace(wish, backend=_found(files))
     return msgspec.structs.replace(wish, model=_model(wish.backend, wish.model, files))
+
+
+def _found(files: Collection[str]) -> str:
+    """The backend where nobody has said one: nobody else has an overlay, and a TFLite model alone is meant."""
+    if overlay_in(files):
+        return "fpga"
+    there = {backend for backend in ("onnx", "tflite") for path in files if path.endswith(BACKEND_SUFFIXES[backend])}
+    return "tflite" if there == {"tflite"} else Runtime().backend
 
 
 def _chain(wish: Runtime, request: BuildRequest, files: Collection[str]) -> Runtime:
