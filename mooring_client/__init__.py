@@ -22,7 +22,7 @@ __all__ = ["AsyncClient", "Client", "ClientError", "Gone", "Prediction", "Refuse
 
 
 def __getattr__(name: str) -> object:
-    """asyncio takes longer to import than all the rest, and plain applications do not need it."""
+    """Importing asyncio takes longer than all the rest, and plain applications do not need it."""
     if name == "AsyncClient":
         from mooring_client.aio import AsyncClient
 
