@@ -1,9 +1,9 @@
 """What our backend adds to a GPU's own time: MobileNetV2 on CUDA and TensorRT, beside bare runs, batch 1, 8 and 32.
 
-Run on a machine with an NVIDIA GPU, CUDA's libraries (for TensorRT its own, too) and the packages onnxruntime-gpu, onnx,
+Run on a machine with an NVIDIA GPU, the libraries of CUDA and TensorRT, and the packages onnxruntime-gpu, onnx,
 numpy and msgspec; elsewhere the last line says why there is nothing to measure, with no metrics. Ours is the ONNX
 backend as a worker loads it, strict: every node on the provider that was asked for, or that provider is not measured.
-`ours_over_raw` is `OnnxBackend.run` over `InferenceSession.run`,
+`ours_over_raw` is `OnnxBackend.run` over `InferenceSession.run`, and
 `ours_bound_over_raw_bound` a kept binding of ours over a kept binding of the runtime's, each the median of interleaved
 rounds; the worst of the batches is reported beside each. Answers must agree with the CPU's.
 """
