@@ -10,25 +10,30 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from agent.errors import AgentError
+from agent.errors import WorkerError
+from modules.manifest import Manifest
 from modules.sources import Directory, Mqtt, Source, Video
 
 _WRITE = "write:"
 
 
-class SourceNotAllowed(AgentError):
+class SourceNotAllowed(WorkerError):
     """A module wants a source that this device does not allow (`serving.sources`)."""
 
-    key = "source-not-allowed"
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "source-not-allowed")
 
 
-def check_allowed(module: str, sources: Sequence[Source], allowed: Sequence[str]) -> None:
+def check_allowed(manifest: Manifest, allowed: Sequence[str]) -> None:
     """Raises SourceNotAllowed, with what is missing."""
-    missing = [want for source in sources for want in wants(source) if not _is_allowed(want, allowed)]
+    runtime = manifest.runtime
+    if runtime.sources and runtime.container is not None:
+        raise SourceNotAllowed(f"{manifest.name}: expected no sources in a container's module; it is refused")
+    missing = [want for source in runtime.sources for want in wants(source) if not _is_allowed(want, allowed)]
     if missing:
         words = ", ".join(f'"{want}"' for want in dict.fromkeys(missing))
         raise SourceNotAllowed(
-            f"{module}: its sources need {words} in serving.sources of this device, which allows "
+            f"{manifest.name}: its sources need {words} in serving.sources of this device, which allows "
             f"{', '.join(allowed) or 'none'}; the module is refused"
         )
 

@@ -54,9 +54,13 @@ class Doors:
         self._memories: dict[tuple[str, str], Memory] = {}
 
     def open(self, module: str, sources: Sequence[Source]) -> Door:
-        """A door for a new worker. `theirs` is to be given to it and then closed here (`given`)."""
+        """A door for a new worker, with nothing behind it where there are no sources. Its handles are to be inherited
+        by the worker, and then closed here (`given`).
+        """
         door = Door(self, module, tuple(sources))
-        self._doors.add(door)
+        if sources:
+            self._doors.add(door)
+            door.open()
         return door
 
     def turn(self, door: Door) -> bool:
@@ -87,37 +91,46 @@ class Door:
 
     def __init__(self, doors: Doors, module: str, sources: tuple[Source, ...]) -> None:
         self.module = module
+        self.handle = -1  # the worker's end, by its number
         self._doors = doors
         self._sources = sources
-        self._ours, self._theirs = socket.socketpair()
-        self._ours.setblocking(False)
-        self._task = asyncio.create_task(self._serve(), name=f"sources-{module}")
-        self._task.add_done_callback(self._ended)  # also where it never began
+        self._task: asyncio.Task[None] | None = None
+        self._theirs: socket.socket | None = None
 
     @property
-    def handle(self) -> int:
-        """The worker's end, to be inherited."""
-        return self._theirs.fileno()
+    def handles(self) -> tuple[int, ...]:
+        """To be inherited by the worker."""
+        return (self.handle,) if self._theirs is not None else ()
+
+    def open(self) -> None:
+        ours, self._theirs = socket.socketpair()
+        self.handle = self._theirs.fileno()
+        ours.setblocking(False)
+        self._task = asyncio.create_task(self._serve(ours), name=f"sources-{self.module}")
+        self._task.add_done_callback(lambda task: self._ended(task, ours))  # also where it never began
 
     def given(self) -> None:
-        """The worker has its end now; ours of it is closed."""
-        self._theirs.close()
+        """The worker has its end now, or there is none; ours of it is closed."""
+        if self._theirs is not None:
+            self._theirs.close()
+            self._theirs = None
 
     def close(self) -> None:
-        self._task.cancel()
+        if self._task is not None:
+            self._task.cancel()
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._ours.close()
-        self._theirs.close()
+    def _ended(self, task: asyncio.Task[None], ours: socket.socket) -> None:
+        ours.close()
+        self.given()
         self._doors.gone(self)
         if not task.cancelled() and (error := task.exception()) is not None:
             _logger.error("the door of a worker's sources broke", extra={"unit": self.module}, exc_info=error)
 
-    async def _serve(self) -> None:
+    async def _serve(self, ours: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                ask = await self._next()
+                ask = await _next(ours)
             except (EOFError, ConnectionError):
                 return
             except MALFORMED as error:
@@ -129,30 +142,14 @@ class Door:
             try:
                 async with asyncio.timeout(ANSWER_DEADLINE_S):
                     if connection is None:
-                        await loop.sock_sendall(self._ours, framed(answer))
+                        await loop.sock_sendall(ours, framed(answer))
                     else:
-                        socket.send_fds(self._ours, [framed(answer)], [connection.fileno()])
+                        socket.send_fds(ours, [framed(answer)], [connection.fileno()])
             except OSError:  # the deadline, too: it does not read, or is gone
                 return
             finally:
                 if connection is not None:
                     connection.close()
-
-    async def _next(self) -> Ask:
-        (length,) = LENGTH.unpack(await self._exactly(LENGTH.size))
-        if length > MAX_ASK_BYTES:
-            raise EOFError
-        return asks.decode(await self._exactly(length))
-
-    async def _exactly(self, size: int) -> bytes:
-        loop = asyncio.get_running_loop()
-        data = bytearray()
-        while len(data) < size:
-            part = await loop.sock_recv(self._ours, min(size - len(data), 65_536))
-            if not part:
-                raise EOFError
-            data += part
-        return bytes(data)
 
     async def _answered(self, ask: Ask) -> tuple[Answer, socket.socket | None]:
         if isinstance(ask, Begin):
@@ -186,6 +183,25 @@ class Door:
             return Answer(fresh=memory.fresh(ask.files))
         memory.note(ask.files)
         return Answer()
+
+
+async def _next(ours: socket.socket) -> Ask:
+    """Raises EOFError, ConnectionError; MALFORMED for what is no ask."""
+    (length,) = LENGTH.unpack(await _exactly(ours, LENGTH.size))
+    if length > MAX_ASK_BYTES:
+        raise EOFError
+    return asks.decode(await _exactly(ours, length))
+
+
+async def _exactly(ours: socket.socket, size: int) -> bytes:
+    loop = asyncio.get_running_loop()
+    data = bytearray()
+    while len(data) < size:
+        part = await loop.sock_recv(ours, min(size - len(data), 65_536))
+        if not part:
+            raise EOFError
+        data += part
+    return bytes(data)
 
 
 def _written(ask: Write, source: Source | None) -> Answer:
