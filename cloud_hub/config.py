@@ -19,6 +19,7 @@ import msgspec
 from cloud_hub.building_settings import BuildingSettings
 from cloud_hub.ca_settings import CaSettings
 from cloud_hub.errors import BadRequest, NotFound
+from cloud_hub.images.settings import ImageSettings
 from cloud_hub.oidc_settings import OidcSettings
 from cloud_hub.patch_settings import PatchSettings
 from cloud_hub.transfer_settings import TransferSettings
@@ -26,7 +27,7 @@ from firmware_profiles.profile import NAME_PATTERN
 
 ENVIRONMENT_PREFIX = "MOORING_HUB_"
 CONFIG_NAME = "hub.toml"
-_TABLES = ("building", "ca", "oidc", "patches", "transfer")
+_TABLES = ("building", "ca", "images", "oidc", "patches", "transfer")
 
 
 @dataclass(frozen=True)
@@ -173,6 +174,7 @@ class HubConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     transfer: TransferSettings = TransferSettings()
     patches: PatchSettings = PatchSettings()
     building: BuildingSettings = BuildingSettings()
+    images: ImageSettings = ImageSettings()
 
     def __post_init__(self) -> None:
         for name, port in (("api_port", self.api_port), ("mqtt_port", self.mqtt_port)):
@@ -224,7 +226,7 @@ class HubConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """A new file, or in the place of the old one. Comments are not kept."""
         plain: dict[str, Any] = msgspec.to_builtins(self)
         oidc, ca, transfer, patches = (plain.pop(table) for table in ("oidc", "ca", "transfer", "patches"))
-        building = plain.pop("building")
+        building, images = plain.pop("building"), plain.pop("images")
         lines = [f"{name} = {json.dumps(value)}" for name, value in plain.items()]
         if self.oidc.issuer:
             grants = oidc.pop("grants")
@@ -242,6 +244,8 @@ class HubConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             lines += ["", "[patches]", *(f"{name} = {json.dumps(value)}" for name, value in patches.items())]
         if self.building != BuildingSettings():
             lines += ["", "[building]", *(f"{name} = {json.dumps(value)}" for name, value in building.items())]
+        if self.images != ImageSettings():
+            lines += ["", "[images]", *(f"{name} = {json.dumps(value)}" for name, value in images.items())]
         path = HubPaths(folder).config
         path.touch(mode=0o600)
         path.write_text("\n".join(lines) + "\n")

@@ -15,12 +15,14 @@ from cloud_hub.agent_wheels import is_release
 from cloud_hub.blobs import Blobs
 from cloud_hub.building.agent_module import agent_manifest
 from cloud_hub.building.bench import bench
+from cloud_hub.building.container import in_container
 from cloud_hub.building.model_module import model_manifest
 from cloud_hub.building.request import BuildRequest
 from cloud_hub.building.resolve import Resolver
 from cloud_hub.clock import Clock
 from cloud_hub.errors import Conflict, NotFound, Unprocessable
 from cloud_hub.events import Events
+from cloud_hub.images.bases import Bases
 from cloud_hub.registry import Registry
 from cloud_hub.store.engine import Store
 from cloud_hub.store.tables import modules
@@ -63,6 +65,7 @@ class Packaging:
         publisher: str,
         clock: Clock,
         resolver: Resolver | None = None,
+        bases: Bases | None = None,
     ) -> None:
         self._store = store
         self._blobs = blobs
@@ -72,6 +75,7 @@ class Packaging:
         self._publisher = publisher
         self._clock = clock
         self._resolver = resolver or Resolver()
+        self._bases = bases or Bases()
 
     async def build(self, request: BuildRequest, actor: str) -> ModuleRelease:
         """Build the module and remember it, unsigned.
@@ -89,6 +93,7 @@ class Packaging:
                     manifest = await agent_manifest(request, model, profile, place, publisher)
                 else:
                     manifest = await model_manifest(request, model, profile, place, self._resolver)
+                    manifest = await in_container(manifest, request, profile, place, self._bases)
         except ModuleError as error:
             raise Unprocessable("module-refused", str(error)) from error
         body = encode_manifest(manifest)

@@ -36,6 +36,7 @@ from cloud_hub.errors import BadRequest, Conflict, Unavailable
 from cloud_hub.events import Events
 from cloud_hub.expulsion import Expulsion
 from cloud_hub.hardening import check_private
+from cloud_hub.images.bases import Bases
 from cloud_hub.limits import Rate
 from cloud_hub.link import Handlers, HubLink
 from cloud_hub.mirror import Mirror
@@ -194,6 +195,7 @@ def _build(config: HubConfig, paths: HubPaths, store: Store, catalog: dict[str, 
             config.publisher,
             clock,
             Resolver(config.building, paths.wheel_cache),
+            Bases(config.images),
         ),
         image=image,
         director=director,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 import msgspec
 
@@ -13,12 +14,25 @@ from modules.tensors import TensorSpec
 
 
 class ContainerRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A module in a container: `base` is the digest of an uploaded base image (an OCI image layout as a tar archive, or
-    what `docker save` writes), `dockerfile` that of further steps, which need an engine beside the hub.
+    """A module in a container. `base` is the digest of an uploaded base image (an OCI image layout as a tar archive, or
+    what `docker save` writes), or HOST/NAME@sha256:... of a registry that the hub may ask. `dockerfile` is that of
+    further steps, which need an engine beside the hub, `wheels` those of libraries that the worker needs and the base
+    lacks. The rest is as in `modules.containers.Container`.
     """
 
     base: str = ""
     dockerfile: str = ""
+    wheels: tuple[str, ...] = ()
+    serves: Literal["worker", "http"] = "worker"
+    port: int = 8080
+    health: str = "/v2/health/ready"
+    network: str = "none"
+    gpus: int = 0
+    devices: tuple[str, ...] = ()
+    writable: tuple[str, ...] = ("/tmp",)  # noqa: S108 - the container's own, in memory
+    writable_mib: int = 64
+    environment: dict[str, str] = {}
+    python: str = "python3"
 
 
 class BuildRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
