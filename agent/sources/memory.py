@@ -1,7 +1,7 @@
 """Which files of a folder are done: on the disk before anybody is told so. Parent side, blocking; called in a thread.
 
 One line of JSON per file, appended and synced; a last line that a power cut has torn is left out. Files that have gone
-from the folder are forgotten when the log is written anew, which happens when it has twice as many lines as files.
+from the folder are forgotten when the log is written anew, which happens when it has twice as many lines as then.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Memory:
         self._log = log
         self._folder = folder
         self._done: dict[str, File] = {}
-        self._written = 0
+        self._written = self._kept = 0  # lines in all, and of them after it was written anew
         self._torn = False
         self._read()
 
@@ -52,7 +52,7 @@ class Memory:
                 raise MemoryFull(f"{self._folder}: expected at most {MAX_REMEMBERED} files; remove some")
         self._append(new.values())
         self._done |= new
-        if self._torn or self._written > max(LEAST_LINES, 2 * len(self._done)):
+        if self._torn or self._written > max(LEAST_LINES, 2 * self._kept):
             self._forget_gone()
 
     def _append(self, files: Iterable[File]) -> None:
@@ -75,7 +75,7 @@ class Memory:
             return  # not there now: say nothing about its files
         kept = {name: file for name, file in self._done.items() if name in there}
         write_durably(self._log, b"".join(msgspec.json.encode(file) + b"\n" for file in kept.values()))
-        self._done, self._written, self._torn = kept, len(kept), False
+        self._done, self._written, self._kept, self._torn = kept, len(kept), len(kept), False
 
     def _read(self) -> None:
         data = b""
@@ -86,4 +86,5 @@ class Memory:
                 file = _lines.decode(line)
                 self._done[file.name] = file
         self._written = data.count(b"\n")
+        self._kept = len(self._done)
         self._torn = bool(data) and not data.endswith(b"\n")
