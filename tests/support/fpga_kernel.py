@@ -6,6 +6,7 @@ as an AXI DMA does whose stream goes through the circuit. `fault` is what goes w
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -38,8 +39,10 @@ class Board:
         self._overlays = root / "sys/kernel/config/device-tree/overlays"
         for folder in (self._manager, self._overlays, root / "lib/firmware", root / "dev"):
             folder.mkdir(parents=True)
-        for name, text in (("name", "Board in a folder"), ("state", "unknown"), ("flags", ""), ("firmware", "")):
+        for name, text in (("name", "Board in a folder"), ("flags", ""), ("firmware", "")):
             (self._manager / name).write_text(text)
+        self._state = "unknown"
+        os.mkfifo(self._manager / "state")
         self._registers, self._memory = (np.zeros(0, np.uint32), np.zeros(0, np.float32))
         if devices:
             self._make_devices()
@@ -71,10 +74,25 @@ class Board:
 
     def _run(self) -> None:
         while not self._ended.wait(TICK_S):
-            self._take_firmware()
+            self._tell_state()
             self._take_overlay()
             if self._registers.size:
                 self._transfer()
+
+    def _tell_state(self) -> None:
+        """To who has opened the file. On a board a write to `firmware` takes as long as the programming; here, the next
+        look at the state does.
+        """
+        path = self._manager / "state"
+        try:
+            handle = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:  # nobody reads
+            return
+        self._take_firmware()
+        os.mkfifo(path.with_name("next"))
+        path.with_name("next").replace(path)  # for the next reader, not for this one
+        os.write(handle, self._state.encode())
+        os.close(handle)
 
     def _take_firmware(self) -> None:
         name = (self._manager / "firmware").read_text()
@@ -84,7 +102,7 @@ class Board:
         (self._manager / "firmware").write_text("")
         file = self.root / "lib/firmware" / name
         self.programmed.append(file.read_bytes())
-        (self._manager / "state").write_text(self.fault if "error" in self.fault else "operating")
+        self._state = self.fault if "error" in self.fault else "operating"
 
     def _take_overlay(self) -> None:
         """As configfs does: a new folder gets its attributes."""
@@ -102,7 +120,7 @@ class Board:
         lengths = int(registers[10]), int(registers[22])
         if not (lengths[0] and lengths[1]) or self.fault == "stuck":
             return
-        if self.fault == "slave error":
+        if self.fault == "slave":
             registers[1] = registers[13] = 0x20 | _IDLE
             return
         first, second = (
