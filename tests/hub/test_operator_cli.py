@@ -30,12 +30,26 @@ from cloud_hub.operator.cli import app
 from cloud_hub.operator.client import HubClient
 from cloud_hub.operator.context import HubContext
 from modules.enrolment import EnrollAnswer, EnrollRequest
+from modules.manifest import decode_manifest
 from modules.messages import ModuleReport, encode
 from modules.topics import up
 from support.built import iris, rows
 from support.devices import PROFILE, EnrolledDevice, make_report, make_request
 from support.waiting import until_blocking
 
+RUNTIME = """
+batch_rows = 64
+instances = 2
+
+[[stages]]
+name = "net"
+model = "model.onnx"
+
+[[after]]
+type = "softmax"
+tensor = "probabilities"
+to = "sure"
+"""
 COMMAND = str(Path(sys.executable).with_name("mooring"))
 HUB_COMMAND = str(Path(sys.executable).with_name("mooring-hub"))
 
@@ -167,6 +181,23 @@ def test_a_module_is_listed_with_its_release_and_signing_again_raises_it(operato
     [again] = operator.json("module", "sign", f"{signed}/{PROFILE}")
     assert again["release_counter"] == before + 1
     assert f"iris:1/{PROFILE}" in operator.run("module", "list").stdout
+
+
+def test_the_runtime_of_a_build_comes_from_a_file_with_the_options_over_it(operator: Operator, files: Path) -> None:
+    (files / "runtime.toml").write_text(RUNTIME)
+    operator.run("model", "register", "chained", files / "model.onnx")
+    options = ("--runtime", files / "runtime.toml", "--batch-rows", "4", "--allow-fallback")
+    wishes = ("--reference", files / "train.npz", "--result", "sure:FP32:-1,3", "--result", "label:INT64:-1")
+    operator.run("module", "build", "chained:1", "-p", PROFILE, *options, *wishes)
+
+    async def manifest_bytes() -> bytes:
+        async with HubClient(HubContext.load(operator.paths.context)) as hub:
+            return await hub.manifest("chained", 1, PROFILE)
+
+    manifest = decode_manifest(asyncio.run(manifest_bytes()))
+    assert (manifest.runtime.batch_rows, manifest.runtime.instances) == (4, 2)
+    assert [stage.outputs[0].name for stage in manifest.runtime.stages] == ["label"]
+    assert [spec.name for spec in manifest.outputs] == ["sure", "label"]
 
 
 def test_what_the_build_was_told_stands_in_the_manifest(operator: Operator, signed: str) -> None:

@@ -1,140 +1,88 @@
-"""`mooring module build`: uploads what the build needs, and asks for one module per profile."""
+"""`mooring module build`: uploads what the build needs, and asks for one module per profile.
+
+The options stand in `build_options`, how the module runs is read by `build_runtime`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 import typer
 
-from cloud_hub.operator.cli.session import Format, ModelRef, Output, act, note, parse_pairs, show, transferring
+from cloud_hub.operator.cli import build_options as options
+from cloud_hub.operator.cli.build_base import local_base
+from cloud_hub.operator.cli.build_runtime import parse_provider, parse_tensor, read_runtime
+from cloud_hub.operator.cli.session import Format, ModelRef, Output, act, note, parse_pairs, show, told, transferring
 from modules.errors import ModuleError
 from modules.manifest import Health, Resources, SamplingPolicy
-from modules.tensors import TensorSpec
 
 if TYPE_CHECKING:
+    from cloud_hub.building.request import ContainerRequest
     from cloud_hub.operator.client import HubClient
     from cloud_hub.operator.transport import Progress
     from cloud_hub.packaging import ModuleRelease
 
-_SAMPLING = "Sampling"
-_HEALTH = "Health"
-_RESOURCES = "Resources"
-_SCRIPT = "Entry script"
 _Options = TypeVar("_Options", SamplingPolicy, Health, Resources)
+_CONTAINER = ("base", "dockerfile")
 
 
 @dataclass(frozen=True)
-class _Parts:
-    """The request without what uploads and profiles add."""
+class _Order:
+    """What to ask for: fields of a BuildRequest, and the files whose digests go into it, by field.
 
-    labels: dict[str, tuple[str, ...]]
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    sampling: SamplingPolicy | None
-    health: Health | None
-    resources: Resources | None
-    publisher: str
+    `container` is what else a container may have, None where none is asked for; `wheels` are for its worker.
+    """
 
-
-# The options, so that the command below reads as a list.
-Model = Annotated[ModelRef, typer.Argument(parser=ModelRef.parse, metavar="NAME:VERSION", help="Such as digits:2.")]
-Profiles = Annotated[list[str], typer.Option("--profile", "-p", help="Device profile; may be given more than once.")]
-Reference = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Sample of the training inputs, .npz or .csv: what drift means.")
-]
-Golden = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Inputs of the self-test, .npz; else the sample's first rows.")
-]
-Labels = Annotated[
-    list[str], typer.Option(metavar="TENSOR=A,B,C", help="Names of classes or features; may be given more than once.")
-]
-Entry = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Script with init() and run(data).", rich_help_panel=_SCRIPT)
-]
-Inputs = Annotated[
-    list[str],
-    typer.Option("--input", metavar="NAME:TYPE:SHAPE", help="Such as image:FP32:-1,64.", rich_help_panel=_SCRIPT),
-]
-Results = Annotated[
-    list[str],
-    typer.Option("--result", metavar="NAME:TYPE:SHAPE", help="Such as class:INT64:-1.", rich_help_panel=_SCRIPT),
-]
-Rate = Annotated[
-    float | None, typer.Option(min=0, max=1, help="Share of predictions sampled.", rich_help_panel=_SAMPLING)
-]
-Window = Annotated[
-    float | None, typer.Option(metavar="SECONDS", help="Length of a window of counts.", rich_help_panel=_SAMPLING)
-]
-LowConfidence = Annotated[
-    float | None, typer.Option(help="Below it a prediction is one of low confidence.", rich_help_panel=_SAMPLING)
-]
-LowConfidenceRate = Annotated[
-    float | None, typer.Option(min=0, max=1, help="Share of those sampled.", rich_help_panel=_SAMPLING)
-]
-First = Annotated[
-    int | None, typer.Option(min=0, help="First predictions, all of them sampled.", rich_help_panel=_SAMPLING)
-]
-Probation = Annotated[
-    float | None, typer.Option(metavar="SECONDS", help="Serving before it counts.", rich_help_panel=_HEALTH)
-]
-ProbationInferences = Annotated[
-    int | None, typer.Option(min=0, help="Predictions before it counts.", rich_help_panel=_HEALTH)
-]
-ProbationDeadline = Annotated[
-    float | None, typer.Option(metavar="SECONDS", help="When probation has to be over.", rich_help_panel=_HEALTH)
-]
-LatencyBound = Annotated[
-    float | None, typer.Option(metavar="MS", help="99th percentile during probation.", rich_help_panel=_HEALTH)
-]
-MaxErrorRate = Annotated[
-    float | None, typer.Option(min=0, max=1, help="Server errors during probation.", rich_help_panel=_HEALTH)
-]
-ErrorFactor = Annotated[
-    float | None, typer.Option(help="Errors against the version before; 0: not compared.", rich_help_panel=_HEALTH)
-]
-LatencyFactor = Annotated[
-    float | None, typer.Option(help="Latency against the version before; 0: not compared.", rich_help_panel=_HEALTH)
-]
-Rtol = Annotated[float | None, typer.Option(help="Of golden outputs, relative.", rich_help_panel=_HEALTH)]
-Atol = Annotated[float | None, typer.Option(help="Of golden outputs, absolute.", rich_help_panel=_HEALTH)]
-Publisher = Annotated[str, typer.Option(metavar="NAME", help="Who will sign it; the hub's own publisher without it.")]
-Threads = Annotated[int | None, typer.Option(min=0, help="0: all cores but one.", rich_help_panel=_RESOURCES)]
-Memory = Annotated[
-    int | None, typer.Option(metavar="MIB", min=0, help="Limit of the worker.", rich_help_panel=_RESOURCES)
-]
+    model: ModelRef
+    fields: Mapping[str, Any]
+    files: Mapping[str, Path]
+    wheels: tuple[Path, ...] = ()
+    container: Mapping[str, Any] | None = None
 
 
 def build(
     context: typer.Context,
-    model: Model,
-    profile: Profiles,
-    reference: Reference = None,
-    golden: Golden = None,
-    label: Labels = [],  # noqa: B006 - typer reads the defaults, nobody changes them
-    entry: Entry = None,
-    tensor_in: Inputs = [],  # noqa: B006
-    tensor_out: Results = [],  # noqa: B006
-    rate: Rate = None,
-    window: Window = None,
-    low_confidence: LowConfidence = None,
-    low_confidence_rate: LowConfidenceRate = None,
-    first: First = None,
-    probation: Probation = None,
-    probation_inferences: ProbationInferences = None,
-    probation_deadline: ProbationDeadline = None,
-    latency_bound: LatencyBound = None,
-    max_error_rate: MaxErrorRate = None,
-    error_factor: ErrorFactor = None,
-    latency_factor: LatencyFactor = None,
-    rtol: Rtol = None,
-    atol: Atol = None,
-    threads: Threads = None,
-    memory: Memory = None,
-    publisher: Publisher = "",
+    model: options.Model,
+    profile: options.Profiles,
+    reference: options.Reference = None,
+    golden: options.Golden = None,
+    label: options.Labels = [],  # noqa: B006 - typer reads the defaults, nobody changes them
+    runtime: options.RuntimeFile = None,
+    backend: options.BackendName = "",
+    provider: options.Providers = [],  # noqa: B006
+    allow_fallback: options.Fallback = False,
+    batch_rows: options.BatchRows = None,
+    instances: options.Instances = None,
+    entry: options.Entry = None,
+    tensor_in: options.Inputs = [],  # noqa: B006
+    tensor_out: options.Results = [],  # noqa: B006
+    environment: options.Environment = None,
+    python: options.Python = "",
+    folder: options.Folder = "",
+    base: options.Base = "",
+    dockerfile: options.Dockerfile = None,
+    wheel: options.Wheels = [],  # noqa: B006
+    rate: options.Rate = None,
+    window: options.Window = None,
+    low_confidence: options.LowConfidence = None,
+    low_confidence_rate: options.LowConfidenceRate = None,
+    first: options.First = None,
+    probation: options.Probation = None,
+    probation_inferences: options.ProbationInferences = None,
+    probation_deadline: options.ProbationDeadline = None,
+    latency_bound: options.LatencyBound = None,
+    max_error_rate: options.MaxErrorRate = None,
+    error_factor: options.ErrorFactor = None,
+    latency_factor: options.LatencyFactor = None,
+    rtol: options.Rtol = None,
+    atol: options.Atol = None,
+    threads: options.Threads = None,
+    memory: options.Memory = None,
+    publisher: options.Publisher = "",
     output: Output = Format.TABLE,
 ) -> None:
     """Build a module from a model version, one per profile: manifest, chunks, golden answers, reference profile."""
@@ -144,16 +92,29 @@ def build(
     until = {"probation_deadline_s": probation_deadline}
     bounds = {"latency_bound_ms": latency_bound, "max_error_rate": max_error_rate, "rtol": rtol, "atol": atol}
     factors = {"error_factor": error_factor, "latency_factor": latency_factor}
-    parts = _Parts(
-        labels={tensor: tuple(names.split(",")) for tensor, names in parse_pairs(label).items()},
-        inputs=tuple(map(_tensor, tensor_in)),
-        outputs=tuple(map(_tensor, tensor_out)),
-        sampling=_options(SamplingPolicy, kept | unsure),
-        health=_options(Health, soak | until | bounds | factors),
-        resources=_options(Resources, {"threads": threads, "memory_mib": memory}),
-        publisher=publisher,
-    )
-    found = act(context, lambda hub: _build_all(hub, model, profile, (reference, golden, entry), parts))
+    runs = {"backend": backend, "fallback": allow_fallback, "batch_rows": batch_rows, "instances": instances}
+    wishes = {"providers": tuple(map(parse_provider, provider))}
+    said = read_runtime(runtime, runs | wishes)
+    fields = {
+        "labels": {tensor: tuple(names.split(",")) for tensor, names in parse_pairs(label).items()},
+        "inputs": tuple(map(parse_tensor, tensor_in)),
+        "outputs": tuple(map(parse_tensor, tensor_out)),
+        "sampling": _options(SamplingPolicy, kept | unsure),
+        "health": _options(Health, soak | until | bounds | factors),
+        "resources": _options(Resources, {"threads": threads, "memory_mib": memory}),
+        "runtime": said.runtime,
+        "publisher": publisher,
+        "python": python,
+        "folder": folder,
+    }
+    files = {"reference": reference, "golden": golden, "entry": entry, "environment": environment}
+    with told(), local_base(base) as archive:
+        given = {name: file for name, file in (files | {"base": archive, "dockerfile": dockerfile}).items() if file}
+        named = {"base": base} if base and archive is None else {}
+        container = None if not (base or dockerfile or said.container) else {**(said.container or {}), **named}
+        found = act(
+            context, lambda hub: _build_all(hub, profile, _Order(model, fields, given, tuple(wheel), container))
+        )
     from cloud_hub.operator import render
 
     show(found, output, render.modules)
@@ -161,40 +122,35 @@ def build(
         note(f"built; devices take it once signed: mooring module sign {model.name}:{model.version}")
 
 
-async def _build_all(
-    hub: HubClient, model: ModelRef, profiles: list[str], files: tuple[Path | None, ...], parts: _Parts
-) -> list[ModuleRelease]:
-    total = sum(file.stat().st_size for file in files if file is not None and file.is_file())
-    with transferring(str(model.name), total) as progress:
-        digests = [await _upload(hub, file, progress) for file in files]
-    return [await _build_one(hub, model, profile, digests, parts) for profile in profiles]
+async def _build_all(hub: HubClient, profiles: list[str], order: _Order) -> list[ModuleRelease]:
+    total = sum(file.stat().st_size for file in (*order.files.values(), *order.wheels) if file.is_file())
+    with transferring(str(order.model.name), total) as progress:
+        digests = {name: await _upload(hub, file, progress) for name, file in order.files.items()}
+        wheels = [await _upload(hub, file, progress) for file in order.wheels]
+    fields = {**order.fields, **{name: digest for name, digest in digests.items() if name not in _CONTAINER}}
+    if order.container is not None:
+        parts = {name: digest for name, digest in digests.items() if name in _CONTAINER}
+        fields["container"] = _container({**order.container, **parts, "wheels": wheels})
+    return [await _build_one(hub, profile, order.model, fields) for profile in profiles]
 
 
-async def _build_one(hub: HubClient, model: ModelRef, profile: str, digests: list[str], parts: _Parts) -> ModuleRelease:
+async def _build_one(hub: HubClient, profile: str, model: ModelRef, fields: Mapping[str, Any]) -> ModuleRelease:
     from cloud_hub.building.request import BuildRequest
 
-    return await hub.build(
-        BuildRequest(
-            model=model.name,
-            version=model.version,
-            profile=profile,
-            reference=digests[0],
-            golden=digests[1],
-            entry=digests[2],
-            labels=parts.labels,
-            inputs=parts.inputs,
-            outputs=parts.outputs,
-            sampling=parts.sampling,
-            health=parts.health,
-            resources=parts.resources,
-            publisher=parts.publisher,
-        )
-    )
+    return await hub.build(BuildRequest(model.name, model.version, profile, **fields))
 
 
-async def _upload(hub: HubClient, file: Path | None, progress: Progress) -> str:
-    """The upload's digest; empty for no file."""
-    return "" if file is None else (await hub.upload(file, progress)).sha256
+def _container(said: Mapping[str, Any]) -> ContainerRequest:
+    from cloud_hub.building.request import ContainerRequest
+
+    try:
+        return msgspec.convert(said, ContainerRequest)
+    except msgspec.ValidationError as error:
+        raise typer.BadParameter(f"[container]: {error}", param_hint="--runtime") from error
+
+
+async def _upload(hub: HubClient, file: Path, progress: Progress) -> str:
+    return (await hub.upload(file, progress)).sha256
 
 
 def _options(kind: type[_Options], values: Mapping[str, float | int | None]) -> _Options | None:
@@ -204,14 +160,3 @@ def _options(kind: type[_Options], values: Mapping[str, float | int | None]) -> 
         return msgspec.convert(given, kind) if given else None
     except (msgspec.ValidationError, ModuleError) as error:
         raise typer.BadParameter(str(error)) from error
-
-
-def _tensor(text: str) -> TensorSpec:
-    name, _, rest = text.partition(":")
-    datatype, _, shape = rest.partition(":")
-    try:
-        return TensorSpec(name, datatype, tuple(int(number) for number in shape.split(",") if number))
-    except (ValueError, ModuleError) as error:
-        raise typer.BadParameter(
-            f"expected NAME:TYPE:SHAPE such as image:FP32:-1,64, got {text!r} ({error})"
-        ) from error

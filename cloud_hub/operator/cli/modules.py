@@ -20,9 +20,20 @@ if TYPE_CHECKING:
     from cloud_hub.operator.verify import Verification
 
 app = typer.Typer(no_args_is_help=True, help="Modules: a model version made ready for a device profile, and signed.")
-app.command(
-    epilog="Example:  mooring module build digits:2 -p raspberry-pi-5 --reference train.npz --golden golden.npz"
-)(build)
+_BUILD = """\
+Example:  mooring module build digits:2 -p raspberry-pi-5 --reference train.npz --golden golden.npz
+
+mooring module build cats:3 -p jetson-orin-nano --reference train.npz --provider CUDAExecutionProvider --allow-fallback
+
+mooring module build cats:3 -p generic-x86_64 --runtime runtime.toml --input picture:BYTES:-1 --golden pictures.npz
+
+mooring module build score:1 -p generic-aarch64 --entry score.py --environment conda.yml --golden golden.npz
+ --input data:FP32:-1,10 --result class:INT64:-1
+
+mooring module build score:1 -p generic-x86_64 --reference train.npz --base python-slim.tar
+
+Every option with an example: docs/operate/building.md"""
+app.command(epilog=_BUILD)(build)
 app.command(epilog="Example:  mooring module sign digits:2 --key /media/stick/publisher-acme.pem")(sign)
 app.command(epilog="Example:  mooring module pending")(pending)
 app.command(epilog="Example:  mooring module renew acme --key /media/stick/publisher-acme.pem")(renew)
