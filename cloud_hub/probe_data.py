@@ -1,7 +1,7 @@
 """Read the arrays that a publisher sends along (training sample, golden inputs) and turn arrays into tensors.
 
 NumPy's .npz without pickles, keyed by input name, or .csv with a header for a model with one numeric input. Imported
-only by the child of `model_probe`.
+only by the child of `probing`.
 """
 
 from __future__ import annotations

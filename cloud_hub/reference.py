@@ -1,7 +1,7 @@
 """The reference profile of a training sample: how inputs and answers were distributed when the model was made.
 
 Arrays in, a `ReferenceProfile` out; no files and no model here. The cells are those of `modules.windows`, which a
-device counts into. Called by the child of `model_probe`.
+device counts into. Called by the child of `probing`.
 """
 
 from __future__ import annotations

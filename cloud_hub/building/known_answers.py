@@ -18,7 +18,8 @@ from cloud_hub.building.device_code import answered
 from cloud_hub.building.request import BuildRequest
 from cloud_hub.errors import Unprocessable
 from cloud_hub.fpga.module import read_overlay
-from cloud_hub.model_probe import ProbeRequest, ProbeResult, probe
+from cloud_hub.probing.probe import probe
+from cloud_hub.probing.request import ProbeRequest, ProbeResult
 from modules.bundle import FileEntry
 from modules.manifest import Lineage, Manifest, Resources, Runtime
 from modules.tensors import TensorSpec

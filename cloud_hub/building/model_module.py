@@ -17,7 +17,7 @@ from cloud_hub.building.manifests import lineage, requirements, understood
 from cloud_hub.building.request import BuildRequest
 from cloud_hub.building.resolve import Resolver, Target
 from cloud_hub.building.runtime import runtime
-from cloud_hub.model_probe import ProbeResult
+from cloud_hub.probing.request import ProbeResult
 from cloud_hub.registry import ModelVersion
 from firmware_profiles.profile import DeviceProfile, Requirements
 from modules.bundle import FileEntry
@@ -77,7 +77,7 @@ def _required(
     needs = request.requires or requirements(profile, model, libraries)
     if runs.environment:
         needs = msgspec.structs.replace(needs, python=needs.python or (target.python,))
-    return understood(needs, request.health, runs)
+    return understood(needs, request.health, runs, request.resources)
 
 
 def _health(request: BuildRequest, runs: Runtime, golden: bool) -> Health:

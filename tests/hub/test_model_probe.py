@@ -10,7 +10,8 @@ from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
 
 from cloud_hub.errors import Unprocessable
-from cloud_hub.model_probe import ProbeRequest, probe
+from cloud_hub.probing.probe import probe
+from cloud_hub.probing.request import ProbeRequest
 from modules.tensors import TensorSpec, decode_golden
 from modules.windows import decode_reference
 
