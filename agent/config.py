@@ -159,7 +159,13 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     engine (0 = nothing is kept). `token`: whether clients must show the token in `endpoints/token` on TCP; `group` may
     read it, and use the Unix sockets. `users` are the user ids that may use the Unix sockets, beside root and the
     agent's own (empty = all whom the file's mode lets). `shared_memory`: whether clients may pass tensors in /dev/shm,
-    which opens that folder to modules.
+    which opens that folder to modules. `sources` is what modules may take inputs from by themselves: paths of folders,
+    video files and cameras, `write:` and a folder for their results, `mqtt:host:port`, `gstreamer` (empty = nothing).
+
+    `pin` keeps modules away from the first processor, and those of low priority on the upper half of the others (on).
+    `gpu_memory_mib` is what a module may take of an accelerator's memory that says nothing itself (0 = no limit). A
+    module that crashes `quarantine_after` times within `quarantine_window_s` is left alone for `quarantine_s`, then
+    tried again (0 crashes = never left alone).
     """
 
     host: str = "127.0.0.1"
@@ -173,7 +179,13 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     group: str = ""
     users: tuple[int, ...] = ()
     shared_memory: bool = False
+    sources: tuple[str, ...] = ()
     cache_mib: int = 1024
+    pin: Literal["on", "off"] = "off"
+    gpu_memory_mib: int = 0
+    quarantine_after: int = 10
+    quarantine_window_s: float = 600.0
+    quarantine_s: float = 6 * 3600.0
     drain_s: float = 10.0
     ping_every_s: float = 5.0
     ping_timeout_s: float = 10.0

@@ -8,6 +8,7 @@ understand, because a field that is ignored cannot be promised.
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 import msgspec
 
@@ -18,6 +19,7 @@ from modules.runtime import Runtime as Runtime  # a word of the manifest, too
 from modules.runtime import Stage
 from modules.tensors import TensorSpec
 
+Priority = Literal["high", "normal", "low"]
 FORMAT = 1
 NEWER_AGENT = "0.2.0"  # the first that knows Health.error_factor and what a Runtime has had since
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
@@ -37,7 +39,10 @@ class Lineage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Resources(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Limits of the worker: threads (0 = cores minus one), memory in MiB (0 = no limit), request size in bytes.
 
-    A prediction that takes longer than `request_deadline_s`, waiting included, is ended and answered 504.
+    A prediction that takes longer than `request_deadline_s`, waiting included, is ended and answered 504. `cpu_percent`
+    is what it may take of the processors (100 = one of them, 0 = no limit), `gpu_memory_mib` of an accelerator's memory
+    (0 = no limit). `priority` weighs modules of one device against each other. Agents of before version 0.2 refuse a
+    manifest that says one of the last three.
     """
 
     threads: int = 0
@@ -45,8 +50,25 @@ class Resources(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
     max_request_bytes: int = 8 * 1024 * 1024
     max_queue: int = 256
     request_deadline_s: float = 60.0
+    cpu_percent: int = 0
+    gpu_memory_mib: int = 0
+    priority: Priority = "normal"
+
+    @property
+    def agent_version(self) -> str:
+        """The lowest that understands this, empty where all do."""
+        plain = (self.cpu_percent, self.gpu_memory_mib, self.priority) == (0, 0, "normal")
+        return "" if plain else NEWER_AGENT
 
     def __post_init__(self) -> None:
+        for name, value, most in (
+            ("threads", self.threads, 1024),
+            ("memory_mib", self.memory_mib, 2**24),
+            ("cpu_percent", self.cpu_percent, 102_400),
+            ("gpu_memory_mib", self.gpu_memory_mib, 2**24),
+        ):
+            if not 0 <= value <= most:
+                raise ManifestError(f"resources.{name}: expected 0 to {most}, got {value}")
         if not 0.01 <= self.request_deadline_s <= 86_400:
             got = self.request_deadline_s
             raise ManifestError(f"resources.request_deadline_s: expected 0.01 to 86400 seconds, got {got}")

@@ -26,6 +26,7 @@ class ContainerBody:
     ) -> None:
         self.pid = running.pid if running.pid > 0 else -1
         self.out_of_memory = False
+        self.memory = ""
         self.last = ""  # the end of what it printed, where the engine has it
         self._name = name
         self._container = running.container

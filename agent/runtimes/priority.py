@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from agent.sandbox.cgroup import CPU_WEIGHT, LOW_CPU_WEIGHT
+from agent.sandbox.cgroup import LOW_CPU_WEIGHT
 from agent.sandbox.host import WorkerProcess
 
 LOW = 10  # about a tenth of what others get
@@ -54,10 +54,10 @@ async def _lower(worker: WorkerProcess) -> None:
 
 
 async def restore(worker: WorkerProcess) -> None:
-    """The share of every other process of the agent, for all of the worker's threads."""
-    worker.weigh(CPU_WEIGHT)
-    await _autogroup(worker, 0)
-    _renice(worker, os.getpriority(os.PRIO_PROCESS, 0))
+    """The share that its module's priority gives it, for all of the worker's threads."""
+    worker.weigh(worker.share.weight)
+    await _autogroup(worker, worker.share.nice)
+    _renice(worker, os.getpriority(os.PRIO_PROCESS, 0) + worker.share.nice)
 
 
 def _renice(worker: WorkerProcess, value: int) -> None:

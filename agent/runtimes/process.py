@@ -35,8 +35,11 @@ from agent.sandbox.host import OnItem, WorkerProcess, spawn
 from agent.sandbox.level import namespaces
 from agent.sandbox.nursery import Nursery
 from agent.sandbox.protocol import Start
-from agent.sandbox.room import room_for
+from agent.sandbox.room import room_for, with_places
+from agent.sandbox.share import limited, share
 from agent.slots import Slot, Slots
+from agent.sources.allowed import check_allowed, places
+from agent.sources.door import Door, Doors
 from agent.store import AgentStore
 from modules.manifest import SamplingPolicy
 from modules.runtime import CPU
@@ -131,6 +134,7 @@ class ProcessRuntime:
         self._nursery = Nursery() if settings.preload == "auto" else None
         self._fabric = fabric or Fabric(settings.fpga_emulation)
         self._access = Access(paths, settings)
+        self._doors = Doors(paths.root / "sources")
         self._endpoints: dict[str, Endpoint] = {}
         self._opening = asyncio.Lock()
 
@@ -171,6 +175,7 @@ class ProcessRuntime:
     def close(self) -> None:
         for name in list(self._endpoints):
             self.forget(name)
+        self._doors.close()
         if self._nursery is not None:
             self._nursery.close()
 
@@ -183,17 +188,21 @@ class ProcessRuntime:
         slot = self._slots.open(module.manifest_sha256)
         endpoint = await self.endpoint(module.name)
         uid = await self._uid(module.name)
+        check_allowed(slot.manifest, self._settings.sources)
         circuit = await self._fabric.prepare(slot.manifest, slot.path)
         cache = await asyncio.to_thread(self._caches.open, slot, uid)
+        door = self._doors.open(module.name, slot.manifest.runtime.sources)
+        inherited = (*endpoint.inherited, *circuit.handles, *door.handles)
         try:
-            worker, cage = await self._spawn(slot, uid, (*endpoint.inherited, *circuit.handles), cache)
+            worker, cage = await self._spawn(slot, uid, inherited, cache)
         finally:
             circuit.close()
+            door.given()
         self._fabric.used_by(worker, circuit)
         deadline_s = slot.manifest.health.load_deadline_s
         try:
             async with quiet(worker, deadline_s * QUIET_SHARE if quietly else 0.0):
-                await worker.start(self._order(module, slot, endpoint, uid, cage, circuit, cache), deadline_s)
+                await worker.start(self._order(module, slot, endpoint, uid, cage, circuit, cache, door), deadline_s)
                 if slot.manifest.health.golden:
                     await worker.self_test(deadline_s)
         except BaseException:
@@ -210,15 +219,21 @@ class ProcessRuntime:
         if slot.manifest.runtime.container is not None:
             if self._containers is None:
                 raise WorkerError(f"module {name}: this agent runs no containers", "engine-absent")
-            return await self._containers.spawn(slot, uid, listen, log), NO_CAGE
+            return self._ranked(await self._containers.spawn(slot, uid, listen, log), slot), NO_CAGE
         room = room_for(
             slot.manifest.requires.accelerators,
             cache,
             self._caches.each_bytes,
             shares_memory=self._settings.shared_memory,
         )
+        room = with_places(room, places(slot.manifest.runtime.sources))
         cage = self._cages.around(name, slot.path, uid, resources, room)
-        return await spawn(name, listen, log, self._on_item, cage=cage, nursery=self._nursery), cage
+        worker = await spawn(name, listen, log, self._on_item, cage=cage, nursery=self._nursery)
+        return self._ranked(worker, slot), cage
+
+    def _ranked(self, worker: WorkerProcess, slot: Slot) -> WorkerProcess:
+        worker.share = share(slot.manifest.resources)
+        return worker
 
     def last_words(self, name: str) -> str:
         """The last line that a worker of the module has printed, empty where it has said nothing."""
@@ -256,6 +271,7 @@ class ProcessRuntime:
         cage: Cage,
         circuit: Circuit,
         cache: Path | None,
+        door: Door,
     ) -> Start:
         return Start(
             slot=str(slot.path) if slot.manifest.runtime.container is None else SLOT,
@@ -268,15 +284,24 @@ class ProcessRuntime:
             outside=namespaces(),
             around=cage.words,
             floor=self._settings.floor,
-            given=self._access.given(
-                Given(
-                    providers=self._providers,
-                    cache=str(cache or ""),
-                    cache_bytes=self._caches.each_bytes if cache else 0,
-                    circuit=circuit,
-                    fast=endpoint.fast_handle,
-                )
-            ),
+            given=self._given(slot, endpoint, cage, circuit, cache),
+        )
+
+    def _given(self, slot: Slot, endpoint: Endpoint, cage: Cage, circuit: Circuit, cache: Path | None) -> Given:
+        settings = self._settings
+        given = Given(
+            providers=self._providers,
+            cache=str(cache or ""),
+            cache_bytes=self._caches.each_bytes if cache else 0,
+            circuit=circuit,
+            fast=endpoint.fast_handle,
+        )
+        return limited(
+            self._access.given(given),
+            slot.manifest.resources,
+            settings.pin == "on",
+            cage.limits_processors,
+            settings.gpu_memory_mib,
         )
 
     async def _uid(self, name: str) -> int:

@@ -12,6 +12,7 @@ import signal
 from typing import Protocol
 
 from agent.sandbox.cage import NO_CAGE, Cage
+from agent.sandbox.cgroup import kernel_kills
 from agent.sandbox.ending import Child
 
 
@@ -24,6 +25,10 @@ class Body(Protocol):
     @property
     def out_of_memory(self) -> bool:
         """Whether it was killed for want of memory; known once `ended` has returned."""
+
+    @property
+    def memory(self) -> str:
+        """The most memory that it took and what it might take, in words, as far as known once `ended` has returned."""
 
     def kill(self) -> None:
         """At once, with all that it has started. Not waited for, and never called after `ended` has returned."""
@@ -41,6 +46,8 @@ class ProcessBody:
     def __init__(self, process: Child, cage: Cage = NO_CAGE) -> None:
         self.pid = process.pid
         self.out_of_memory = False
+        self.memory = ""
+        self._kills = kernel_kills()
         self._process = process
         self._cage = cage
 
@@ -54,7 +61,10 @@ class ProcessBody:
         self._process.release()
         if self._cage.cgroup is not None:
             self.out_of_memory = self._cage.cgroup.oom_kills() > 0
+            self.memory = self._cage.cgroup.memory()
             self._cage.cgroup.remove()
+        elif code == -signal.SIGKILL and kernel_kills() > self._kills:
+            self.out_of_memory = True  # this one or another: somebody had to go, and nobody else says why it went
         return code
 
     def weigh(self, weight: int) -> None:

@@ -32,7 +32,8 @@ def bubblewrap(bwrap: str, slot: Path, uid: int, extra: Iterable[Path] = (), roo
     if uid:
         command += ["--cap-drop", "ALL", *(word for cap in _TO_CHANGE_USER for word in ("--cap-add", cap))]
     command += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]  # noqa: S108 - the worker's own
-    shown = list(_outermost([*map(Path, _SYSTEM), *_interpreter(), *readable(), slot, *extra, *room.readable]))
+    given = (slot, *extra, *room.readable, *room.places)
+    shown = list(_outermost([*map(Path, _SYSTEM), *_interpreter(), *readable(), *given]))
     own = [room.cache] if room.cache else []
     for folder in sorted({parent for path in [*shown, *own] for parent in path.parents if parent != Path("/")}):
         command += ["--perms", "0755", "--dir", str(folder)]  # else they are as closed as our umask has it
@@ -41,7 +42,7 @@ def bubblewrap(bwrap: str, slot: Path, uid: int, extra: Iterable[Path] = (), roo
             command += ["--symlink", os.readlink(path), str(path)]
         else:
             command += ["--ro-bind-try", str(path), str(path)]
-    for device in (*room.devices, *room.shared):
+    for device in (*room.devices, *room.shared, *room.cameras):
         command += ["--dev-bind-try", str(device), str(device)]
     for path in own:
         command += ["--bind-try", str(path), str(path)]

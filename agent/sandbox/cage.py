@@ -49,6 +49,11 @@ class Cage:
     wrapper: tuple[str, ...] = ()
 
     @property
+    def limits_processors(self) -> bool:
+        """Whether the kernel, or systemd, counts what its processes take of the processors."""
+        return (self.cgroup is not None and self.cgroup.counts_processors()) or "systemd-scope" in self.words
+
+    @property
     def forkable(self) -> bool:
         """Whether a process that is there already can be put into it: nobody can into a scope of systemd's."""
         return self.command == self.wrapper

@@ -22,6 +22,7 @@ AGENT_LEAF, MODULES = "agent", "modules"
 RUNTIME_MIB = 256  # what the interpreter and the libraries take, beside the module's own memory
 MAX_PROCESSES = 512  # threads count, too
 CPU_WEIGHT = 50  # the agent and the rest of the device have 100
+CPU_PERIOD_US = 100_000
 LOW_CPU_WEIGHT = 5  # of a worker that is only tried
 _NEEDED = ("memory", "pids")
 _WANTED = (*_NEEDED, "cpu")
@@ -54,6 +55,24 @@ class Cgroup:
         """Its share of the processors against its neighbours', where the controller is there."""
         with contextlib.suppress(OSError):
             _write(self.path / "cpu.weight", str(weight))
+
+    def counts_processors(self) -> bool:
+        return (self.path / "cpu.max").exists()
+
+    def cap(self, percent: int) -> bool:
+        """At most this much of a processor (0: no limit), where the controller is there."""
+        quota = str(percent * CPU_PERIOD_US // 100) if percent else "max"
+        try:
+            _write(self.path / "cpu.max", f"{quota} {CPU_PERIOD_US}")
+        except OSError:
+            return False
+        return True
+
+    def memory(self) -> str:
+        """The most that it took, and what it may take, in words; empty where the kernel does not tell."""
+        peak, limit = _mib(self.path / "memory.peak"), _mib(self.path / "memory.max")
+        words = [f"peak {peak} MiB"] if peak else []
+        return ", ".join([*words, f"limit {limit} MiB"] if limit else words)
 
     def oom_kills(self) -> int:
         """How many of its processes the kernel has killed for want of memory."""
@@ -117,6 +136,7 @@ class Subtree:
             _write(group.path / "pids.max", str(MAX_PROCESSES))
             with contextlib.suppress(OSError):  # the controller is wanted, not needed
                 _write(group.path / "cpu.weight", str(CPU_WEIGHT))
+                group.cap(resources.cpu_percent)
         except OSError as error:
             raise CgroupError(f"{group.path}: {error.strerror}") from error
         return group
@@ -126,6 +146,15 @@ class Subtree:
         for path in self._path.iterdir():
             with contextlib.suppress(OSError):
                 path.rmdir()
+
+
+def kernel_kills(vmstat: Path = Path("/proc/vmstat")) -> int:
+    """How many processes of this machine the kernel has killed for want of memory; 0 where it does not tell."""
+    try:
+        fields = dict(line.split() for line in vmstat.read_text().splitlines())
+        return int(fields.get("oom_kill", 0))
+    except (OSError, ValueError):
+        return 0
 
 
 def _own(root: Path, membership: Path) -> Path:
@@ -150,6 +179,14 @@ def _words(path: Path) -> list[str]:
         return path.read_text().split()
     except OSError:
         return []
+
+
+def _mib(path: Path) -> int:
+    """0 where there is no number, such as for a limit that is none."""
+    try:
+        return int(path.read_text()) // 2**20
+    except (OSError, ValueError):
+        return 0
 
 
 def _write(path: Path, text: str) -> None:

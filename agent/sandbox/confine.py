@@ -162,8 +162,9 @@ def _ruleset(slot: Path | None, room: Room) -> int | None:
         return None
     try:
         writable = [room.cache] if room.cache else []
-        reached = [*room.devices, *room.shared]
-        return landlock.open_rules([*([slot] if slot else ()), *readable(), *room.readable], writable, reached)
+        reached = [*room.devices, *room.shared, *room.cameras]
+        read = [*readable(), *room.readable, *room.places]
+        return landlock.open_rules([*([slot] if slot else ()), *read], writable, reached)
     except OSError as error:
         log.warning("landlock is not available: %s", error)
         return None

@@ -14,13 +14,13 @@ from modules.runtime import CPU
 class Given(msgspec.Struct, frozen=True, omit_defaults=True):
     """`providers`: the device profile's order. `cpus`: those the worker is pinned to (empty: all).
 
-    `oom_score`: how much sooner than others it goes when memory runs out, from 0 to 1000. `gpu_memory_mib`: its part of
-    an accelerator's memory (0: no cap). `cache`: a folder of its own for what runtimes compile, in files of at most `cache_bytes` (empty: none). `fast`: the descriptor on which clients of the
-    shared-memory path are accepted (-1: none). `dial`: the descriptor through which connections for sources come (-1:
-    none). `places`: the paths that its sources may read. `token`: what a client must show on the TCP port (empty:
-    nothing). `peers`: the user ids that may use the Unix sockets (empty: all). `shares_memory`: whether clients may
-    pass tensors in POSIX shared memory. `circuit`: the devices of its FPGA, or
-    why there are none.
+    `oom_score`: how much sooner than others it goes when memory runs out, from 0 to 1000. `gpu_memory_mib`: its
+    part of an accelerator's memory (0: no cap). `cache`: a folder of its own for what runtimes compile, in files of
+    at most `cache_bytes` (empty: none). `fast`: the descriptor on which clients of the shared-memory path are
+    accepted (-1: none). `dial`: the descriptor through which connections for sources come (-1: none). `places`: the
+    paths that its sources may read. `token`: what a client must show on the TCP port (empty: nothing). `peers`: the
+    user ids that may use the Unix sockets (empty: all). `shares_memory`: whether clients may pass tensors in POSIX
+    shared memory. `circuit`: the devices of its FPGA, or why there are none.
     """
 
     providers: tuple[str, ...] = (CPU,)

@@ -14,6 +14,7 @@ import contextlib
 import logging
 import os
 import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -55,11 +56,20 @@ from agent.sandbox.protocol import (
     frame,
     read_notice,
 )
+from agent.sandbox.share import SHARES
 from modules.manifest import SamplingPolicy
 from modules.messages import Stream
 
 SERVE_DEADLINE_S = 10.0
 SELF_TEST_DEADLINE_S = 60.0
+# What the interpreter, C++ and the runtimes say when they get no memory.
+_NO_MEMORY = (
+    "MemoryError",
+    "std::bad_alloc",
+    "Cannot allocate memory",
+    "CUDA out of memory",
+    "Failed to allocate memory",
+)
 MAX_WORDS = 500  # of what a worker says about itself: it goes into the device's report
 MAX_KEY = 64
 MAX_STAGES_BYTES = 4096  # the same, as values
@@ -83,6 +93,7 @@ class WorkerProcess:
         self.exited = asyncio.Event()
         self.ready: Ready | None = None
         self.output: LogPipe | None = None
+        self.share = SHARES["normal"]  # of the processors; the runtime says another
         self._body = body
         self._channel = channel
         self._on_item = on_item
@@ -222,9 +233,23 @@ class WorkerProcess:
             return  # its number may be somebody else's by now
         self._body.kill()
 
+    def _said_out_of_memory(self) -> str:
+        """A library that gets no memory ends the process by itself: what it said then, or nothing."""
+        lines = self.last_lines() if self.exit_code not in (None, 0, -signal.SIGKILL) else []
+        return next((line for line in reversed(lines) if any(word in line for word in _NO_MEMORY)), "")[:MAX_WORDS]
+
+    def last_lines(self) -> list[str]:
+        """What it has printed last."""
+        tail = self.output.tail if self.output is not None else b""
+        return [line.strip() for line in tail.decode(errors="replace").splitlines() if line.strip()]
+
     def _gone(self) -> WorkerError:
+        known = f" ({self._body.memory})" if self._body.memory else ""
         if self._body.out_of_memory:
-            text = f"worker of {self.name}: it was killed for want of memory, at the limit of its control group"
+            text = f"worker of {self.name}: it was killed for want of memory{known}"
+            return WorkerError(text, "out-of-memory")
+        if said := self._said_out_of_memory():
+            text = f"worker of {self.name}: it ended with {in_words(self.exit_code)} for want of memory: {said}{known}"
             return WorkerError(text, "out-of-memory")
         text = f"worker of {self.name}: it ended with {in_words(self.exit_code)}{self._fault}"
         return WorkerError(text, "worker-exited")

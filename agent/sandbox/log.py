@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 MAX_LOG_BYTES = 1024 * 1024
 MAX_BYTES_PER_S = 256 * 1024
+TAIL_BYTES = 4096
 
 
 class RotatingLog:
@@ -55,6 +56,7 @@ class LogPipe(asyncio.Protocol):
         self._transport: asyncio.ReadTransport | None = None
         self._budget = MAX_BYTES_PER_S
         self._refill: asyncio.TimerHandle | None = None
+        self.tail = b""  # of what was printed; the file may have another worker's words, too
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.ReadTransport)  # noqa: S101 - what connect_read_pipe gives
@@ -62,6 +64,7 @@ class LogPipe(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._log.write(data)
+        self.tail = (self.tail + data[-TAIL_BYTES:])[-TAIL_BYTES:]
         self._budget -= len(data)
         if self._refill is None:
             self._refill = asyncio.get_running_loop().call_later(1.0, self._resume)

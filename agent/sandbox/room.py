@@ -8,7 +8,7 @@ Source: the device files of NVIDIA's, Intel's, Google's and Qualcomm's Linux dri
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 # By the kind that a manifest requires: device files, and what their libraries read of the machine.
@@ -38,6 +38,7 @@ _READ = {
 class Room:
     """`cache` is a folder to write to, in files of at most `cache_bytes`; `devices` may be opened and told anything,
     `readable` is read. Files in the `shared` folders are read and written, as they are outside.
+    `places` are read by sources, and `cameras` are their devices.
     """
 
     cache: Path | None = None
@@ -45,14 +46,24 @@ class Room:
     devices: tuple[Path, ...] = ()
     readable: tuple[Path, ...] = ()
     shared: tuple[Path, ...] = ()
+    places: tuple[Path, ...] = ()
+    cameras: tuple[Path, ...] = ()
 
     @property
     def groups(self) -> frozenset[int]:
-        """Those that the device files are open to, such as `render`; never root's."""
-        return frozenset(path.stat().st_gid for path in self.devices) - {0}
+        """Those that the device files and places are open to, such as `render`; never root's."""
+        reached = (*self.devices, *self.cameras, *self.places)
+        return frozenset(path.stat().st_gid for path in reached if path.exists()) - {0}
 
 
 NO_ROOM = Room()
+
+
+def with_places(room: Room, paths: Iterable[str]) -> Room:
+    """And what a module's sources read. A place that is not there when the worker starts is not opened later."""
+    places = [Path(path) for path in paths]
+    cameras = [place for place in places if place.is_char_device()]
+    return replace(room, cameras=tuple(cameras), places=tuple(place for place in places if place not in cameras))
 
 
 def room_for(

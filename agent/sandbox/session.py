@@ -40,8 +40,9 @@ from agent.sandbox.confine import ConfineError, confine
 from agent.sandbox.given import Given
 from agent.sandbox.level import level_of, separated
 from agent.sandbox.protocol import Passed, Ready, SampleTaken, Start, Stats, WindowClosed
-from agent.sandbox.room import Room, room_for
+from agent.sandbox.room import Room, room_for, with_places
 from agent.sandbox.self_test import check_golden, golden_inputs
+from agent.sandbox.share import settle, threads
 from agent.sandbox.watch import Watch
 from firmware_profiles.confinement import Confinement
 from modules.entry import CONFIG
@@ -69,6 +70,7 @@ class Session:
         os.environ[CONFIG] = order.config.decode()
         backend = open_backend(manifest)  # imports what it needs, while it still may
         _load_source_libraries(manifest)
+        settle(order.given)
         words, level = _confined(order, manifest)
         self._slot = _reachable(Path(order.slot))
         if manifest.runtime.environment:
@@ -207,7 +209,8 @@ def _confined(order: Start, manifest: Manifest) -> tuple[str, Confinement]:
 def _room(order: Start, manifest: Manifest) -> Room:
     cache = Path(order.given.cache) if order.given.cache else None
     given = order.given
-    return room_for(manifest.requires.accelerators, cache, given.cache_bytes, shares_memory=given.shares_memory)
+    room = room_for(manifest.requires.accelerators, cache, given.cache_bytes, shares_memory=given.shares_memory)
+    return with_places(room, given.places)
 
 
 def _place(slot: Path, manifest: Manifest, order: Start) -> Place:
@@ -217,7 +220,7 @@ def _place(slot: Path, manifest: Manifest, order: Start) -> Place:
     return Place(
         slot=slot,
         signed=frozenset(entry.path for entry in manifest.files),
-        threads=manifest.resources.threads or max(1, cores - 1),
+        threads=threads(manifest.resources, cores, bool(given.cpus)),
         parallel=manifest.runtime.instances,
         providers=given.providers,
         cache=Path(given.cache) if given.cache else None,

@@ -14,7 +14,7 @@ import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from agent.errors import AgentError
-from agent.sandbox.confine import die_with_parent
+from agent.sandbox.confine import die_with_parent, memory_words
 from agent.sandbox.protocol import (
     Broken,
     Drain,
@@ -80,9 +80,11 @@ class Worker:
         except ManifestError as error:
             return Broken("bad-manifest", str(error))
         except (AgentError, ModuleError) as error:
-            return Broken(_order_key(order, error.key), str(error))
+            known = f" ({memory_words()})" if error.key == "out-of-memory" else ""
+            return Broken(_order_key(order, error.key), f"{error}{known}")
         except MemoryError:
-            return Broken("out-of-memory", f"{type(order).__name__}: expected the module's memory_mib to be enough")
+            text = f"{type(order).__name__}: expected the module's memory_mib to be enough ({memory_words()})"
+            return Broken("out-of-memory", text)
         except Exception as error:
             log.exception("order %s failed", type(order).__name__)
             return Broken(_order_key(order, "internal"), f"{type(error).__name__}: {error}"[:1000])
