@@ -21,7 +21,7 @@ import msgspec
 from cloud_hub.fpga.boards import BOARDS, Board
 from cloud_hub.fpga.request import FpgaBuilt, FpgaError, FpgaRequest, Said
 from modules.errors import ModuleError
-from modules.overlay import OVERLAY_PATH, Overlay, encode_overlay
+from modules.overlay import OVERLAY_PATH, Overlay, Stream, encode_overlay
 
 if TYPE_CHECKING:
     from cloud_hub.fpga.convert import Project
@@ -98,6 +98,7 @@ class Build:
             if path:
                 shutil.copyfile(path, self._folder / name)
         bitstream, raw, hardware = (name if path else "" for name, path in files.items())
+        device_tree = self._device_tree(board, made) if hardware else ""
         return Overlay(
             input=project.input,
             output=project.output,
@@ -109,9 +110,21 @@ class Build:
             bitstream=bitstream,
             raw_bitstream=raw,
             hardware=hardware,
+            device_tree=device_tree,
             emulation=emulation,
             tools=tools,
         )
+
+    def _device_tree(self, board: Board, made: Made) -> str:
+        from cloud_hub.fpga.device_tree import compile_tree, registers_of, source
+
+        stream, name = Stream(), "overlay.dtbo"
+        address, size = registers_of(Path(made.hardware).read_text(errors="replace"), stream)
+        text = source(address, size, stream, wide=board.machine == "aarch64")
+        why = compile_tree(text, Path(self._request.work), self._folder / name)
+        if why:
+            self._notes.append(why)
+        return "" if why else name
 
     def _answered(self, project: Project, emulation: dict[str, str]) -> FpgaBuilt:
         from cloud_hub.fpga.answers import record

@@ -17,11 +17,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from cloud_hub.errors import Unprocessable
 from cloud_hub.fpga.bitstream import part_of, raw
+from cloud_hub.fpga.device_tree import registers_of, source
 from cloud_hub.fpga.host import LOG_NAME, build_overlay
-from cloud_hub.fpga.request import FpgaBuilt, FpgaRequest
+from cloud_hub.fpga.request import FpgaBuilt, FpgaError, FpgaRequest
 from fpga.conftest import MACHINE, Made
-from modules.overlay import Overlay, decode_overlay
-from support.fpga_tools import Tools, bit_file
+from modules.overlay import Overlay, Stream, decode_overlay
+from support.fpga_tools import HARDWARE, Tools, bit_file
 from support.waiting import until
 
 DEADLINE_S = 120.0
@@ -228,6 +229,27 @@ async def test_a_kv260_gets_its_own_part_in_the_block_design(made: Made, tools: 
     design = (tmp_path / "work/project/design.tcl").read_text()
     assert "xck26-sfvc784-2LV-c" in design
     assert "zcu102" not in design
+
+
+async def test_the_device_tree_names_the_dma_at_its_address_in_the_block_design(
+    made: Made, tools: Tools, tmp_path: Path
+) -> None:
+    tools.compiler("g++", made.library)
+    tools.vendor(bit_file())
+    tools.program("dtc", 'while [ $# -gt 2 ]; do shift; done; cp "$2" "$1"')  # whose output is its input
+    built, overlay = await build(request(tmp_path, made.model, synthesise=True))
+    assert overlay.device_tree == "overlay.dtbo"
+    tree = (tmp_path / "out/overlay.dtbo").read_text()
+    assert "reg = <0x40400000 0x10000>;" in tree
+    assert 'linux,uio-name = "mooring-dma"' in tree
+    assert "no device tree" not in " ".join(built.notes)
+
+
+def test_a_block_design_without_the_dma_is_refused_and_wide_addresses_take_two_cells() -> None:
+    with pytest.raises(FpgaError, match="no registers of hier_0_axi_dma_0"):
+        registers_of("<EDKSYSTEM/>", Stream())
+    assert registers_of(HARDWARE, Stream()) == (0x4040_0000, 0x1_0000)
+    assert "reg = <0x1 0x2 0x0 0x10000>;" in source(0x1_0000_0002, 0x1_0000, Stream(), wide=True)
 
 
 @pytest.mark.parametrize(

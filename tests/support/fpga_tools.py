@@ -8,6 +8,13 @@ from pathlib import Path
 
 import pytest
 
+# Of the block design's hardware description, what is read.
+HARDWARE = """<EDKSYSTEM><MEMORYMAP>
+<MEMRANGE BASEVALUE="0x00000000" HIGHVALUE="0x1FFFFFFF" INSTANCE="processing_system7_0" MEMTYPE="MEMORY"/>
+<MEMRANGE BASEVALUE="0x40400000" HIGHVALUE="0x4040FFFF" INSTANCE="hier_0_axi_dma_0" MEMTYPE="REGISTER"/>
+</MEMORYMAP></EDKSYSTEM>
+"""
+
 
 def bit_file(part: str = "7z020clg400", words: tuple[int, ...] = (0xFFFFFFFF, 0xAA995566, 0x20000000)) -> bytes:
     """A .bit as the vendor's tool writes it: tagged fields before big-endian words."""
@@ -40,13 +47,15 @@ class Tools:
         """The vendor's, where all goes well; what they were called with lies in calls.txt."""
         bit, calls = self._folder / "made.bit", self._folder / "calls.txt"
         bit.write_bytes(bitstream)
+        hardware = self._folder / "made.hwh"
+        hardware.write_text(HARDWARE)
         self.program("vivado_hls", f'echo "vivado_hls $*" >> {calls}')
         place = "overlay_vivado_accelerator/project_1"
         self.program(
             "vivado",
             f'if [ "$1" = -version ]; then echo "Vivado v2020.1 (64-bit)"; exit; fi\necho "vivado $*" >> {calls}\n'
             f"mkdir -p {place}.runs/impl_1 {place}.srcs/hw_handoff\ncp {bit} {place}.runs/impl_1/design_1_wrapper.bit\n"
-            f"echo '<EDKSYSTEM/>' > {place}.srcs/hw_handoff/design_1.hwh && echo 'LUT 1234' > util.rpt",
+            f"cp {hardware} {place}.srcs/hw_handoff/design_1.hwh && echo 'LUT 1234' > util.rpt",
         )
 
     @property
