@@ -101,7 +101,7 @@ class OnnxBackend:
         """This thread's, made once: a run that was ended leaves its own behind."""
         thread = threading.get_ident()
         if thread not in self._run_options:
-            self._run_options[thread] = run_options()
+            self._run_options[thread] = run_options(self._on_cpu)
         return self._run_options[thread]
 
 

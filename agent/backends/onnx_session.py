@@ -88,9 +88,12 @@ def session_options(threads: int, strict: bool = False) -> ort.SessionOptions:
     return made
 
 
-def run_options() -> ort.RunOptions:
+def run_options(on_cpu: bool) -> ort.RunOptions:
     """What can end one thread's run."""
-    return ort.RunOptions()
+    options = ort.RunOptions()
+    if on_cpu:  # the runtime asks for this entry at each bound run, and its being absent costs ten runs of a small model
+        options.add_run_config_entry("gpu_graph_id", "-1")
+    return options
 
 
 def _first_that_opens(
