@@ -41,6 +41,8 @@ async def test_a_list_becomes_files_with_a_lock_of_exact_versions_and_hashes(tmp
     files = await built(tmp_path, wheels, "greeting>=1  # says hello\n\n")
     assert {path for path in files if not path.endswith(("METADATA", "WHEEL"))} == {
         "environment/greeting/__init__.py",
+        "environment/greeting/a/__init__.py",
+        "environment/greeting/b/__init__.py",
         "environment/politeness/__init__.py",
         "environment/politeness/core.x86_64.so",
         "requirements.lock",

@@ -6,8 +6,11 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import msgspec
+
 from cloud_hub.building.resolve import Resolver
-from cloud_hub.building_settings import BuildingSettings
+from cloud_hub.building_settings import NO_INDEX, BuildingSettings
+from cloud_hub.config import HubConfig
 
 
 def write_wheel(
@@ -54,7 +57,9 @@ def shelf(folder: Path) -> Path:
     """Wheels that most tests need: `greeting` needs `politeness`, of which there is one per architecture."""
     folder.mkdir(exist_ok=True)
     hello = b"from politeness import word\ndef hello(name): return word() + ' ' + name\n"
-    write_wheel(folder, "greeting", "1.0", {"greeting/__init__.py": hello}, ["politeness>=1"])
+    # Libraries are full of empty files, and of the same file twice.
+    files = {"greeting/__init__.py": hello, "greeting/a/__init__.py": b"", "greeting/b/__init__.py": b""}
+    write_wheel(folder, "greeting", "1.0", files, ["politeness>=1"])
     for arch in ("x86_64", "aarch64"):
         files = {"politeness/__init__.py": b"def word(): return 'hello'\n", f"politeness/core.{arch}.so": arch.encode()}
         write_wheel(folder, "politeness", "1.2", files, tag=f"cp311-cp311-manylinux_2_17_{arch}")
@@ -62,6 +67,12 @@ def shelf(folder: Path) -> Path:
     return folder
 
 
+def shelve(hub: Path, folder: Path) -> None:
+    """Lets a hub that was initialised find libraries on such a shelf, and nowhere else."""
+    building = BuildingSettings(index_url=NO_INDEX, find_links=(str(shelf(folder)),))
+    msgspec.structs.replace(HubConfig.load(hub), building=building).write(hub)
+
+
 def resolver(folder: Path, **settings: object) -> Resolver:
     """One that knows this folder and nothing else."""
-    return Resolver(BuildingSettings(index_url="none", find_links=(str(folder),), **settings))  # type: ignore[arg-type]
+    return Resolver(BuildingSettings(index_url=NO_INDEX, find_links=(str(folder),), **settings))  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ import pytest_asyncio
 from cloud_hub.operator.client import HubClient
 from cloud_hub.operator.context import HubContext
 from cloud_hub.operator.demo.fleet import HubProcess
+from support.libraries import shelve
 from system.world import World
 
 LOOK_S = "1"
@@ -21,6 +22,7 @@ async def whole(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
     folder = tmp_path_factory.mktemp("w")
     hub = HubProcess(folder / "hub")
     await hub.init("--look", LOOK_S)
+    shelve(hub.folder, folder / "wheels")
     try:
         await hub.start()
         async with HubClient(HubContext.load(hub.context)) as client:
