@@ -99,6 +99,12 @@ async def test_a_wrong_request_is_answered_with_what_was_expected(
         ),
         ({**binary_input(ROW), "parameters": {"binary_data_size": "256"}}, b"\0" * 256, "as a number, got '256'"),
         ({**binary_input(ROW), "parameters": {"binary_data_size": True}}, b"\0" * 256, "as a number, got 'True'"),
+        ({**binary_input(ROW), "shape": [2**62, 64]}, ROW.tobytes(), "expected 1180591620717411303424 bytes for FP32"),
+        (
+            {**binary_input(ROW), "parameters": {"binary_data_size": 2**70}},
+            ROW.tobytes(),
+            "expected 1180591620717411303424 bytes of binary data, got 256",
+        ),
         (binary_input(ROW), nan_row().tobytes(), "input x: expected numbers (the training data has no missing values)"),
     ],
 )

@@ -26,7 +26,13 @@ from worker.driver import Client, WorkerDriver, infer_request, json_input, reque
 TOKEN = "a-token-of-some-length"
 ROW = np.zeros((1, 64), np.float32)
 GOOD = {"inputs": [json_input(ROW)]}
-SLOW = b"import time\ndef init(): pass\ndef predict(inputs):\n    time.sleep(float(inputs['x'].max()))\n    return inputs\n"
+SLOW = b"""
+import time
+def init(): pass
+def predict(inputs):
+    time.sleep(float(inputs["x"].max()))
+    return inputs
+"""
 
 
 @pytest.fixture
@@ -128,7 +134,7 @@ async def test_a_client_that_waits_no_longer_is_504_and_its_request_is_not_run(t
     async with WorkerDriver(tmp_path / "slot", manifest) as worker:
         await worker.serve()
         slow, hasty, late = [await worker.connect() for _ in range(3)]
-        slow.writer.write(within({"inputs": [seconds(1.0)]}))
+        slow.writer.write(within({"inputs": [seconds(2.0)]}))
         async with asyncio.timeout(20):
             while (await worker.stats()).in_flight == 0:
                 pass
