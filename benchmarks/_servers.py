@@ -131,6 +131,7 @@ class Ours(Server):
         super().__init__("ours", str(place / "ours.sock"))
         self.tcp = ""
         self.ready: Ready | None = None
+        self.printed: Any = None  # a file for what it prints, where that is wanted
         self._notices: queue.Queue[Any] = queue.Queue()
         self._manifest, self._slot, self._place = manifest, slot, place
 
@@ -147,6 +148,7 @@ class Ours(Server):
         self.process = subprocess.Popen(
             [sys.executable, "-m", "agent.sandbox.worker", str(theirs.fileno())],
             pass_fds=(theirs.fileno(), *handles), cwd=ROOT, start_new_session=True,
+            stdout=self.printed, stderr=self.printed,
         )  # fmt: skip
         theirs.close()
         threading.Thread(target=self._read, daemon=True).start()

@@ -13,7 +13,7 @@ import msgspec
 
 from modules.containers import Container
 from modules.errors import ManifestError
-from modules.sources import Source
+from modules.sources import Source, loops
 from modules.steps import Step, step_files
 from modules.tensors import TensorSpec
 
@@ -91,16 +91,16 @@ class Runtime(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     @property
     def scripted(self) -> bool:
         """Whether Python code of the module's own runs."""
-        return (
-            bool(self.entry) or self.backend == "script" or any(s.entry or s.backend == "script" for s in self.stages)
-        )
+        if self.entry or self.backend == "script" or any(s.entry or s.backend == "script" for s in self.stages):
+            return True
+        return bool(loops(self.sources))
 
     @property
     def paths(self) -> tuple[str, ...]:
         """The files of the module that are named here."""
         named = [self.model, self.entry] if not self.stages else []
         named += [path for stage in self.stages for path in (stage.model, stage.entry)]
-        named += step_files((*self.before, *self.after))
+        named += [*step_files((*self.before, *self.after)), *loops(self.sources)]
         return tuple(path for path in named if path)
 
     @property

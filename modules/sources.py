@@ -12,6 +12,7 @@ from typing import Literal
 
 import msgspec
 
+from modules.bundle import check_path
 from modules.errors import ModuleError
 from modules.tensors import TensorSpec
 
@@ -82,7 +83,15 @@ class Video(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
 
 
 class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="script"):
-    """The entry script's own `loop`, see docs/extend/sources.md."""
+    """A script's own `loop`, see docs/extend/sources.md: that of the entry script, or of a file of the module, `entry`,
+    beside a model that needs no script.
+    """
+
+    entry: str = ""
+
+    def __post_init__(self) -> None:
+        if self.entry:
+            check_path(self.entry)
 
 
 Source = Directory | Mqtt | Video | Script
@@ -96,7 +105,8 @@ def check_sources(sources: Sequence[Source], inputs: Sequence[TensorSpec], scrip
         where = f"source {number + 1} ({kind(source)})"
         match source:
             case Script():
-                _require(where, scripted, "expected an entry script with loop(), got a module without one")
+                has_one = scripted or bool(source.entry)
+                _require(where, has_one, "expected an entry script with loop(), got a module without one")
             case Directory():
                 _check_folder(where, source.path)
                 _require(where, 0.05 <= source.every_s <= 3600, "expected every_s of 0.05 to 3600")
@@ -114,6 +124,11 @@ def check_sources(sources: Sequence[Source], inputs: Sequence[TensorSpec], scrip
                 )
         if not isinstance(source, Script | Mqtt) and source.results:
             _check_folder(where, source.results)
+
+
+def loops(sources: Sequence[Source]) -> tuple[str, ...]:
+    """The files of the module whose loops are sources."""
+    return tuple(source.entry for source in sources if isinstance(source, Script) and source.entry)
 
 
 def kind(source: Source) -> str:

@@ -36,6 +36,7 @@ from agent.endpoint.resources import Resources
 from agent.endpoint.score import Score
 from agent.fast.opening import open_fast
 from agent.formats import check_formats
+from agent.sandbox.blackbox import Recorded
 from agent.sandbox.confine import ConfineError, confine
 from agent.sandbox.given import Given
 from agent.sandbox.level import level_of, separated
@@ -70,6 +71,8 @@ class Session:
         os.environ[CONFIG] = order.config.decode()
         backend = open_backend(manifest)  # imports what it needs, while it still may
         _load_source_libraries(manifest)
+        if order.given.black_box >= 0:
+            backend = Recorded(backend, order.given.black_box)
         settle(order.given)
         words, level = _confined(order, manifest)
         self._slot = _reachable(Path(order.slot))
@@ -157,7 +160,8 @@ class Session:
             return None
         from agent.sources.opened import open_sources
 
-        return open_sources(order.given, self._manifest, self._predictor, self._recorder, self.counters)
+        predictor, recorder = self._predictor, self._recorder
+        return open_sources(order.given, self._manifest, self._slot, predictor, recorder, self.counters)
 
     def _handler(self, given: Given, not_missing: frozenset[str]) -> Handler:
         """With `/score` beside the protocol where a script takes requests as they come."""

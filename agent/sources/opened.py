@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Sequence
+from pathlib import Path
 
 from agent.backends import BackendError
 from agent.backends.steps.pictures import opencv
@@ -58,7 +59,7 @@ def load_libraries(sources: Sequence[Source]) -> None:
 
 
 def open_sources(
-    given: Given, manifest: Manifest, predictor: Predictor, recorder: Recorder, counters: Counters
+    given: Given, manifest: Manifest, slot: Path, predictor: Predictor, recorder: Recorder, counters: Counters
 ) -> Sources:
     """None are opened yet: their threads do that."""
     sources = manifest.runtime.sources
@@ -68,7 +69,7 @@ def open_sources(
     rules = together(manifest)
     feeds = []
     for number, source in enumerate(sources):
-        intake = _intake(number, source, manifest, device, rules)
+        intake = _intake(number, source, manifest, slot, device, rules)
         feed = Feed(kind(source), intake, device, rules, predictor, recorder, counters)
         if isinstance(intake, ScriptIntake):
             intake.predict, intake.stop = feed.predict, feed.stopping
@@ -76,7 +77,7 @@ def open_sources(
     return Sources(feeds)
 
 
-def _intake(number: int, source: Source, manifest: Manifest, device: Device, rules: Together) -> Intake:
+def _intake(number: int, source: Source, manifest: Manifest, slot: Path, device: Device, rules: Together) -> Intake:
     writer = Writer(manifest)
     match source:
         case Directory():
@@ -93,4 +94,4 @@ def _intake(number: int, source: Source, manifest: Manifest, device: Device, rul
             assert spec is not None  # noqa: S101 - the manifest's check made sure
             return VideoIntake(number, source, device, spec, writer)
         case Script():
-            return ScriptIntake(manifest.inputs, rules.batched)
+            return ScriptIntake(manifest.inputs, rules.batched, slot / source.entry if source.entry else None)

@@ -6,11 +6,13 @@ after a pause. It runs in this thread, so what it does not give back cannot be t
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import logging
 import sys
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -23,6 +25,7 @@ from agent.sources.items import Ended, Item, Result
 from modules.tensors import TensorSpec
 
 ENTRY = "mooring_entry"  # as the script backend has imported it
+OWN = "mooring_loop"
 LOOP, ON_RESULT = "loop", "on_result"
 JUNK_PAUSE_S = 0.01
 
@@ -35,7 +38,9 @@ class ScriptIntake:
 
     dropped = 0
 
-    def __init__(self, inputs: Sequence[TensorSpec], batched: tuple[str, ...]) -> None:
+    def __init__(self, inputs: Sequence[TensorSpec], batched: tuple[str, ...], path: Path | None = None) -> None:
+        """`path` is the script with the loop; without it, it is the entry script."""
+        self._path = path
         self._inputs = tuple(inputs)
         self._batched = batched
         self.predict: Predict | None = None
@@ -47,10 +52,11 @@ class ScriptIntake:
 
     def open(self) -> None:
         """Raises Ended when there is no loop."""
-        self._script = sys.modules.get(ENTRY)
+        if self._script is None:
+            self._script = sys.modules.get(ENTRY) if self._path is None else _imported(self._path)
         loop = getattr(self._script, LOOP, None)
         if not callable(loop):
-            raise Ended("the entry script has no loop()")
+            raise Ended("the script has no loop()")
         hook = getattr(self._script, ON_RESULT, None)
         self._on_result = hook if callable(hook) else None
         made = loop(*self._arguments(loop))
@@ -116,6 +122,19 @@ class ScriptIntake:
             names = ", ".join(spec.name for spec in self._inputs)
             raise ValueError(f"expected {names}, got {', '.join(map(str, value))[:200]}")
         return {spec.name: _own(spec, value[spec.name]) for spec in self._inputs}
+
+
+def _imported(path: Path) -> ModuleType:
+    """Raises whatever the script does."""
+    spec = importlib.util.spec_from_file_location(OWN, path)
+    if spec is None or spec.loader is None:
+        raise Ended(f"{path.name}: expected a Python file")
+    script = importlib.util.module_from_spec(spec)
+    sys.dont_write_bytecode = True
+    if str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))
+    spec.loader.exec_module(script)
+    return script
 
 
 def _own(spec: TensorSpec, value: object) -> Array:

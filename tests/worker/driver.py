@@ -218,7 +218,7 @@ class WorkerDriver:
         return await self.ask(infer_request(head, blobs, **options))
 
     @property
-    def _listening(self) -> tuple[int, int]:
+    def _listening(self) -> tuple[int, ...]:
         return self.listener.fileno(), self.fast.fileno()
 
     def _bound_fast(self) -> socket.socket:
