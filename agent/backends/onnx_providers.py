@@ -70,6 +70,7 @@ _KEPT_AT = {
     "CoreMLExecutionProvider": ("ModelCacheDirectory",),
 }
 _KEPT_SWITCH = {"TensorrtExecutionProvider": ("trt_engine_cache_enable", "trt_timing_cache_enable")}
+_SUFFIX = "ExecutionProvider"
 _SAME_AS_REQUESTED = "kSameAsRequested"  # else the arena doubles, past any cap
 
 
@@ -91,12 +92,12 @@ class Wish(msgspec.Struct, frozen=True):
 
 
 def wish(stage: Stage, place: Place) -> Wish:
-    """The module's, or the device's where the module names none."""
+    """The module's, or of the device's profile what is a provider (others are other runtimes'), the CPU if nothing is."""
     if stage.providers:
         names = {provider.name for provider in stage.providers}
         return Wish(stage.providers, stage.fallback or CPU in names, "the module")
-    asked = tuple(Provider(name) for name in place.providers)
-    return Wish(asked, stage.fallback or CPU in place.providers, "the device's profile")
+    names = tuple(name for name in place.providers if name.endswith(_SUFFIX)) or (CPU,)
+    return Wish(tuple(map(Provider, names)), stage.fallback or CPU in names, "the device's profile")
 
 
 def options(provider: Provider, stage: Stage, place: Place) -> dict[str, str]:
@@ -153,7 +154,7 @@ def _kept(name: str, stage: Stage, place: Place) -> dict[str, str]:
     """Where the provider keeps what it compiles: building a TensorRT engine takes minutes. Nowhere without a folder."""
     if place.cache is None or name not in _KEPT_AT:
         return {}
-    folder = place.cache / name.removesuffix("ExecutionProvider").lower()
+    folder = place.cache / name.removesuffix(_SUFFIX).lower()
     try:
         folder.mkdir(exist_ok=True)
     except OSError:

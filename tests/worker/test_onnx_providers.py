@@ -153,6 +153,7 @@ def test_the_module_speaks_before_the_device(tmp_path: Path) -> None:
     assert not wish(stage(OPENVINO), here).cpu
     assert wish(stage(), here).names == (CUDA, CPU)
     assert wish(stage(), here).cpu
+    assert wish(stage(), place(tmp_path, providers=("EdgeTPU",))).names == (CPU,)
     assert [one.name for one in wish(stage(CUDA, fallback=True), here).given(frozenset())] == [CUDA, CPU]
 
 
