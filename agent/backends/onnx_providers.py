@@ -92,7 +92,7 @@ class Wish(msgspec.Struct, frozen=True):
 
 
 def wish(stage: Stage, place: Place) -> Wish:
-    """The module's, or of the device's profile what is a provider (others are other runtimes'), the CPU if nothing is."""
+    """The module's, or what of the device's profile is a provider (the rest is other runtimes'), else the CPU."""
     if stage.providers:
         names = {provider.name for provider in stage.providers}
         return Wish(stage.providers, stage.fallback or CPU in names, "the module")
