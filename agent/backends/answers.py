@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import resource
 import sys
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,8 @@ def _tflite_tensors(path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpe
 
 
 def _read(path: Path, spec: TensorSpec) -> Array:
+    if not zipfile.is_zipfile(path):
+        raise ValueError("expected an .npz with one array per input (a .csv fits a plain ONNX model only), got none")
     with np.load(path, allow_pickle=False) as archive:
         if spec.name not in archive.files:
             raise ValueError(f"expected an array named {spec.name} in the .npz, got {sorted(archive.files)}")

@@ -51,12 +51,15 @@ async def known_answers(
 
 
 def _is_plain(runs: Runtime) -> bool:
-    return runs.backend == "onnx" and not (runs.scripted or runs.stages or runs.before or runs.after)
+    return (
+        runs.backend == "onnx" and bool(runs.model) and not (runs.scripted or runs.stages or runs.before or runs.after)
+    )
 
 
 def _is_computed(runs: Runtime) -> bool:
     backends = [stage.backend for stage in runs.stages] or [runs.backend]
-    return all(backend in COMPUTED for backend in backends)
+    named = bool(runs.stages or runs.model)  # else a program of a container's image answers
+    return named and all(backend in COMPUTED for backend in backends)
 
 
 async def _recorded(
@@ -66,7 +69,8 @@ async def _recorded(
     composed = bool(runs.stages or runs.before or runs.after)
     inputs, outputs = _declared(request, runs, sources)
     if not (inputs and outputs) or (runs.scripted and not request.golden):
-        what = "an entry script" if runs.scripted else f"the backend {runs.backend}"
+        what = f"the backend {runs.backend}" if runs.model else "a program of an image"
+        what = "an entry script" if runs.scripted else what
         raise Unprocessable(
             "tensors-missing",
             f"expected `inputs`, `outputs` and golden arrays for both with {what}: the hub runs no scripts and no "

@@ -40,6 +40,8 @@ def _single(wish: Runtime, request: BuildRequest, files: Collection[str]) -> Run
         return msgspec.structs.replace(wish, backend="script", model=_beside_script(wish, files), entry=entry)
     if wish.backend == Runtime().backend and wish.model in ("", DEFAULT_MODEL):
         wish = msgspec.structs.replace(wish, backend=_found(files))
+        if request.container is not None and request.container.serves == "http":
+            return msgspec.structs.replace(wish, model="")  # a program of the image answers, with what it likes
     return msgspec.structs.replace(wish, model=_model(wish.backend, wish.model, files))
 
 

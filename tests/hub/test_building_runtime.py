@@ -26,6 +26,7 @@ from modules.tensors import TensorSpec, decode_golden
 from support.clock import SetClock
 from support.libraries import resolver, shelf
 from support.shop import PROFILE, Shop, linear
+from support.tflite_models import mlp
 
 ROWS = np.arange(24, dtype=np.float32).reshape(12, 2)
 X = TensorSpec("x", "FP32", (-1, 2))
@@ -143,6 +144,25 @@ async def test_answers_that_the_devices_code_cannot_give_refuse_the_build(shop: 
     await shop.register(first_onnx=linear(2.0, give="middle"), second_onnx=linear(10.0, take="middle"))
     with pytest.raises(Unprocessable, match=r"an array named x in the \.npz, got \['other'\]"):
         await shop.build(2, runtime=runtime, reference=await shop.arrays(other=ROWS))
+
+
+@pytest.mark.parametrize(
+    "runtime", [None, Runtime(backend="tflite"), Runtime(stages=(stage("net", backend="tflite"),))]
+)
+async def test_a_tflite_model_is_read_and_answered_by_the_devices_code(shop: Shop, runtime: Runtime | None) -> None:
+    await shop.register(net_tflite=mlp([(np.diag([1.0, 2.0]).astype(np.float32), np.zeros(2, np.float32))]))
+    manifest = await shop.build(runtime=runtime, reference=await shop.arrays(x=ROWS))
+    assert (manifest.stages[0].backend, manifest.stages[0].model) == ("tflite", "net.tflite")
+    assert (manifest.inputs, manifest.outputs) == ((X,), (Y,))
+    high = ROWS[:8] * [1, 2]
+    scores = np.exp(high - high.max(axis=1, keepdims=True))
+    assert np.allclose(await answers(shop, manifest, "y"), scores / scores.sum(axis=1, keepdims=True), atol=1e-5)
+
+
+async def test_a_sample_as_csv_is_refused_where_it_says_too_little(shop: Shop) -> None:
+    await shop.register(model_onnx=linear(1.0))
+    with pytest.raises(Unprocessable, match=r"expected an \.npz with one array per input"):
+        await shop.build(runtime=Runtime(after=(Softmax("y"),)), reference=await shop.blobs.put(b"a,b\n1,2\n"))
 
 
 async def script_fields(shop: Shop, source: bytes = SCRIPT, **fields: Any) -> dict[str, Any]:
