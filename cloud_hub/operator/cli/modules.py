@@ -1,4 +1,4 @@
-"""`mooring module`: list, show, patches, verify, export. `build` stands in `building`, signing in `releasing`."""
+"""`mooring module`: list, show, patches, verify, export, run. `build` stands in `building`, signing in `releasing`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cloud_hub.operator.cli.building import build
+from cloud_hub.operator.cli.exporting import Image, Kubernetes, Reference, write_container
 from cloud_hub.operator.cli.pinned import PinnedRoot, hub_source
 from cloud_hub.operator.cli.releasing import Module, pending, releases_of, renew, sign
+from cloud_hub.operator.cli.running import Cpus, Engine, Memory, NoConfine, Port, run_in
 from cloud_hub.operator.cli.session import Format, ModuleRef, Output, act, note, show, told
 from cloud_hub.operator.errors import FileError, OperatorError, VerificationFailed
 from modules.targets import TargetPath
@@ -109,17 +111,47 @@ def export(
     module: Module,
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Made where it is not there.")],
     root: PinnedRoot = None,
+    image: Image = None,
+    kubernetes: Kubernetes = None,
+    reference: Reference = "",
     output: Output = Format.TABLE,
 ) -> None:
     """Write a module with the metadata that proves it to a folder, verifying it on the way.
 
-    The folder can be verified without a network until the metadata expires, about a week after it was signed.
+    The folder can be verified without a network until the metadata expires, about a week after it was signed. Of a
+    module in a container, --image and --kubernetes write what runs it without an agent.
     """
     found = act(context, lambda hub: _verify_hub(hub, module, root, folder))
     from cloud_hub.operator import render
 
+    with told():
+        write_container(folder, found.manifest_sha256, reference, image, kubernetes)
     show(found, output, render.verification)
     note(f"written to {folder}")
+
+
+@app.command(epilog="Example:  mooring module run digits:2/raspberry-pi-5 --port 8000")
+def run(
+    context: typer.Context,
+    module: Annotated[str, typer.Argument(metavar="NAME:VERSION/PROFILE|FOLDER", help="A module, or its folder.")],
+    port: Port = 8000,
+    memory: Memory = 0,
+    cpus: Cpus = 0,
+    engine: Engine = "",
+    no_confine: NoConfine = False,
+    root: PinnedRoot = None,
+) -> None:
+    """Run a module on this machine as a device would: its worker, its limits, its endpoint; logs on the terminal.
+
+    FOLDER is one that `export` wrote, or a device's slot. A module in a container needs an engine here.
+    """
+    given = {"--port": port, "--memory": memory, "--cpus": cpus, "--engine": engine}
+    arguments = [text for name, value in given.items() if value for text in (name, str(value))]
+
+    def exported(context: typer.Context, module: ModuleRef, folder: Path) -> str:
+        return act(context, lambda hub: _verify_hub(hub, module, root, folder)).manifest_sha256
+
+    run_in(context, module, exported, [*arguments, *(["--no-confine"] if no_confine else [])])
 
 
 async def _verify_hub(hub: HubClient, module: ModuleRef, root: Path | None, folder: Path | None) -> Verification:
