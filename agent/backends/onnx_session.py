@@ -91,7 +91,7 @@ def session_options(threads: int, strict: bool = False) -> ort.SessionOptions:
 def run_options(on_cpu: bool) -> ort.RunOptions:
     """What can end one thread's run."""
     options = ort.RunOptions()
-    if on_cpu:  # the runtime asks for this entry at each bound run, and its being absent costs ten runs of a small model
+    if on_cpu:  # the runtime asks for this entry at each bound run; where it is absent, that costs more than the run
         options.add_run_config_entry("gpu_graph_id", "-1")
     return options
 

@@ -59,7 +59,7 @@ class Recorder:
         self._counters = counters
         self.observe = observe
         self.observe_together = observe_together or self._each
-        self._left: deque[tuple[Prediction, int]] = deque(maxlen=MAX_LEFT)
+        self._left: deque[tuple[Prediction | Callable[[], Prediction], int]] = deque(maxlen=MAX_LEFT)
         self._lost = 0
         self._taker: asyncio.Task[None] | None = None
 
@@ -73,8 +73,8 @@ class Recorder:
         for prediction in together.apart():
             self.observe(prediction)
 
-    def leave(self, prediction: Prediction, took_us: int) -> None:
-        """From any thread."""
+    def leave(self, prediction: Prediction | Callable[[], Prediction], took_us: int) -> None:
+        """From any thread. What is not made yet is made on the loop's."""
         self._left.append((prediction, took_us))
 
     @property
@@ -94,7 +94,8 @@ class Recorder:
 
     def take_up(self) -> None:
         for _ in range(len(self._left)):
-            prediction, took_us = self._left.popleft()
+            left, took_us = self._left.popleft()
+            prediction = left if isinstance(left, Prediction) else left()
             self.count(prediction.rows, took_us)
             self.observe(prediction)
 

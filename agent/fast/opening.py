@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import socket
-from collections.abc import Mapping
 
-from agent.backends import Array
+from agent.backends import Backend
 from agent.endpoint.counters import Counters
 from agent.endpoint.exchange import Guard
-from agent.endpoint.oip import refuse_nan
 from agent.endpoint.predictor import Predictor
 from agent.endpoint.recorder import Recorder
 from agent.fast.seat import Service
@@ -24,6 +21,7 @@ MIN_AREA_BYTES = 4 * 1024 * 1024
 def open_fast(
     given: Given,
     manifest: Manifest,
+    backend: Backend,
     predictor: Predictor,
     counters: Counters,
     recorder: Recorder,
@@ -35,19 +33,14 @@ def open_fast(
         return None
     service = Service(
         manifest=manifest,
+        backend=backend,
         predictor=predictor,
         recorder=recorder,
         wanted=watch.wanted,
-        check=functools.partial(_check, not_missing),
+        not_missing=not_missing,
         refused=counters.answered,
         area_bytes=max(MIN_AREA_BYTES, 2 * manifest.resources.max_request_bytes),
         follow=not manifest.runtime.scripted,  # threads that a script starts would stay where we went
     )
     guard = Guard(peers=frozenset(given.peers))
     return FastEndpoint(service, guard, socket.socket(fileno=given.fast))
-
-
-def _check(not_missing: frozenset[str], inputs: Mapping[str, Array]) -> None:
-    """Raises Refused."""
-    for name in not_missing:
-        refuse_nan(name, inputs[name])

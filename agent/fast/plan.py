@@ -23,7 +23,7 @@ from modules.tensors import ITEM_SIZE, TensorSpec
 # Copied before the run: it costs less than a microsecond, and whoever watches the prediction needs a copy anyway.
 SMALL_BYTES = 16 * 1024
 # Runtimes check indices first and use them afterwards: they must not change in between.
-_INDICES = frozenset({"BOOL", "INT16", "INT32", "INT64", "UINT16", "UINT32", "UINT64", "BYTES"})
+INDICES = frozenset({"BOOL", "INT16", "INT32", "INT64", "UINT16", "UINT32", "UINT64", "BYTES"})
 
 
 class MoreRoom(Exception):
@@ -35,7 +35,7 @@ class MoreRoom(Exception):
 
 
 class Plan:
-    """One form of request in one area."""
+    """One form of request in one area. `rows` is how many predictions it asks for."""
 
     def __init__(self, manifest: Manifest, area: mmap.mmap, body: bytes) -> None:
         """Raises WireError and Refused."""
@@ -43,22 +43,25 @@ class Plan:
         self._area = area
         self._checked(manifest, asked)
         specs = [(manifest.inputs[placed.tensor], placed) for placed in asked.inputs]
+        views = {spec.name: _view(area, spec, placed) for spec, placed in specs}
         self._copied = [
-            (spec, placed, _view(area, spec, placed))
+            (spec, placed, views[spec.name])
             for spec, placed in specs
-            if placed.size <= SMALL_BYTES or spec.datatype in _INDICES
+            if placed.size <= SMALL_BYTES or spec.datatype in INDICES
         ]
-        in_place = [(spec, placed) for spec, placed in specs if not any(spec is copied[0] for copied in self._copied)]
-        self._views = {spec.name: _view(area, spec, placed) for spec, placed in in_place}
-        self.in_place = frozenset(self._views)
+        copied = {spec.name for spec, _, _ in self._copied}
+        self._views = {name: view for name, view in views.items() if name not in copied}
+        self.in_place = frozenset(self._views)  # the names of the inputs that are not copied
+        self.rows = next((p.shape[0] for s, p in specs if s.shape and s.shape[0] == -1), 1)
+        self.tried = False  # whether it was tried to bind it
+        self.views = views
+        self.inputs_at = specs
         self._at = asked.at
-        wanted = asked.outputs or tuple(range(len(manifest.outputs)))
-        self._outputs = [(index, manifest.outputs[index]) for index in wanted]
-        self._texts = any(spec.datatype == "BYTES" for _, spec in self._outputs)
-        batched = next((p.shape[0] for s, p in specs if s.shape and s.shape[0] == -1), 1)
-        self.rows = batched
+        self.outputs = [(n, manifest.outputs[n]) for n in asked.outputs or range(len(manifest.outputs))]
+        self._texts = any(spec.datatype == "BYTES" for _, spec in self.outputs)
         self._shapes: list[tuple[int, ...]] = []
-        self._targets: list[Array] = []
+        self.outputs_at: list[Placed] = []
+        self.targets: list[Array] = []
         self._layout = b""
 
     def inputs(self) -> dict[str, Array]:
@@ -72,11 +75,11 @@ class Plan:
         """Puts the outputs into the area, and says where. Raises MoreRoom."""
         if self._texts:
             return self._write_texts(outputs)
-        arrays = [outputs[spec.name] for _, spec in self._outputs]
+        arrays = [outputs[spec.name] for _, spec in self.outputs]
         shapes = [array.shape for array in arrays]
         if shapes != self._shapes:
             self._lay_out(shapes)
-        for target, array in zip(self._targets, arrays, strict=True):
+        for target, array in zip(self.targets, arrays, strict=True):
             target[...] = array
         return self._layout
 
@@ -97,19 +100,19 @@ class Plan:
 
     def _lay_out(self, shapes: list[tuple[int, ...]]) -> None:
         placed, at = [], self._at
-        for (index, spec), shape in zip(self._outputs, shapes, strict=True):
+        for (index, spec), shape in zip(self.outputs, shapes, strict=True):
             size = math.prod(shape) * ITEM_SIZE[spec.datatype]
             placed.append(Placed(index, shape, at, size))
             at = aligned(at + size)
         if at > len(self._area):
             raise MoreRoom(at)
-        self._targets = [_view(self._area, s, p) for (_, s), p in zip(self._outputs, placed, strict=True)]
-        self._shapes, self._layout = shapes, layout(placed)
+        self.targets = [_view(self._area, s, p) for (_, s), p in zip(self.outputs, placed, strict=True)]
+        self._shapes, self.outputs_at, self._layout = shapes, placed, layout(placed)
 
     def _write_texts(self, outputs: Mapping[str, Array]) -> bytes:
         """Text is of another length each time."""
         placed, at, parts = [], self._at, []
-        for index, spec in self._outputs:
+        for index, spec in self.outputs:
             data = to_bytes(spec.datatype, outputs[spec.name])
             placed.append(Placed(index, outputs[spec.name].shape, at, len(data)))
             parts.append((at, data))

@@ -18,12 +18,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from agent.backends import Array, BackendError
+from agent.backends import Array, Backend, BackendError, Binds
 from agent.endpoint.exchange import Refused
+from agent.endpoint.oip import refuse_nan
 from agent.endpoint.predictor import Predictor
 from agent.endpoint.recorder import Prediction, Recorder
 from agent.fast import wire
 from agent.fast.area import receive_area
+from agent.fast.bound import BoundPlan, bind
 from agent.fast.plan import MoreRoom, Plan
 from agent.fast.wire import GROW, HEAD, MAX_MESSAGE, PREDICT, TAKEN, WireError
 from modules.manifest import Manifest
@@ -31,7 +33,6 @@ from modules.manifest import Manifest
 log = logging.getLogger(__name__)
 
 IDLE_S = 300.0
-NEAR_US = 300.0  # a run that takes longer is worth waking another processor for
 SEND_S = 10.0
 MAX_PLANS = 64  # forms of requests that are remembered per client
 _TIME = struct.Struct("ll")
@@ -39,16 +40,17 @@ _TIME = struct.Struct("ll")
 
 @dataclass(frozen=True)
 class Service:
-    """What all seats share. `wanted` names the inputs that the watch will look at, given id and rows; `check` refuses
-    inputs that no request may have; both from any thread. `refused` counts, on the loop's thread. `follow`: whether a
-    thread goes to the processor that its client is on.
+    """What all seats share. `wanted` names the inputs that the watch will look at, given id and rows, from any thread;
+    `not_missing` those in which NaN is refused. `refused` counts, on the loop's thread. `follow`: whether a thread goes
+    to the processor that its client is on.
     """
 
     manifest: Manifest
+    backend: Backend
     predictor: Predictor
     recorder: Recorder
     wanted: Callable[[str, int], frozenset[str]]
-    check: Callable[[Mapping[str, Array]], None]
+    not_missing: frozenset[str]
     refused: Callable[[int], None]
     area_bytes: int
     follow: bool
@@ -67,7 +69,9 @@ class Seat:
         self._service = service
         self._area: mmap.mmap | None = None
         self._plans: dict[bytes, Plan] = {}
-        self._cpu = -1
+        self._bound: dict[bytes, BoundPlan] = {}
+        self._life = service.life.encode()
+        self._told = -1  # the processor that the client said last
 
     def serve(self) -> None:
         """Until the client leaves, is idle for too long, says what is no message, or `finish`."""
@@ -85,7 +89,7 @@ class Seat:
             self._refuse(Refused(400, str(error)))
         finally:
             self._sock.close()
-            self._plans.clear()
+            self._forget()
             self._area = None
 
     def finish(self) -> None:
@@ -96,7 +100,7 @@ class Seat:
         _shut(self._sock, socket.SHUT_RDWR)
 
     def _take_area(self) -> None:
-        self._plans.clear()
+        self._forget()
         self._area = None
         try:
             self._area = receive_area(self._sock, self._service.area_bytes)
@@ -118,33 +122,67 @@ class Seat:
         if len(message) < HEAD.size or len(message) == MAX_MESSAGE:
             raise WireError(f"expected a request of {HEAD.size} to {MAX_MESSAGE - 1} bytes, got {len(message)}")
         _, cpu, length = HEAD.unpack_from(message)
-        service = self._service
+        id_ = message[HEAD.size : HEAD.size + length] or self._next_id()
+        body = message[HEAD.size + length :]
+        bound = self._bound.get(body)
+        if cpu != self._told:
+            self._go_to(cpu)
         try:
-            id_ = message[HEAD.size : HEAD.size + length] or b"%b%x" % (service.life.encode(), next(service.numbers))
-            text = id_.decode()
-            plan = self._plan(message[HEAD.size + length :])
-            if cpu != self._cpu or plan.rows != 1:
-                self._go_to(cpu, plan.rows)
-            inputs = plan.inputs()
-            service.check(inputs)
-            outputs = service.predictor.run_here(inputs, plan.rows)
-            where = plan.write(outputs)
+            if bound is None or not self._run_bound(bound, body, id_, started):
+                self._run(body, id_, started)
         except MoreRoom as error:
             self._sock.send(wire.more(error.size))
-            return
         except (Refused, BackendError, UnicodeDecodeError) as error:
             self._refuse(_as_refused(error))
-            return
-        except WireError:
+        except (WireError, OSError):
             raise
         except Exception as error:
             log.exception("a request over shared memory failed for a reason of our own")
             self._refuse(Refused(500, f"the worker failed on this request: {type(error).__name__}"))
-            return
-        kept = inputs if not plan.in_place else self._kept(inputs, plan, text)  # before the client may write again
-        self._sock.send(wire.done(id_, where))
+
+    def _run_bound(self, bound: BoundPlan, body: bytes, id_: bytes, started: int) -> bool:
+        """Whether that was possible; else it is run as any other, and tells why not. Raises Refused, OSError."""
+        if bound.may_be_missing():
+            return False
+        id_.decode()
+        try:
+            self._service.predictor.run_here(bound.inputs, bound.rows, bound.run)
+        except BackendError:  # such as outputs of another shape this time
+            del self._bound[body]
+            return False
+        seen = bound.seen(id_)  # before the client may write again
         took_us = (time.perf_counter_ns() - started) // 1000
+        self._sock.send(wire.done(id_, bound.layout))
+        self._service.recorder.leave(seen, took_us)
+        return True
+
+    def _run(self, body: bytes, id_: bytes, started: int) -> None:
+        """Raises Refused, BackendError, MoreRoom, WireError, UnicodeDecodeError, OSError."""
+        service, text = self._service, id_.decode()
+        plan = self._plan(body)
+        inputs = plan.inputs()
+        for name in service.not_missing:
+            refuse_nan(name, inputs[name])
+        outputs = service.predictor.run_here(inputs, plan.rows)
+        where = plan.write(outputs)
+        kept = inputs if not plan.in_place else self._kept(inputs, plan, text)  # before the client may write again
+        took_us = (time.perf_counter_ns() - started) // 1000
+        self._sock.send(wire.done(id_, where))
         service.recorder.leave(Prediction(text, plan.rows, kept, outputs), took_us)
+        self._bind(plan, body)
+
+    def _bind(self, plan: Plan, body: bytes) -> None:
+        """Once per form of request: the next of this form is run in the area itself, where that can be."""
+        service = self._service
+        if plan.tried or not isinstance(service.backend, Binds) or self._area is None:
+            return
+        plan.tried = True
+        bound = bind(plan, service.manifest, self._area, service.backend, service.not_missing)
+        if bound is not None:
+            self._bound[body] = bound
+
+    def _next_id(self) -> bytes:
+        return b"%b%x" % (self._life, next(self._service.numbers))
 
     def _plan(self, body: bytes) -> Plan:
         plan = self._plans.get(body)
@@ -152,7 +190,7 @@ class Seat:
             assert self._area is not None  # noqa: S101 - taken before the first request
             plan = Plan(self._service.manifest, self._area, body)
             if len(self._plans) >= MAX_PLANS:
-                self._plans.clear()
+                self._forget()
             self._plans[body] = plan
         return plan
 
@@ -165,15 +203,15 @@ class Seat:
             if name in wanted or name not in plan.in_place
         }
 
-    def _go_to(self, cpu: int, rows: int) -> None:
-        """To the processor that the client is on, while a run is short: waking another takes longer than the run."""
-        service = self._service
-        if not service.follow:
-            self._cpu = cpu
-            return
-        near = cpu in service.cpus and service.predictor.typical_us(rows) < NEAR_US
-        self._cpu = cpu if near else -1
-        os.sched_setaffinity(0, {cpu} if near else service.cpus)
+    def _go_to(self, cpu: int) -> None:
+        """To the processor that the client is on, and away again when it does not say one."""
+        self._told = cpu
+        if self._service.follow:
+            os.sched_setaffinity(0, {cpu} if cpu in self._service.cpus else self._service.cpus)
+
+    def _forget(self) -> None:
+        self._plans.clear()
+        self._bound.clear()
 
     def _refuse(self, error: Refused) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended, and the process does

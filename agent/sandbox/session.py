@@ -96,7 +96,7 @@ class Session:
         complete = never_missing(manifest, _complete_tensors(reference))
         self._endpoint = Endpoint(self._handler(order.given, complete), _limits(manifest), guard=_guard(order.given))
         self._fast = open_fast(
-            order.given, manifest, self._predictor, self.counters, self._recorder, self.watch, complete
+            order.given, manifest, backend, self._predictor, self.counters, self._recorder, self.watch, complete
         )
         self._sources = self._open_sources(order)
         self._sockets = [socket.socket(fileno=fd) for fd in order.listen]
