@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -31,7 +32,7 @@ from agent.sandbox.host import WorkerProcess
 from agent.slots import MANIFEST_FILE, Slot, Slots, verify_file
 from agent.store import AgentStore
 from modules.errors import ModuleError
-from modules.manifest import Manifest, decode_manifest, encode_manifest
+from modules.manifest import Manifest, decode_manifest, encode_manifest, manifest_digest
 from modules.messages import Stream
 
 DRAIN_S = 10.0
@@ -73,7 +74,7 @@ async def _run(options: argparse.Namespace) -> int:
         Path(root).chmod(0o711)  # the worker may become another user
         paths = StatePaths(Path(root))
         slots = Slots(paths.slots, paths.staging)
-        slot = await asyncio.to_thread(_installed, slots, options.folder, options.memory)
+        slot = await asyncio.to_thread(_installed, slots, paths.staging, options)
         try:
             async with AgentStore(paths.database) as store:
                 return await _serve(options, paths, store, slots, slot, stop)
@@ -121,13 +122,17 @@ async def _until(worker: WorkerProcess, stop: asyncio.Event) -> int:
     return 0
 
 
-def _installed(slots: Slots, folder: Path, memory_mib: int) -> Slot:
-    """A slot of its own, every file read and compared. Raises SlotError, ManifestError, OSError."""
-    manifest = decode_manifest((folder / MANIFEST_FILE).read_bytes())
+def _installed(slots: Slots, staging: Path, options: argparse.Namespace) -> Slot:
+    """A slot of its own, every file copied and compared. Raises SlotError, ManifestError, OSError."""
+    manifest = decode_manifest((options.folder / MANIFEST_FILE).read_bytes())
+    staging.mkdir()
     for entry in manifest.files:
-        verify_file(folder / entry.path, entry, names=64)
-    manifest = _limited(manifest, memory_mib)
-    return slots.make(encode_manifest(manifest), manifest, lambda entry: folder / entry.path)
+        shutil.copyfile(options.folder / entry.path, staging / entry.sha256)
+        verify_file(staging / entry.sha256, entry)
+    manifest = _limited(manifest, options.memory)
+    slots.make(encode_manifest(manifest), manifest, lambda entry: staging / entry.sha256)
+    shutil.rmtree(staging)
+    return slots.open(manifest_digest(encode_manifest(manifest)))
 
 
 def _limited(manifest: Manifest, memory_mib: int) -> Manifest:

@@ -115,7 +115,7 @@ class Engine:
         manifest = decode_manifest(order.manifest)
         if manifest.runtime.container is None:
             raise ImageError(f"{manifest.name}: expected a module with a container")
-        image = read_image(manifest.runtime.container, lambda path: _opened(slot, path).read())
+        image = read_image(manifest.runtime.container, partial(_read_file, slot))
         try:
             found = client.inspect_image(order.tag)
         except docker.errors.ImageNotFound:
@@ -208,6 +208,11 @@ def _opened(slot: Path, path: str) -> BinaryIO:
         return (slot / path).open("rb")
     except OSError as error:
         raise ImageError(f"image: {path} is not among the module's files ({error.strerror})") from error
+
+
+def _read_file(slot: Path, path: str) -> bytes:
+    with _opened(slot, path) as file:
+        return file.read()
 
 
 def _stopped(client: docker.APIClient, container: str) -> dict[str, Any]:

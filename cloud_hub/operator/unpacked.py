@@ -50,8 +50,12 @@ def write_image(bundle: Path, manifest: Manifest, tag: str, target: Path) -> Non
             raise FileError("bundle-incomplete", f"{path}: it is not among the module's files")
         return _blob(bundle, digests[path]).open("rb")
 
+    def read(path: str) -> bytes:
+        with opened(path) as file:
+            return file.read()
+
     try:
-        image = read_image(container, lambda path: opened(path).read())
+        image = read_image(container, read)
         with target.open("wb") as file:
             for block in stream(load_archive(image, manifest, tag), opened):
                 file.write(block)
