@@ -1,8 +1,8 @@
 """The device's one FPGA, as the agent sees it: which module's circuit is in it, and who uses that. Kept by
 `agent.runtimes.process`.
 
-One FPGA holds one circuit. While a worker runs on it, no other bitstream is programmed: it would answer nonsense. So a
-module for the same FPGA, also the next version, can be loaded only when the one before is off.
+One FPGA holds one circuit. While a worker runs on it, no other is programmed: it would answer nonsense. So the next
+version is loaded once the one before has made room (`displaces`), and another module is refused.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import asyncio
 import logging
 import os
 import sys
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -53,22 +54,25 @@ class Fabric:
         self._users: list[tuple[str, User]] = []
         self._turn = asyncio.Lock()
 
-    async def prepare(self, manifest: Manifest, slot: Path) -> Circuit:
-        """The circuit for a worker of this module, whose handles the caller closes; without a circuit it says why.
+    @asynccontextmanager
+    async def lend(self, manifest: Manifest, slot: Path) -> AsyncIterator[Circuit]:
+        """The circuit for a worker of this module, to be started inside and then told to `used_by`; its devices are
+        closed here afterwards, where the worker has inherited them. Without a circuit it says why.
 
         Never raises for a board that is missing or broken: the worker knows whether an emulation may take its place.
         """
-        stage = next((stage for stage in manifest.stages if stage.backend == "fpga"), None)
-        if stage is None or manifest.runtime.container is not None:
-            return Circuit()
-        if [provider.name for provider in stage.providers] == [EMULATION]:
-            return Circuit(emulation=True, why="the module asks for its emulation")
-        try:
-            async with self._turn:
-                found = await self._board(manifest, stage, slot)
-        except (FpgaError, ModuleError, OSError) as error:
-            found = Circuit(why=str(error))
-        return msgspec.structs.replace(found, emulation=self._emulation)
+        if stage_of(manifest) is None or manifest.runtime.container is not None:
+            yield Circuit()
+            return
+        async with self._turn:  # until somebody uses it: else another module could be programmed meanwhile
+            try:
+                found = await self._board(manifest, slot)
+            except (FpgaError, ModuleError, OSError) as error:
+                found = Circuit(why=str(error))
+            try:
+                yield msgspec.structs.replace(found, emulation=self._emulation)
+            finally:
+                found.close()
 
     def used_by(self, worker: User, circuit: Circuit) -> None:
         """From now on, until the worker has exited."""
@@ -76,7 +80,20 @@ class Fabric:
             self._users = [(digest, user) for digest, user in self._users if not user.exited.is_set()]
             self._users.append((self._holds, worker))
 
-    async def _board(self, manifest: Manifest, stage: Stage, slot: Path) -> Circuit:
+    def displaces(self, manifest: Manifest, slot: Path) -> bool:
+        """Whether the module's circuit would take the place of one that its own earlier version runs on now."""
+        try:
+            stage, overlay = self._wanted(manifest, slot)
+            digest = _signed(manifest, slot, stage, overlay.raw_bitstream).sha256
+        except (FpgaError, ModuleError, OSError):
+            return False
+        return any(user.name == manifest.name for user in self._others(digest))
+
+    def _wanted(self, manifest: Manifest, slot: Path) -> tuple[Stage, Overlay]:
+        """The stage that wants a board, and its overlay with a bitstream. Raises FpgaError, ModuleError, OSError."""
+        stage = stage_of(manifest)
+        if stage is None or [provider.name for provider in stage.providers] == [EMULATION]:
+            raise FpgaError("the module asks for its emulation")
         if not manager_of(self._root).is_dir():
             raise FpgaError(f"no FPGA on this device: {manager_of(self._root)} is not there")
         if manifest.file(stage.model).size > MAX_OVERLAY_BYTES:
@@ -84,25 +101,28 @@ class Fabric:
         overlay = decode_overlay((slot / stage.model).read_bytes())
         if not overlay.raw_bitstream:
             raise FpgaError("the module brings no bitstream: it was built without the vendor's tools")
-        await self._program(manifest, overlay, slot, str(Path(stage.model).parent))
+        return stage, overlay
+
+    def _others(self, digest: str) -> list[User]:
+        """Who runs on another circuit than this."""
+        return [user for other, user in self._users if other != digest and not user.exited.is_set()]
+
+    async def _board(self, manifest: Manifest, slot: Path) -> Circuit:
+        stage, overlay = self._wanted(manifest, slot)
+        await self._program(manifest, overlay, slot, stage)
         try:
             return open_devices(self._root, overlay.stream)
         except FpgaError as error:
             return Circuit(programmed=True, why=str(error))  # PYNQ may have ways of its own
 
-    async def _program(self, manifest: Manifest, overlay: Overlay, slot: Path, folder: str) -> None:
-        def signed(path: str) -> Signed:
-            inside = str(Path(folder) / path)
-            return Signed(str(slot / inside), manifest.file(inside).sha256)
-
-        bitstream = signed(overlay.raw_bitstream)
-        taken = [user.name for digest, user in self._users if digest != bitstream.sha256 and not user.exited.is_set()]
-        if taken:
-            raise FpgaError(f"the FPGA holds the circuit of {taken[0]}, which runs; switch that off first")
+    async def _program(self, manifest: Manifest, overlay: Overlay, slot: Path, stage: Stage) -> None:
+        bitstream = _signed(manifest, slot, stage, overlay.raw_bitstream)
+        if taken := self._others(bitstream.sha256):
+            raise FpgaError(f"the FPGA holds the circuit of {taken[0].name}, which runs; it has room for one")
         if self._holds == bitstream.sha256:
             return
         self._holds = ""
-        tree = signed(overlay.device_tree) if overlay.device_tree else None
+        tree = _signed(manifest, slot, stage, overlay.device_tree) if overlay.device_tree else None
         await self._run(Order(str(self._root), bitstream, tree, self._deadline_s))
         self._holds = bitstream.sha256
         _logger.info("FPGA programmed", extra={"unit": manifest.name, "bitstream": bitstream.sha256})
@@ -130,3 +150,13 @@ class Fabric:
         if child.returncode != 0:
             said = words.decode(errors="replace").strip().splitlines()
             raise FpgaError(said[-1][:MAX_WORDS] if said else f"the child ended with status {child.returncode}")
+
+
+def stage_of(manifest: Manifest) -> Stage | None:
+    """The stage that a circuit computes."""
+    return next((stage for stage in manifest.stages if stage.backend == "fpga"), None)
+
+
+def _signed(manifest: Manifest, slot: Path, stage: Stage, path: str) -> Signed:
+    inside = str(Path(stage.model).parent / path)
+    return Signed(str(slot / inside), manifest.file(inside).sha256)

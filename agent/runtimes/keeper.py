@@ -47,6 +47,7 @@ class Keeper:
         self._tell = tell
         self._damaged = damaged
         self._units: dict[str, Unit] = {}
+        self._aside: dict[str, Installed] = {}
         self._leaving: set[asyncio.Task[None]] = set()
         self._lock = asyncio.Lock()
 
@@ -63,18 +64,34 @@ class Keeper:
     async def spare(self, module: Installed) -> WorkerProcess:
         """A loaded worker that has passed its golden inputs and serves nobody. The caller ends it or hands it over.
 
-        Raises WorkerError, SlotError, EndpointError.
+        Where the two cannot be loaded at once, the one that serves makes room first; requests wait meanwhile. Raises
+        WorkerError, SlotError, EndpointError.
         """
         try:
+            if self._runtime.displaces(module):
+                await self._step_aside(module.name)
             return await self._runtime.load(module, quietly=True)
         except BaseException:
+            self._come_back(module.name)
             if module.name not in self._units:
                 self._runtime.forget(module.name)
             raise
 
+    async def _step_aside(self, name: str) -> None:
+        unit = self._units.pop(name, None)
+        if unit is not None:
+            self._aside[name] = unit.module
+            await unit.end(self._settings.drain_s)
+
+    def _come_back(self, name: str) -> None:
+        module = self._aside.pop(name, None)
+        if module is not None and name not in self._units:
+            self._begin(module, None)
+
     async def drop(self, spare: WorkerProcess) -> None:
         """Ends a spare worker that is not needed."""
         await spare.kill()
+        self._come_back(spare.name)
         if spare.name not in self._units:
             self._runtime.forget(spare.name)
 
@@ -88,6 +105,7 @@ class Keeper:
         """
         async with self._lock:
             self.set = target
+            self._aside.clear()  # whoever made room is in the target, and is brought back, or is not wanted
             for module in target.modules:
                 if module.serves:
                     await self._bring(module, spares)
@@ -144,6 +162,9 @@ class Keeper:
         """With a worker loaded now, as with a spare; a module that does not load is left to its unit to try on."""
         own: dict[str, WorkerProcess] = {}
         try:
+            if self._runtime.displaces(module):
+                await self._step_aside(module.name)
+                del self._aside[module.name]
             own[module.name] = await self._runtime.load(module)
             await _unbroken(self._take_over(module, own[module.name], own))
         except AgentError as error:

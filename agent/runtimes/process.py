@@ -189,16 +189,15 @@ class ProcessRuntime:
         endpoint = await self.endpoint(module.name)
         uid = await self._uid(module.name)
         check_allowed(slot.manifest, self._settings.sources)
-        circuit = await self._fabric.prepare(slot.manifest, slot.path)
         cache = await asyncio.to_thread(self._caches.open, slot, uid)
-        door = self._doors.open(module.name, slot.manifest.runtime.sources)
-        inherited = (*endpoint.inherited, *circuit.handles, *door.handles)
-        try:
-            worker, cage = await self._spawn(slot, uid, inherited, cache)
-        finally:
-            circuit.close()
-            door.given()
-        self._fabric.used_by(worker, circuit)
+        async with self._fabric.lend(slot.manifest, slot.path) as circuit:
+            door = self._doors.open(module.name, slot.manifest.runtime.sources)
+            inherited = (*endpoint.inherited, *circuit.handles, *door.handles)
+            try:
+                worker, cage = await self._spawn(slot, uid, inherited, cache)
+            finally:
+                door.given()
+            self._fabric.used_by(worker, circuit)
         deadline_s = slot.manifest.health.load_deadline_s
         try:
             async with quiet(worker, deadline_s * QUIET_SHARE if quietly else 0.0):
@@ -209,6 +208,11 @@ class ProcessRuntime:
             await worker.kill()
             raise
         return worker
+
+    def displaces(self, module: Installed) -> bool:
+        """Whether the worker under the module's name must end before this one can be loaded. Raises SlotError."""
+        slot = self._slots.open(module.manifest_sha256)
+        return self._fabric.displaces(slot.manifest, slot.path)
 
     async def _spawn(
         self, slot: Slot, uid: int, listen: tuple[int, ...], cache: Path | None

@@ -259,7 +259,9 @@ async def test_the_same_circuit_is_not_programmed_twice_and_another_not_under_a_
             first = await device.load(build(bitstream=BITSTREAM))
             second = await device.load(build(bitstream=BITSTREAM, version=2))
             assert machine.programmed == [BITSTREAM]
-            with pytest.raises(WorkerError, match="the FPGA holds the circuit of digits, which runs; switch that off"):
+            with pytest.raises(
+                WorkerError, match="the FPGA holds the circuit of digits, which runs; it has room for one"
+            ):
                 await device.load(build(bitstream=BITSTREAM + b"another", version=3))
             for worker in (first, second):
                 await worker.kill()
@@ -297,8 +299,9 @@ async def test_a_bitstream_that_changed_on_the_disk_never_reaches_the_kernel(
             path = device.slots.open(built.sha256).path / "overlay.bit.bin"
             path.chmod(0o644)
             path.write_bytes(BITSTREAM[:-1] + b"!")
-            circuit = await Fabric(root=machine.root).prepare(built.manifest, path.parent)
-    assert circuit.why == "overlay.bit.bin is not what was signed; the FPGA stays as it is"
+            async with Fabric(root=machine.root).lend(built.manifest, path.parent) as circuit:
+                why = circuit.why
+    assert why == "overlay.bit.bin is not what was signed; the FPGA stays as it is"
     assert machine.programmed == [BITSTREAM]
 
 
