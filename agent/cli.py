@@ -33,6 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     _configure_run(commands)
     _configure_install(commands)
     _configure_status(commands)
+    _configure_retry(commands)
     _configure_doctor(commands)
     return parser
 
@@ -101,6 +102,18 @@ def _configure_status(commands: argparse._SubParsersAction[argparse.ArgumentPars
     parser.add_argument("--json", action="store_true", help="One JSON object on standard output.")
 
 
+def _configure_retry(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "retry",
+        "Try a module again that was left alone after too many crashes, and show what is known of them.",
+        "mooring-agent retry detector",
+        _retry,
+    )
+    parser.add_argument("module", type=_module, metavar="MODULE", help="Its name, as `status` shows it.")
+    parser.add_argument("--json", action="store_true", help="The crashes as a JSON list on standard output.")
+
+
 def _configure_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = _command(
         commands,
@@ -132,6 +145,16 @@ def _command(
 def _folder(text: str) -> Path:
     """Absolute from here on: workers have another current folder than we."""
     return Path(text).absolute()
+
+
+def _module(text: str) -> str:
+    import re
+
+    from firmware_profiles.profile import NAME_PATTERN
+
+    if not re.fullmatch(NAME_PATTERN, text):
+        raise argparse.ArgumentTypeError(f"expected the name of a module, got {text[:80]!r}")
+    return text
 
 
 def _enroll(options: argparse.Namespace) -> int:
@@ -179,6 +202,24 @@ def _status(options: argparse.Namespace) -> int:
     is_running, known = status.running(paths), status.load(paths)
     print(status.as_json(known, is_running) if options.json else status.as_text(known, is_running))
     return 0 if is_running else NOT_RUNNING
+
+
+def _retry(options: argparse.Namespace) -> int:
+    import msgspec
+
+    from agent.config import StatePaths
+    from agent.runtimes.evidence import Evidence
+
+    evidence = Evidence(StatePaths(options.state).evidence)
+    crashes = evidence.crashes(options.module)
+    held = evidence.release(options.module)
+    if options.json:
+        print(msgspec.json.format(msgspec.json.encode(crashes)).decode())
+    else:
+        for crash in crashes:
+            print(f"version {crash.version}, {crash}")
+        print(f"{options.module}: {'is tried again' if held else 'was not left alone'}")
+    return 0 if held else 1
 
 
 def _doctor(options: argparse.Namespace) -> int:

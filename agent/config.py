@@ -356,6 +356,11 @@ class StatePaths:
         return self.endpoints / "token"
 
     @property
+    def evidence(self) -> Path:
+        """What is known of modules that crashed, and which are left alone."""
+        return self.root / "evidence"
+
+    @property
     def status(self) -> Path:
         return self.root / "status.json"
 

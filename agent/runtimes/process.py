@@ -28,7 +28,9 @@ from agent.fpga.fabric import Fabric
 from agent.installed import Installed
 from agent.runtimes.access import Access
 from agent.runtimes.caches import Caches
+from agent.runtimes.evidence import Evidence
 from agent.runtimes.priority import quiet, restore
+from agent.sandbox.blackbox import BlackBox
 from agent.sandbox.cage import NO_CAGE, Cage, Cages
 from agent.sandbox.given import Given
 from agent.sandbox.host import OnItem, WorkerProcess, spawn
@@ -135,6 +137,7 @@ class ProcessRuntime:
         self._fabric = fabric or Fabric(settings.fpga_emulation)
         self._access = Access(paths, settings)
         self._doors = Doors(paths.root / "sources")
+        self.evidence = Evidence(paths.evidence)
         self._endpoints: dict[str, Endpoint] = {}
         self._opening = asyncio.Lock()
 
@@ -201,7 +204,8 @@ class ProcessRuntime:
         deadline_s = slot.manifest.health.load_deadline_s
         try:
             async with quiet(worker, deadline_s * QUIET_SHARE if quietly else 0.0):
-                await worker.start(self._order(module, slot, endpoint, uid, cage, circuit, cache, door), deadline_s)
+                order = self._order(module, slot, endpoint, uid, cage, circuit, cache, door)
+                await worker.start(_with_box(order, worker), deadline_s)
                 if slot.manifest.health.golden:
                     await worker.self_test(deadline_s)
         except BaseException:
@@ -232,7 +236,15 @@ class ProcessRuntime:
         )
         room = with_places(room, places(slot.manifest.runtime.sources))
         cage = self._cages.around(name, slot.path, uid, resources, room)
-        worker = await spawn(name, listen, log, self._on_item, cage=cage, nursery=self._nursery)
+        box = BlackBox() if self.evidence.crashes(name) else None
+        try:
+            inherited = (*listen, *([box.handle] if box is not None else []))
+            worker = await spawn(name, inherited, log, self._on_item, cage=cage, nursery=self._nursery)
+        except BaseException:
+            if box is not None:
+                box.close()
+            raise
+        worker.keep(box)
         return self._ranked(worker, slot), cage
 
     def _ranked(self, worker: WorkerProcess, slot: Slot) -> WorkerProcess:
@@ -347,6 +359,12 @@ class ProcessRuntime:
         fresh = _bind(self._settings.host, 0)
         await self._store.put_port(name, fresh.getsockname()[1])
         return fresh
+
+
+def _with_box(order: Start, worker: WorkerProcess) -> Start:
+    if worker.box is None:
+        return order
+    return msgspec.structs.replace(order, given=msgspec.structs.replace(order.given, black_box=worker.box.handle))
 
 
 def first_uid(settings: ServingSettings) -> int:

@@ -14,19 +14,30 @@ import random
 import time
 from collections.abc import Callable
 
+import msgspec
+
 from agent.backoff import longest_s
 from agent.config import ServingSettings
 from agent.errors import AgentError, WorkerError
 from agent.installed import Installed
 from agent.news import Tell, nobody
+from agent.runtimes.evidence import Crash, Crashes, Quarantine
 from agent.runtimes.past import Before, Past
 from agent.runtimes.process import ProcessRuntime
-from agent.sandbox.host import WorkerProcess
+from agent.sandbox.ending import in_words
+from agent.sandbox.host import WorkerEnded, WorkerProcess
 from agent.sandbox.protocol import Ready, Stats
 from modules.messages import ModuleState
+from modules.sources import MAX_SOURCES
 
 STEADY_S = 60.0  # serving this long, a worker's earlier failures are forgiven
+MAX_SOURCE_WORDS = 200
 FAILED_AFTER = 5  # failures in a row, from which the report says failed instead of restarting
+
+QUARANTINE_LOOK_S = 2.0  # how soon it is noticed that somebody has ended a quarantine
+# Ends of a worker that are its module's doing. A module that does not load says so, and is tried for ever: its disk or
+# its accelerator may come back.
+_CRASHES = frozenset({"worker-exited", "worker-timeout", "out-of-memory"})
 
 _logger = logging.getLogger(__name__)
 
@@ -64,6 +75,7 @@ class Unit:
         self._task: asyncio.Task[None] | None = None
         self._past = Past()
         self._failures = 0  # in a row
+        self._crashes = Crashes(settings.quarantine_after, settings.quarantine_window_s)
         self._since = math.inf  # when the worker began to serve
 
     def begin(self, worker: WorkerProcess | None = None) -> None:
@@ -110,6 +122,8 @@ class Unit:
             await worker.stop(drain_s)
 
     async def _keep(self) -> None:
+        if self._worker is None:
+            await self._sit_out()
         while True:
             self._since = math.inf
             try:
@@ -134,7 +148,39 @@ class Unit:
                 self._report_failure(loaded)
             if self._failures == FAILED_AFTER:
                 await self._recheck()
-            await asyncio.sleep(delay_s)
+            if self._note_crash():
+                await self._sit_out()
+            else:
+                await asyncio.sleep(delay_s)
+
+    def _note_crash(self) -> bool:
+        """Keeps what is known of the end, and says whether it was one too many: then the module is left alone."""
+        error, module, settings = self.failure, self.module, self._settings
+        if error is None or error.key not in _CRASHES:
+            return False
+        crash = _crash(error, module, self.stats)
+        self._runtime.evidence.note(module.name, crash)
+        if not self._crashes.note(time.monotonic()):
+            return False
+        self._runtime.evidence.hold(
+            module.name, Quarantine(module.manifest_sha256, time.time() + settings.quarantine_s, str(crash))
+        )
+        text = (
+            f"{settings.quarantine_after} crashes in {settings.quarantine_window_s:g} s: left alone for "
+            f"{settings.quarantine_s / 3600:g} h, until another version, or mooring-agent retry {module.name}; {crash}"
+        )
+        self._tell("error", "module-quarantined", text, module.name)
+        return True
+
+    async def _sit_out(self) -> None:
+        """Waits while the module is in quarantine: until its time is over, or somebody ends it."""
+        evidence, module = self._runtime.evidence, self.module
+        while held := evidence.held(module.name, module.manifest_sha256, time.time(), self._settings.quarantine_s):
+            if self.state != "failed" or self.failure is None:
+                self.failure = self.failure or WorkerError(f"in quarantine: {held.why}", "module-quarantined")
+                self._set("failed")
+            await asyncio.sleep(min(QUARANTINE_LOOK_S, max(0.05, held.until - time.time())))
+        evidence.release(module.name)
 
     async def _recheck(self) -> None:
         """What never comes up may lie on a bad disk: then it is fetched again."""
@@ -176,9 +222,16 @@ class Unit:
         self.stats = Stats()
         self._past = Past()
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """How the worker's sources do; a worker's words, and so as few as we like."""
+        return tuple(f"{one.kind}: {one.state}"[:MAX_SOURCE_WORDS] for one in self.stats.sources[:MAX_SOURCES])
+
     def _note(self, stats: Stats) -> None:
-        self.stats = stats
+        before, self.stats = self.sources, stats
         self._past.note(stats)
+        if self.sources != before:
+            self._changed()
 
     async def _discard(self) -> None:
         worker, self._worker = self._worker, None
@@ -192,3 +245,18 @@ class Unit:
     def _delay_s(self) -> float:
         settings = self._settings
         return random.uniform(0.0, longest_s(settings.restart_first_s, settings.restart_ceiling_s, self._failures))
+
+
+def _crash(error: AgentError, module: Installed, stats: Stats) -> Crash:
+    crash = Crash(time.time(), module.version, module.manifest_sha256, error.key, str(error), requests=stats.requests)
+    if not isinstance(error, WorkerEnded):
+        return crash
+    code = error.exit_code
+    return msgspec.structs.replace(
+        crash,
+        exit_status=code if code is not None and code >= 0 else None,
+        signal=in_words(code) if code is not None and code < 0 else "",
+        memory=error.memory,
+        request=error.request,
+        lines=error.lines,
+    )

@@ -20,7 +20,8 @@ class Given(msgspec.Struct, frozen=True, omit_defaults=True):
     accepted (-1: none). `dial`: the descriptor through which connections for sources come (-1: none). `places`: the
     paths that its sources may read. `token`: what a client must show on the TCP port (empty: nothing). `peers`: the
     user ids that may use the Unix sockets (empty: all). `shares_memory`: whether clients may pass tensors in POSIX
-    shared memory. `circuit`: the devices of its FPGA, or why there are none.
+    shared memory. `black_box`: a
+    page where it writes what it is about to run (-1: none). `circuit`: the devices of its FPGA, or why there are none.
     """
 
     providers: tuple[str, ...] = (CPU,)
@@ -35,4 +36,5 @@ class Given(msgspec.Struct, frozen=True, omit_defaults=True):
     token: str = ""
     peers: tuple[int, ...] = ()
     shares_memory: bool = False
+    black_box: int = -1
     circuit: Circuit = Circuit()

@@ -26,6 +26,7 @@ from typing import TypeVar
 import msgspec
 
 from agent.errors import WorkerError
+from agent.sandbox.blackbox import BlackBox
 from agent.sandbox.body import Body, ProcessBody
 from agent.sandbox.cage import NO_CAGE, Cage
 from agent.sandbox.cgroup import CgroupError
@@ -73,6 +74,7 @@ _NO_MEMORY = (
 MAX_WORDS = 500  # of what a worker says about itself: it goes into the device's report
 MAX_KEY = 64
 MAX_STAGES_BYTES = 4096  # the same, as values
+LAST_WORDS_S = 1.0  # somebody else may hold the pipe open
 EXIT_DEADLINE_S = 5.0  # from SIGKILL to reaped; only a process stuck in the kernel takes longer
 
 # No current folder on the import path: it may be a module's.
@@ -81,6 +83,17 @@ WORKER = (sys.executable, "-P", "-m", "agent.sandbox.worker")
 OnItem = Callable[[Stream, bytes], object]  # must not block and not raise: Outbox.offer
 _logger = logging.getLogger(__name__)
 _Reply = TypeVar("_Reply", bound=Notice)
+
+
+class WorkerEnded(WorkerError):
+    """A worker that ended by itself, with what is known of its end. `request` is what was under way, where recorded."""
+
+    def __init__(self, text: str, key: str, worker: WorkerProcess, memory: str) -> None:
+        super().__init__(text, key)
+        self.exit_code = worker.exit_code
+        self.lines = tuple(worker.last_lines())
+        self.request = worker.under_way
+        self.memory = memory
 
 
 class WorkerProcess:
@@ -93,6 +106,8 @@ class WorkerProcess:
         self.exited = asyncio.Event()
         self.ready: Ready | None = None
         self.output: LogPipe | None = None
+        self.box: BlackBox | None = None
+        self.under_way = ""  # the prediction that it ended in, where that was recorded
         self.share = SHARES["normal"]  # of the processors; the runtime says another
         self._body = body
         self._channel = channel
@@ -138,6 +153,12 @@ class WorkerProcess:
             self._kill()
             text = f"worker of {self.name}: it took no order within {SERVE_DEADLINE_S:g} s; it was killed"
             raise WorkerError(text, "worker-timeout") from None
+
+    def keep(self, box: BlackBox | None) -> None:
+        """The page that it writes on, to be read at its end."""
+        self.box = box
+        if box is not None and self.exited.is_set():
+            box.close()
 
     def weigh(self, weight: int) -> None:
         """Its share of the processors, where that can be set."""
@@ -208,13 +229,23 @@ class WorkerProcess:
         finally:
             self._kill()
             self.exit_code = await self._body.ended()
-            if self.output is not None:
-                self.output.finish()
+            await self._hear_out()
+            if self.box is not None:
+                self.under_way = self.box.read()
+                self.box.close()
             self.exited.set()
             self._writer.close()
             for _, answer in self._expected:
                 if not answer.done():
                     answer.set_exception(self._gone())
+
+    async def _hear_out(self) -> None:
+        """What it said last is still in the pipe."""
+        if self.output is not None:
+            self.output.finish()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LAST_WORDS_S):
+                    await self.output.ended.wait()
 
     def _take(self, notice: Notice) -> None:
         if isinstance(notice, WindowClosed):
@@ -247,12 +278,12 @@ class WorkerProcess:
         known = f" ({self._body.memory})" if self._body.memory else ""
         if self._body.out_of_memory:
             text = f"worker of {self.name}: it was killed for want of memory{known}"
-            return WorkerError(text, "out-of-memory")
+            return WorkerEnded(text, "out-of-memory", self, self._body.memory)
         if said := self._said_out_of_memory():
             text = f"worker of {self.name}: it ended with {in_words(self.exit_code)} for want of memory: {said}{known}"
-            return WorkerError(text, "out-of-memory")
+            return WorkerEnded(text, "out-of-memory", self, self._body.memory)
         text = f"worker of {self.name}: it ended with {in_words(self.exit_code)}{self._fault}"
-        return WorkerError(text, "worker-exited")
+        return WorkerEnded(text, "worker-exited", self, self._body.memory)
 
 
 async def spawn(

@@ -56,6 +56,7 @@ class LogPipe(asyncio.Protocol):
         self._transport: asyncio.ReadTransport | None = None
         self._budget = MAX_BYTES_PER_S
         self._refill: asyncio.TimerHandle | None = None
+        self.ended = asyncio.Event()  # nothing more will come
         self.tail = b""  # of what was printed; the file may have another worker's words, too
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -75,6 +76,7 @@ class LogPipe(asyncio.Protocol):
         if self._refill is not None:
             self._refill.cancel()
         self._log.close()
+        self.ended.set()
 
     def finish(self) -> None:
         """The worker is gone: what it has said last is in the pipe, and worth reading now."""

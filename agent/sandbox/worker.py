@@ -80,8 +80,9 @@ class Worker:
         except ManifestError as error:
             return Broken("bad-manifest", str(error))
         except (AgentError, ModuleError) as error:
-            known = f" ({memory_words()})" if error.key == "out-of-memory" else ""
-            return Broken(_order_key(order, error.key), f"{error}{known}")
+            if error.key == "out-of-memory" or _memory_ran_out(error):
+                return Broken("out-of-memory", f"{error} ({memory_words()})")
+            return Broken(_order_key(order, error.key), str(error))
         except MemoryError:
             text = f"{type(order).__name__}: expected the module's memory_mib to be enough ({memory_words()})"
             return Broken("out-of-memory", text)
@@ -127,6 +128,15 @@ class Worker:
             log.error("a notice is too large: %s", error)
             return False
         return True
+
+
+def _memory_ran_out(error: BaseException | None) -> bool:
+    """Whether that is what lies behind it: scripts and libraries put words of their own around it."""
+    while error is not None:
+        if isinstance(error, MemoryError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _order_key(order: Order, key: str) -> str:
