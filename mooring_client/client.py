@@ -80,7 +80,7 @@ class Client:
 
     def predict(self, **inputs: object) -> Prediction:
         """Outputs by name. Raises Refused, Gone, Timeout."""
-        return self.ask(inputs)
+        return self._asked(inputs, (), b"", self._timeout_s)
 
     def ask(
         self, inputs: Mapping[str, Any], *, outputs: Sequence[str] = (), id: str = "", timeout_s: float = 0.0
@@ -89,19 +89,7 @@ class Client:
         (0: the client's). When the worker has ended meanwhile, the next one is asked, once: a prediction may be made
         twice then. Raises Refused, Gone, Timeout.
         """
-        wanted, name = checked(outputs, id)
-        limit = timeout_s or self._timeout_s
-        with self._lock:
-            try:
-                return self._linked(limit).ask(inputs, wanted, name, limit)
-            except Gone:
-                self._drop()
-                return self._once_more(inputs, wanted, name, limit)
-            except Refused:
-                raise
-            except BaseException:  # an answer that comes after all must not be taken for that of the next request
-                self._drop()
-                raise
+        return self._asked(inputs, *checked(outputs, id), timeout_s or self._timeout_s)
 
     def room(self, **shapes: tuple[int, ...]) -> dict[str, Any]:
         """Arrays of these shapes for all inputs, in the memory that is shared: filled in place (by a camera, a decoder)
@@ -122,6 +110,19 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _asked(self, inputs: Mapping[str, Any], wanted: Sequence[str], id_: bytes, limit: float) -> Prediction:
+        with self._lock:
+            try:
+                return (self._link or self._linked(limit)).ask(inputs, wanted, id_, limit)
+            except Gone:
+                self._drop()
+                return self._once_more(inputs, wanted, id_, limit)
+            except Refused:
+                raise
+            except BaseException:  # an answer that comes after all must not be taken for that of the next request
+                self._drop()
+                raise
 
     def _once_more(self, inputs: Mapping[str, Any], wanted: Sequence[str], id_: bytes, limit: float) -> Prediction:
         try:

@@ -12,7 +12,6 @@ class Prediction(dict[str, Any]):
 
     __slots__ = ("id", "version")
 
-    def __init__(self, id_: str, version: str) -> None:
-        super().__init__()
+    def __init__(self, id_: str, version: str) -> None:  # a dict is empty without its own __init__
         self.id = id_
         self.version = version
