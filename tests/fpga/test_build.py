@@ -26,6 +26,7 @@ from support.fpga_tools import HARDWARE, Tools, bit_file
 from support.waiting import until
 
 DEADLINE_S = 120.0
+pytestmark = pytest.mark.timeout(300)  # the first test of a run waits for the compiler
 X = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 4])
 Y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 4])
 

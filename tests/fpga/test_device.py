@@ -32,6 +32,7 @@ from support.fpga_modules import BITSTREAM, Device, entry, golden_of, module
 from support.waiting import until
 from worker.driver import running_as_root
 
+pytestmark = pytest.mark.timeout(300)  # the first test of a run waits for the compiler
 ASKED = (EMULATION,)
 OPEN = ServingSettings(confine=False, preload="off")
 Build = Callable[..., Built]

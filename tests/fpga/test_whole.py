@@ -27,7 +27,7 @@ from support.predict import get
 from system.world import EVERYTHING, HEALTH, PROFILE, World
 
 NAME = "digits"
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]  # the compiler, a hub
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -71,6 +71,14 @@ def golden_of(overlay: Overlay, given: Array, answered: Array) -> bytes:
     return encode_golden(GoldenSet((GoldenCase(*tensors),)))
 
 
+async def asked(address: str, name: str, rows: Array) -> Array:
+    """What the endpoint answers to these rows. Raises OSError."""
+    tensor = {"name": "X", "shape": list(rows.shape), "datatype": "FP32", "data": rows.ravel().tolist()}
+    answer = await get(f"{address}/v2/models/{name}/infer", json.dumps({"inputs": [tensor]}).encode())
+    (output,) = answer["outputs"]
+    return np.array(output["data"], np.float32).reshape(output["shape"])
+
+
 class Device:
     """An agent's runtime on a folder that plays the machine."""
 
@@ -92,10 +100,7 @@ class Device:
     async def ask(self, worker: WorkerProcess, rows: Array) -> Array:
         """What it answers over its endpoint, which it serves from now on."""
         await self.runtime.serve(worker)
-        tensor = {"name": "X", "shape": list(rows.shape), "datatype": "FP32", "data": rows.ravel().tolist()}
-        url = f"{self.runtime.address(worker.name)}/v2/models/{worker.name}/infer"
-        (output,) = (await get(url, json.dumps({"inputs": [tensor]}).encode()))["outputs"]
-        return np.array(output["data"], np.float32).reshape(output["shape"])
+        return await asked(self.runtime.address(worker.name), worker.name, rows)
 
     async def close(self) -> None:
         await asyncio.gather(*(worker.kill() for worker in self._workers))
