@@ -26,7 +26,8 @@ class Container(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
     (sha256:...). `serves` says who answers requests: our own `worker` inside, or a program of the image (`http`) that
     listens on `port` and is ready once `health` is answered with 200. No network but `network` (an engine's network by
     name), a read-only root but for `writable` (folders in memory of at most `writable_mib` each). `gpus` are asked of
-    the engine, -1 for all. `python` is the interpreter of the image that runs our worker.
+    the engine, -1 for all. `python` is the interpreter of the image that runs our worker, `command` what runs in its
+    place where the image serves (empty: the image's own entry point).
     """
 
     image: str
@@ -41,6 +42,7 @@ class Container(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
     writable_mib: int = 64
     environment: dict[str, str] = {}
     python: str = "python3"
+    command: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_path(self.image)
@@ -59,6 +61,8 @@ class Container(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
                 _check(name, pattern, text)
                 if ".." in text.split("/"):
                     raise ManifestError(f"container.{name}: expected no .. in {text[:80]!r}")
+        if len(self.command) > MAX_EACH or (self.command and self.serves == "worker"):
+            raise ManifestError(f"container.command: expected at most {MAX_EACH} words, and none where a worker serves")
         for name, number, least, most in (
             ("port", self.port, 1, 65_535),
             ("gpus", self.gpus, -1, 64),

@@ -57,6 +57,9 @@ class ContainerBody:
     def weigh(self, weight: int) -> None:
         """Its share is fixed when it is made: asking the engine costs more than it would give."""
 
+    def cap(self, percent: int) -> None:
+        """As its share: fixed."""
+
     async def _watch(self) -> int:
         try:
             if self._handle >= 0:

@@ -45,7 +45,7 @@ def options(
     assert container is not None  # noqa: S101 - only modules with one come here
     _check(manifest.name, container, settings)
     environment = {**_ENVIRONMENT, "AZUREML_MODEL_DIR": SLOT, **container.environment}
-    command = [container.python, "-P", "-m", "agent.containers.inside"] if door is not None else None
+    command = [container.python, "-P", "-m", "agent.containers.inside"] if door is not None else [*container.command]
     return {
         "Image": image,
         **({"Entrypoint": command, "Cmd": [], "WorkingDir": "/"} if command else {}),
@@ -55,6 +55,12 @@ def options(
         "Healthcheck": {"Test": ["NONE"]},  # the agent asks by itself
         "HostConfig": _host(manifest, container, door, cpus),
     }
+
+
+def seen_at(manifest: Manifest, slot: Path) -> str:
+    """Where the module's worker finds its files: in the image where it is in there, else in the slot."""
+    container = manifest.runtime.container
+    return SLOT if container is not None and container.serves == "worker" else str(slot)
 
 
 def _host(manifest: Manifest, container: Container, door: Path | None, cpus: tuple[int, ...]) -> dict[str, Any]:

@@ -21,8 +21,10 @@ from agent.containers.client import EngineClient, EngineError
 from agent.containers.door import Door
 from agent.containers.options import options
 from agent.containers.protocol import Load, Loaded, Run, Running, Sweep, Swept
+from agent.containers.relayed import start_relay
 from agent.containers.settings import ContainerSettings
 from agent.errors import WorkerError
+from agent.sandbox.body import Body
 from agent.sandbox.ending import in_words
 from agent.sandbox.host import OnItem, WorkerProcess
 from agent.sandbox.log import LogPipe, RotatingLog
@@ -52,6 +54,9 @@ class Containers:
     ) -> WorkerProcess:
         """A fresh worker that waits for its Start; `listen` are the descriptors it gets. Raises WorkerError."""
         name, user = slot.manifest.name, uid or os.geteuid() or USER
+        container = slot.manifest.runtime.container
+        if container is not None and container.serves == "http":
+            return await self._relayed(slot, user, listen, log, cpus)
         run = self._fresh_name(name)
         door = self._door(name, run, user)
         try:
@@ -65,6 +70,23 @@ class Containers:
         output = RotatingLog(log)
         channel, out = await self._admitted(name, body, door, listen, output)
         return await _worker(name, body, channel, out, output, self._on_item)
+
+    async def _relayed(
+        self, slot: Slot, user: int, listen: tuple[int, ...], log: Path, cpus: tuple[int, ...]
+    ) -> WorkerProcess:
+        """An image that serves by itself, behind a relay. The engine hands on what it prints, to the module's log."""
+        name = slot.manifest.name
+        async with self._placing():
+            image = await self._load(slot)
+            asked = options(slot.manifest, image, self._settings, self._owner, user, None, cpus)
+            body = await self._run(name, Run(self._fresh_name(name), asked, str(log)), _nothing)
+        try:
+            joined, channel, out = start_relay(name, body, listen)
+        except BaseException:
+            body.kill()
+            await body.ended()
+            raise
+        return await _worker(name, joined, channel, out, RotatingLog(log), self._on_item)
 
     def tidy(self, slots: Path) -> None:
         """Begins a `sweep` with the slots that are there; not while an image is on its way into a container."""
@@ -161,8 +183,12 @@ class Containers:
         return f"mooring-{self._owner}:{slot_name}"
 
 
+def _nothing() -> None:
+    """There is no door to close."""
+
+
 async def _worker(
-    name: str, body: ContainerBody, channel: socket.socket, out: int, output: RotatingLog, on_item: OnItem
+    name: str, body: Body, channel: socket.socket, out: int, output: RotatingLog, on_item: OnItem
 ) -> WorkerProcess:
     channel.setblocking(False)
     worker = WorkerProcess(name, body, channel, on_item)

@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 
 from agent.config import ServingSettings, StatePaths
-from agent.containers.options import SLOT
+from agent.containers.options import seen_at
 from agent.containers.runtime import Containers
 from agent.errors import AgentError, WorkerError
 from agent.fpga.circuit import Circuit
@@ -290,7 +290,7 @@ class ProcessRuntime:
         door: Door,
     ) -> Start:
         return Start(
-            slot=str(slot.path) if slot.manifest.runtime.container is None else SLOT,
+            slot=seen_at(slot.manifest, slot.path),
             manifest=slot.manifest_bytes,
             sampling=module.sampling or slot.manifest.sampling,  # as in policy(), without reading the slot twice
             listen=endpoint.handles,

@@ -20,7 +20,6 @@ from firmware_profiles.confinement import Confinement
 
 NAMESPACES = ("net", "pid", "mnt")
 CONTAINER = "container"
-_STATUS = Path("/proc/self/status")
 _AS_IN_A_CONTAINER = {"Seccomp": "2", "NoNewPrivs": "1", "CapEff": "0" * 16, "CapBnd": "0" * 16}
 
 
@@ -34,31 +33,36 @@ def level_of(words: Collection[str], root: bool) -> Confinement:
     return Confinement.ISOLATED if {f"{name}ns" for name in NAMESPACES} <= kinds else Confinement.CONFINED
 
 
-def namespaces() -> dict[str, int]:
-    """This process's namespaces by name; those that cannot be told are left out."""
+def namespaces(process: str = "self") -> dict[str, int]:
+    """A process's namespaces by name; those that cannot be told are left out."""
     found = {}
     for name in NAMESPACES:
         try:
-            found[name] = os.stat(f"/proc/self/ns/{name}").st_ino
+            found[name] = os.stat(f"/proc/{process}/ns/{name}").st_ino
         except OSError:
             continue
     return found
 
 
-def separated(outside: Mapping[str, int]) -> list[str]:
+def separated(outside: Mapping[str, int], process: str = "self") -> list[str]:
     """Words for the namespaces that are not those of the agent. Measured, not believed: ask before confinement."""
-    inside = namespaces()
+    inside = namespaces(process)
     found = [f"{name}ns" for name in NAMESPACES if outside.get(name) not in (None, inside.get(name))]
-    return [*found, CONTAINER] if "mntns" in found and _contained() else found
+    return [*found, CONTAINER] if "mntns" in found and _contained(process) else found
 
 
-def _contained() -> bool:
-    """Whether an engine has taken from this process what a worker else gives up itself: another user than root, no
+def _contained(process: str) -> bool:
+    """Whether an engine has taken from a process what a worker else gives up itself: another user than root, no
     capabilities and none to be had, a filter of system calls, a root that cannot be written.
     """
     try:
-        fields = dict(line.split(":\t", 1) for line in _STATUS.read_text().splitlines() if ":\t" in line)
-        read_only = os.statvfs("/").f_flag & os.ST_RDONLY
+        status = Path(f"/proc/{process}/status").read_text()
+        fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+        read_only = os.statvfs(f"/proc/{process}/root").f_flag & os.ST_RDONLY
     except OSError:
         return False
-    return bool(read_only) and os.geteuid() != 0 and _AS_IN_A_CONTAINER.items() <= fields.items()
+    return (
+        bool(read_only)
+        and fields.get("Uid", "0").split()[1:2] != ["0"]
+        and _AS_IN_A_CONTAINER.items() <= fields.items()
+    )

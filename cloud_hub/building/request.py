@@ -33,6 +33,7 @@ class ContainerRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     writable_mib: int = 64
     environment: dict[str, str] = {}
     python: str = "python3"
+    command: tuple[str, ...] = ()
 
 
 class BuildRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
