@@ -198,6 +198,26 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return Confinement.ISOLATED if self.isolation == "require" else self.confinement_floor
 
 
+class HeatSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """When modules give way to heat: looked at every `every_s` seconds (0 = never), by the warmest sensor.
+
+    From `warm_c` degrees on modules of low priority get half of the processors that they might have; from `hot_c` on
+    they answer 503, and only modules of high priority take inputs of their own and have all that they might have. A
+    state is left `hysteresis_c` below where it begins. `zones` are patterns of the sensors that count, such as cpu*
+    (empty = all).
+    """
+
+    every_s: float = 10.0
+    warm_c: float = 80.0
+    hot_c: float = 92.0
+    hysteresis_c: float = 5.0
+    zones: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not (self.warm_c <= self.hot_c and self.hysteresis_c >= 0 and self.every_s >= 0):
+            raise ValueError("heat: expected warm_c up to hot_c, hysteresis_c and every_s from 0 on")
+
+
 class UpdateLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The update machine: how often to look without a doorbell, and how many tries before an update is failed.
 
@@ -251,6 +271,7 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     gateway: GatewaySettings = GatewaySettings()
     outbox: OutboxLimits = OutboxLimits()
     serving: ServingSettings = ServingSettings()
+    heat: HeatSettings = HeatSettings()
     update: UpdateLimits = UpdateLimits()
     report: ReportLimits = ReportLimits()
     renewal: RenewalLimits = RenewalLimits()

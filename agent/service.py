@@ -41,6 +41,7 @@ from agent.release.environment import Environments
 from agent.release.kind import AgentReleases
 from agent.renew import Renewal
 from agent.report import Reporter, Status, write_status
+from agent.runtimes.heat import Heat
 from agent.runtimes.keeper import Keeper
 from agent.runtimes.process import ProcessRuntime, first_uid
 from agent.sandbox.cage import Cages, Possible
@@ -90,6 +91,7 @@ class Rooms:
     installer: Installer
     transports: Transports
     containers: Containers
+    heat: Heat
 
 
 async def run(config: AgentConfig, paths: StatePaths) -> int:
@@ -167,6 +169,7 @@ async def _build(
         paths, config.serving, store, slots, outbox.offer, cages, containers, providers=config.profile.providers
     )
     keeper = Keeper(runtime, config.serving, changed, news.tell, damaged)
+    heat = Heat(config.heat, keeper.endure, news.tell)
     folder = FolderSource(config.device)
     transports = Transports(config, paths, link, slots.find, news.tell)
     fetcher = FolderFetcher(
@@ -220,7 +223,7 @@ async def _build(
     link.on_change(on_change)
     return Rooms(
         link, outbox, keeper, engine, reporter, verifier, fetcher, renewal, clones, releases, installer, transports,
-        containers,
+        containers, heat,
     )  # fmt: skip
 
 
@@ -235,6 +238,7 @@ async def _serve(rooms: Rooms, config: AgentConfig, stop: asyncio.Event) -> None
             Unit("renewal", rooms.renewal.run),
             Unit("clones", rooms.clones.run),
             Unit("release", rooms.releases.run),
+            Unit("heat", rooms.heat.run),
             *([Unit("gateway", rooms.transports.gateway.run)] if rooms.transports.gateway else []),
         ],
         drain_s=LEAVE_S,

@@ -69,6 +69,7 @@ class Predictor:
         self._tick: list[Job] = []  # of this turn of the loop
         self._waiting: deque[Job] = deque()  # for the pool
         self._running = 0  # in the pool
+        self.held = False  # for cooler times: everybody is told to come back later
 
     @property
     def typical_us(self) -> Callable[[int], float]:
@@ -109,6 +110,10 @@ class Predictor:
 
     def submit(self, job: Job) -> None:
         """Answers it at the desk, at once or later."""
+        if self.held:
+            assert self._desk is not None  # noqa: S101
+            self._desk.failed(job, _held())
+            return
         if not self._proven or job.single or (job.request.alone and not self._tick):
             self._run_or_queue([job])
             return
@@ -300,6 +305,8 @@ class Predictor:
         """For a thread of the caller's own, never the loop's: waits for its turn there. `run` in place of the
         backend's own is for a bound one. Raises BackendError; Refused when it gets no turn, or takes too long.
         """
+        if self.held:
+            raise _held()
         if not self._turns.begin(self._deadline_s):
             raise self._no_turn()
         stopped = False
@@ -330,6 +337,10 @@ class Predictor:
         """Waits for nothing: a run that never ends must not keep the worker."""
         self._turns.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _held() -> Refused:
+    return Refused(503, "this device is too hot for this module: try again later", b"Retry-After: 30\r\n")
 
 
 def _tell(loop: asyncio.AbstractEventLoop, hear: Callable[..., None], *what: object) -> None:

@@ -17,6 +17,7 @@ from agent.config import ServingSettings
 from agent.errors import AgentError
 from agent.installed import Installed, ModuleSet
 from agent.news import Tell, nobody
+from agent.runtimes.heat import Warmth
 from agent.runtimes.past import Before
 from agent.runtimes.process import ProcessRuntime
 from agent.runtimes.unit import Unit, nothing
@@ -47,6 +48,7 @@ class Keeper:
         self._tell = tell
         self._damaged = damaged
         self._units: dict[str, Unit] = {}
+        self._warmth = Warmth.COOL
         self._aside: dict[str, Installed] = {}
         self._leaving: set[asyncio.Task[None]] = set()
         self._lock = asyncio.Lock()
@@ -137,6 +139,12 @@ class Keeper:
         """One for each module of the set, sorted by name."""
         return tuple(self._report(module) for module in sorted(self.set.modules, key=lambda module: module.name))
 
+    async def endure(self, warmth: Warmth) -> None:
+        """How warm the device is: each module bears it as its priority says."""
+        self._warmth = warmth
+        await asyncio.gather(*(unit.endure(warmth) for unit in list(self._units.values())))
+        self._changed()
+
     async def close(self) -> None:
         """Drains and ends every worker, then closes the endpoints."""
         async with self._lock:
@@ -202,7 +210,9 @@ class Keeper:
             await asyncio.wait(set(self._leaving))
 
     def _begin(self, module: Installed, worker: WorkerProcess | None) -> None:
-        unit = Unit(module, self._runtime, self._settings, self._changed, self._tell, self._damaged)
+        unit = Unit(
+            module, self._runtime, self._settings, self._changed, self._tell, self._damaged, self._warmth
+        )  # fmt: skip
         self._units[module.name] = unit
         unit.begin(worker)
 
@@ -228,6 +238,7 @@ class Keeper:
             confinement=unit.ready.confinement if unit.ready is not None else "",
             execution=unit.ready.execution if unit.ready is not None else "",
             stages=unit.ready.stages if unit.ready is not None else (),
+            sources=unit.sources,
             endpoint=self._runtime.address(module.name),
             level=unit.ready.level.value if unit.ready is not None else "",
         )

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from agent.sandbox.cgroup import LOW_CPU_WEIGHT
 from agent.sandbox.host import WorkerProcess
+from agent.sandbox.share import share
 
 LOW = 10  # about a tenth of what others get
 _CAP_SYS_NICE = 1 << 23
@@ -55,9 +56,17 @@ async def _lower(worker: WorkerProcess) -> None:
 
 async def restore(worker: WorkerProcess) -> None:
     """The share that its module's priority gives it, for all of the worker's threads."""
-    worker.weigh(worker.share.weight)
-    await _autogroup(worker, worker.share.nice)
-    _renice(worker, os.getpriority(os.PRIO_PROCESS, 0) + worker.share.nice)
+    its = share(worker.resources)
+    worker.weigh(its.weight)
+    worker.cap(worker.resources.cpu_percent)
+    await _autogroup(worker, its.nice)
+    _renice(worker, os.getpriority(os.PRIO_PROCESS, 0) + its.nice)
+
+
+async def slow(worker: WorkerProcess) -> None:
+    """Little of the processors until it is `restore`d, and half at most of what it might have otherwise."""
+    await _lower(worker)
+    worker.cap(max(1, (worker.resources.cpu_percent or 100 * len(os.sched_getaffinity(0))) // 2))
 
 
 def _renice(worker: WorkerProcess, value: int) -> None:

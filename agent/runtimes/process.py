@@ -38,7 +38,7 @@ from agent.sandbox.level import namespaces
 from agent.sandbox.nursery import Nursery
 from agent.sandbox.protocol import Start
 from agent.sandbox.room import room_for, with_places
-from agent.sandbox.share import limited, share
+from agent.sandbox.share import limited
 from agent.slots import Slot, Slots
 from agent.sources.allowed import check_allowed, places
 from agent.sources.door import Door, Doors
@@ -248,7 +248,7 @@ class ProcessRuntime:
         return self._ranked(worker, slot), cage
 
     def _ranked(self, worker: WorkerProcess, slot: Slot) -> WorkerProcess:
-        worker.share = share(slot.manifest.resources)
+        worker.resources = slot.manifest.resources
         return worker
 
     def last_words(self, name: str) -> str:

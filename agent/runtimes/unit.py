@@ -22,7 +22,9 @@ from agent.errors import AgentError, WorkerError
 from agent.installed import Installed
 from agent.news import Tell, nobody
 from agent.runtimes.evidence import Crash, Crashes, Quarantine
+from agent.runtimes.heat import Warmth, burden
 from agent.runtimes.past import Before, Past
+from agent.runtimes.priority import restore, slow
 from agent.runtimes.process import ProcessRuntime
 from agent.sandbox.ending import in_words
 from agent.sandbox.host import WorkerEnded, WorkerProcess
@@ -59,6 +61,7 @@ class Unit:
         changed: Callable[[], None],
         tell: Tell = nobody,
         damaged: Callable[[], None] = nothing,
+        warmth: Warmth = Warmth.COOL,
     ) -> None:
         self.module = module
         self.state: ModuleState = "starting"
@@ -75,6 +78,7 @@ class Unit:
         self._task: asyncio.Task[None] | None = None
         self._past = Past()
         self._failures = 0  # in a row
+        self._warmth = warmth
         self._crashes = Crashes(settings.quarantine_after, settings.quarantine_window_s)
         self._since = math.inf  # when the worker began to serve
 
@@ -98,6 +102,19 @@ class Unit:
         if self._worker is not None and self.state == "serving":
             with contextlib.suppress(WorkerError):
                 self._note(await self._worker.ping(self._settings.ping_timeout_s))
+
+    async def endure(self, warmth: Warmth) -> None:
+        """How warm the device is, which its module bears from now on, also in workers that are started later."""
+        self._warmth = warmth
+        if self._worker is not None and self.state == "serving":
+            with contextlib.suppress(WorkerError):
+                await self._bear(self._worker)
+
+    async def _bear(self, worker: WorkerProcess) -> None:
+        """Raises WorkerError."""
+        bears = burden(self._warmth, worker.resources.priority)
+        await (slow if bears.slow else restore)(worker)
+        await worker.hold(bears.requests, bears.sources)
 
     def record(self) -> Before:
         """How the worker has done, by `stats`."""
@@ -198,6 +215,8 @@ class Unit:
         self._since = time.monotonic()
         self._set("serving")
         assert self._worker is not None  # noqa: S101 - just taken
+        if self._warmth is not Warmth.COOL:
+            await self._bear(self._worker)
         await self._watch(self._worker)
 
     async def _watch(self, worker: WorkerProcess) -> None:

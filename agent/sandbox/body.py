@@ -39,6 +39,9 @@ class Body(Protocol):
     def weigh(self, weight: int) -> None:
         """Its share of the processors, where that can be set."""
 
+    def cap(self, percent: int) -> None:
+        """The most of the processors, where that can be set (100: one of them, 0: no limit)."""
+
 
 class ProcessBody:
     """A child process in a cage. `pid` is that of its process group, which begins with a wrapper if there is one."""
@@ -66,6 +69,10 @@ class ProcessBody:
         elif code == -signal.SIGKILL and kernel_kills() > self._kills:
             self.out_of_memory = True  # this one or another: somebody had to go, and nobody else says why it went
         return code
+
+    def cap(self, percent: int) -> None:
+        if self._cage.cgroup is not None:
+            self._cage.cgroup.cap(percent)
 
     def weigh(self, weight: int) -> None:
         if self._cage.cgroup is not None:

@@ -39,6 +39,7 @@ from agent.sandbox.protocol import (
     Drain,
     Drained,
     FrameError,
+    Hold,
     Notice,
     Order,
     Passed,
@@ -57,8 +58,7 @@ from agent.sandbox.protocol import (
     frame,
     read_notice,
 )
-from agent.sandbox.share import SHARES
-from modules.manifest import SamplingPolicy
+from modules.manifest import Resources, SamplingPolicy
 from modules.messages import Stream
 
 SERVE_DEADLINE_S = 10.0
@@ -108,7 +108,7 @@ class WorkerProcess:
         self.output: LogPipe | None = None
         self.box: BlackBox | None = None
         self.under_way = ""  # the prediction that it ended in, where that was recorded
-        self.share = SHARES["normal"]  # of the processors; the runtime says another
+        self.resources = Resources()  # what it may take; the runtime says another
         self._body = body
         self._channel = channel
         self._on_item = on_item
@@ -153,6 +153,19 @@ class WorkerProcess:
             self._kill()
             text = f"worker of {self.name}: it took no order within {SERVE_DEADLINE_S:g} s; it was killed"
             raise WorkerError(text, "worker-timeout") from None
+
+    async def hold(self, requests: bool, sources: bool) -> None:
+        """What the module does not do for now; not answered. Raises WorkerError."""
+        try:
+            await self._send(Hold(requests, sources), SERVE_DEADLINE_S)
+        except TimeoutError:
+            self._kill()
+            text = f"worker of {self.name}: it took no order within {SERVE_DEADLINE_S:g} s; it was killed"
+            raise WorkerError(text, "worker-timeout") from None
+
+    def cap(self, percent: int) -> None:
+        """What it may take of the processors, where that can be set (100: one of them, 0: no limit)."""
+        self._body.cap(percent)
 
     def keep(self, box: BlackBox | None) -> None:
         """The page that it writes on, to be read at its end."""

@@ -67,6 +67,13 @@ class SetPolicy(msgspec.Struct, frozen=True, tag="set-policy"):
     sampling: SamplingPolicy
 
 
+class Hold(msgspec.Struct, frozen=True, tag="hold"):
+    """From now on answer requests with 503, and take no inputs from sources; both false ends that. Not answered."""
+
+    requests: bool = False
+    sources: bool = False
+
+
 class Ping(msgspec.Struct, frozen=True, tag="ping"):
     """Are you there, and how are you doing?"""
 
@@ -75,7 +82,7 @@ class Stop(msgspec.Struct, frozen=True, tag="stop"):
     """Exit now. Not answered."""
 
 
-Order = Start | SelfTest | Serve | Drain | SetPolicy | Ping | Stop
+Order = Start | SelfTest | Serve | Drain | SetPolicy | Hold | Ping | Stop
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):

@@ -147,6 +147,12 @@ class Session:
     def set_policy(self, policy: SamplingPolicy) -> None:
         self.watch.set_policy(policy)
 
+    def hold(self, requests: bool, sources: bool) -> None:
+        """What waits for cooler times; false lets it go on."""
+        self._predictor.held = requests
+        if self._sources is not None:
+            self._sources.hold(sources)
+
     def stats(self) -> Stats:
         stats = self.counters.stats()
         return msgspec.structs.replace(stats, sources=self._sources.seen()) if self._sources is not None else stats

@@ -20,6 +20,7 @@ from agent.sandbox.protocol import (
     Drain,
     Drained,
     FrameError,
+    Hold,
     Notice,
     Order,
     Ping,
@@ -111,6 +112,9 @@ class Worker:
                 return Drained(await session.drain(deadline_s))
             case SetPolicy(sampling=sampling):
                 session.set_policy(sampling)
+                return None
+            case Hold(requests=requests, sources=sources):
+                session.hold(requests, sources)
                 return None
             case Ping():
                 return Pong(session.stats())

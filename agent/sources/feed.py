@@ -70,6 +70,8 @@ class Feed:
         self._recorder = recorder
         self._counters = counters
         self._stop = threading.Event()
+        self._going = threading.Event()
+        self._going.set()
         self._life = os.urandom(8).hex()
         self._number = 0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -93,6 +95,8 @@ class Feed:
 
     def predict(self, name: str, inputs: dict[str, Array], rows: int, token: object = None) -> Result:
         """One item at once. Never raises."""
+        if not self._going.is_set():
+            self._wait()
         return self._one(Item(name, inputs, rows, token=token))
 
     def _work(self) -> None:
@@ -119,6 +123,9 @@ class Feed:
         self.intake.open()
         self.state = "open"
         while not self._stop.is_set():
+            if not self._going.is_set():
+                self._wait()
+                continue
             items = self.intake.take(self._rules.most_rows)
             if not items:
                 continue
@@ -126,6 +133,16 @@ class Feed:
             for group in self._groups(items):
                 self._run(group)
             self.intake.settled(items)
+
+    def hold(self, held: bool) -> None:
+        """From the next items on, it waits, or goes on."""
+        (self._going.clear if held else self._going.set)()
+
+    def _wait(self) -> None:
+        self.state = "held: the device is too hot"
+        while not (self._stop.is_set() or self._going.wait(TURN_PAUSE_S)):
+            pass
+        self.state = "open"
 
     def _groups(self, items: list[Item]) -> Iterator[list[Item]]:
         """Neighbours that can be run together."""

@@ -41,6 +41,11 @@ class Sources:
             SourceSeen(feed.kind, feed.state, feed.taken, feed.failed, feed.intake.dropped) for feed in self.feeds
         )
 
+    def hold(self, held: bool) -> None:
+        """Whether they wait, for cooler times."""
+        for feed in self.feeds:
+            feed.hold(held)
+
     async def drain(self, deadline_s: float) -> int:
         """Ends what they do; nothing is cut that somebody waits for."""
         await asyncio.gather(*(feed.stop(deadline_s) for feed in self.feeds))
