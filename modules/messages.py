@@ -213,7 +213,7 @@ class ModuleReport(msgspec.Struct, frozen=True):
 
     `verified` is true once it has come through probation. Counts are since the worker started. `confinement` is what
     its worker did to be confined, `level` the word of `Confinement` for that. `stages` is what `execution` says, as
-    values.
+    values. `sources` says of each how it does, such as "mqtt: open".
     """
 
     name: str
@@ -231,6 +231,7 @@ class ModuleReport(msgspec.Struct, frozen=True):
     endpoint: str = ""
     level: str = ""
     stages: tuple[Execution, ...] = ()
+    sources: tuple[str, ...] = ()
 
 
 class UpdateReport(msgspec.Struct, frozen=True):

@@ -300,10 +300,12 @@ class ProcessRuntime:
             outside=namespaces(),
             around=cage.words,
             floor=self._settings.floor,
-            given=self._given(slot, endpoint, cage, circuit, cache),
+            given=self._given(slot, endpoint, cage, circuit, cache, door),
         )
 
-    def _given(self, slot: Slot, endpoint: Endpoint, cage: Cage, circuit: Circuit, cache: Path | None) -> Given:
+    def _given(
+        self, slot: Slot, endpoint: Endpoint, cage: Cage, circuit: Circuit, cache: Path | None, door: Door
+    ) -> Given:
         settings = self._settings
         given = Given(
             providers=self._providers,
@@ -311,6 +313,8 @@ class ProcessRuntime:
             cache_bytes=self._caches.each_bytes if cache else 0,
             circuit=circuit,
             fast=endpoint.fast_handle,
+            dial=door.handle,
+            places=places(slot.manifest.runtime.sources),
         )
         return limited(
             self._access.given(given),

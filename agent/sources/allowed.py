@@ -20,8 +20,7 @@ _WRITE = "write:"
 class SourceNotAllowed(WorkerError):
     """A module wants a source that this device does not allow (`serving.sources`)."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, "source-not-allowed")
+    key = "source-not-allowed"
 
 
 def check_allowed(manifest: Manifest, allowed: Sequence[str]) -> None:
