@@ -80,7 +80,7 @@ def _locked(lock: str) -> Iterator[tuple[str, frozenset[str], str]]:
 
 
 def _files(unpacked: Path, max_mib: int) -> dict[str, Path]:
-    """What is imported or read by what is; no scripts, no byte code, and no code for other interpreters' start-up."""
+    """What is imported or read by what is; no scripts, and no code for an interpreter's start-up."""
     found: dict[str, Path] = {}
     size = 0
     for path in sorted(path for path in unpacked.rglob("*") if path.is_file() and not path.is_symlink()):
@@ -97,7 +97,7 @@ def _files(unpacked: Path, max_mib: int) -> dict[str, Path]:
 
 
 def _is_wanted(inside: Path) -> bool:
-    if inside.parts[0] == "bin" or inside.suffix in (".pyc", ".pth") or inside.name.startswith(".lock"):
+    if inside.parts[0] == "bin" or inside.suffix == ".pth" or inside.name.startswith(".lock"):
         return False
     return not (inside.parent.name.endswith(".dist-info") and inside.name in _LEFT)
 

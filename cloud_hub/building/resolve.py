@@ -16,10 +16,12 @@ from pathlib import Path
 import msgspec
 from uv import find_uv_bin
 
+from cloud_hub.building.bytecode import compile_libraries
 from cloud_hub.building.device_packages import DEVICE
 from cloud_hub.building.requirements import Wanted
 from cloud_hub.building_settings import NO_INDEX, BuildingSettings
 from cloud_hub.errors import Unavailable, Unprocessable
+from modules.environment import FOLDER
 
 MAX_SAID = 2000
 # What uv may see of the hub's environment: where things are, how to get out, and its own settings.
@@ -68,13 +70,16 @@ class Resolver:
         )  # fmt: skip
 
     async def unpack(self, lock: Path, target: Target, folder: Path) -> Path:
-        """The wheels' files, as an interpreter would import them, in a folder below `folder`. Raises as `lock`."""
+        """The wheels' files, as an interpreter would import them, with its byte code, in a folder below `folder`.
+        Raises as `lock`.
+        """
         unpacked = folder / "unpacked"
         await self._uv(
             "pip", "install", "--target", str(unpacked), "--requirement", str(lock), "--no-deps", "--require-hashes",
             "--link-mode", "copy", "--quiet", "--python-version", target.python, *self._common(target, folder),
             cwd=folder,
         )  # fmt: skip
+        await compile_libraries(unpacked, FOLDER, target.python, self.settings.deadline_s)
         return unpacked
 
     def _common(self, target: Target, folder: Path) -> list[str]:
@@ -115,6 +120,8 @@ def pinned(lock: str) -> Sequence[str]:
 
 def _failed(said: str) -> Unprocessable | Unavailable:
     text = re.sub(r"\s+", " ", said).strip()[:MAX_SAID]
+    if own := [name for name in DEVICE if re.search(rf"\b{name}[<>=!~ ]", text)]:
+        text += f" [{', '.join(own)}: the devices' own, {', '.join(DEVICE[name] for name in own)}]"
     if _NO_ROUTE.search(text):
         return Unavailable("index-unreachable", f"environment: the package index did not answer: {text}")
     return Unprocessable(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -39,7 +41,7 @@ async def built(tmp_path: Path, wheels: Path, text: str, target: Target = X86, *
 
 async def test_a_list_becomes_files_with_a_lock_of_exact_versions_and_hashes(tmp_path: Path, wheels: Path) -> None:
     files = await built(tmp_path, wheels, "greeting>=1  # says hello\n\n")
-    assert {path for path in files if not path.endswith(("METADATA", "WHEEL"))} == {
+    assert {path for path in files if not path.endswith(("METADATA", "WHEEL", ".pyc"))} == {
         "environment/greeting/__init__.py",
         "environment/greeting/a/__init__.py",
         "environment/greeting/b/__init__.py",
@@ -189,18 +191,41 @@ async def test_a_wheel_cannot_leave_its_folder(tmp_path: Path, wheels: Path) -> 
     assert not list(tmp_path.rglob("escaped.py"))
 
 
+OURS = {"environment/__pycache__/odd.cpython-311.pyc", "environment/_odd/__pycache__/_private.cpython-311.pyc"}
+
+
 async def test_scripts_byte_code_and_startup_files_of_wheels_stay_out(tmp_path: Path, wheels: Path) -> None:
     files = {
         "odd.py": b"", "odd.pth": b"import os", "__pycache__/odd.cpython-311.pyc": b"",
         "odd-1.0.data/scripts/odd": b"#!python\n", "odd_data/a b (1).txt": b"x", "_odd/_private.py": b"",
     }  # fmt: skip
-    write_wheel(wheels, "odd", "1.0", files)
+    write_wheel(wheels, "odd", "1.0", {**files, "stray.pyc": b"x"})
     found = await built(tmp_path, wheels, "odd")
-    assert {path for path in found if "dist-info" not in path} == {
+    assert {path for path in found if "dist-info" not in path and path not in OURS} == {
         "environment/odd.py",
         "environment/_odd/_private.py",
         "requirements.lock",
     }
+
+
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the hub compiles for its own Python only")
+async def test_byte_code_comes_with_the_libraries_and_is_the_hubs_own(tmp_path: Path, wheels: Path) -> None:
+    broken = {"good.py": b"x = 1\n", "template.py": b"x = {{ y }\n", "__pycache__/good.cpython-311.pyc": b"evil"}
+    write_wheel(wheels, "good", "1.0", broken)
+    files = await built(tmp_path, wheels, "good")
+    code = files["environment/__pycache__/good.cpython-311.pyc"]
+    assert code[:4] == importlib.util.MAGIC_NUMBER
+    assert code[4:8] == b"\1\0\0\0"  # by a hash that nobody checks: no time, no path of this machine
+    assert b"environment/good.py" in code
+    assert str(tmp_path).encode() not in code
+    assert "environment/template.py" in files
+    assert "environment/__pycache__/template.cpython-311.pyc" not in files
+
+
+async def test_for_another_python_there_is_no_byte_code(tmp_path: Path, wheels: Path) -> None:
+    write_wheel(wheels, "good", "1.0", {"good.py": b"x = 1\n"})
+    files = await built(tmp_path, wheels, "good", Target("x86_64", "3.14", "2.28"))
+    assert not [path for path in files if path.endswith(".pyc")]
 
 
 async def test_a_library_whose_code_has_a_name_that_no_module_may_have_is_refused(tmp_path: Path, wheels: Path) -> None:
