@@ -125,8 +125,9 @@ def echo_specs(datatype: str, rows: int = -1) -> tuple[TensorSpec, TensorSpec]:
     return TensorSpec("x", datatype, (rows, 2)), TensorSpec("y", datatype, (rows, 2))
 
 
-@pytest.mark.parametrize("datatype", sorted(tflite_models.TYPES))
-@pytest.mark.parametrize("free", [True, False], ids=["free", "fixed"])
+@pytest.mark.parametrize(
+    ("datatype", "free"), [("FP32", False), ("INT8", False), *((name, True) for name in sorted(tflite_models.TYPES))]
+)
 def test_every_datatype_goes_in_and_comes_out_as_it_is(tmp_path: Path, datatype: str, free: bool) -> None:
     backend = loaded(tmp_path, tflite_models.echo(datatype, free), *echo_specs(datatype, -1 if free else 3))
     values = np.array([[1, 0], [2, 3], [100, 5]])
