@@ -26,6 +26,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from agent.sandbox.given import Given
 from agent.sandbox.protocol import (
     Notice,
     Order,
@@ -139,7 +140,9 @@ class Ours(Server):
         unix, tcp = socket.socket(socket.AF_UNIX), socket.socket()
         unix.bind(self.address)
         tcp.bind(("127.0.0.1", 0))
-        for one in (unix, tcp):
+        fast = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        fast.bind(self.address.replace(".sock", ".fast.sock"))
+        for one in (unix, tcp, fast):
             one.listen(64)
         self.tcp = f"127.0.0.1:{tcp.getsockname()[1]}"
         self._channel, theirs = socket.socketpair()
@@ -147,13 +150,15 @@ class Ours(Server):
         started = time.monotonic()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "agent.sandbox.worker", str(theirs.fileno())],
-            pass_fds=(theirs.fileno(), *handles), cwd=ROOT, start_new_session=True,
+            pass_fds=(theirs.fileno(), *handles, fast.fileno()), cwd=ROOT, start_new_session=True,
             stdout=self.printed, stderr=self.printed,
         )  # fmt: skip
         theirs.close()
         threading.Thread(target=self._read, daemon=True).start()
         policy = SamplingPolicy(rate=0.01, window_s=1.0)
-        self.ready = self.ask(Start(str(self._slot), encode_manifest(self._manifest), policy, handles), Ready)
+        given = Given(fast=fast.fileno())
+        order = Start(str(self._slot), encode_manifest(self._manifest), policy, handles, given=given)
+        self.ready = self.ask(order, Ready)
         self.ask(SelfTest(), msgspec.Struct)
         self.ask(Serve(), msgspec.Struct)
         assert self.answers(), "ours does not answer"

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -17,6 +18,7 @@ from agent.endpoint.batches import cut
 from agent.endpoint.counters import Counters
 
 PACE_S = 0.05
+MOST_ALIKE = 128  # read together
 MAX_LEFT = 4096  # predictions of threads that the loop has not taken up; more are only counted
 
 
@@ -47,6 +49,22 @@ class Together(msgspec.Struct, gc=False):
         return predictions
 
 
+class Form(Protocol):
+    """How predictions of one kind lie in bytes. `read` is called on the loop's thread."""
+
+    rows: int
+
+    def read(self, unread: Sequence[Unread]) -> Together | list[Prediction]: ...
+
+
+class Unread(NamedTuple):
+    """A prediction as it was found in memory; made arrays of later, together with others of the same form."""
+
+    form: Form
+    id: bytes
+    data: bytes
+
+
 Observer = Callable[[Prediction], None]
 
 
@@ -59,7 +77,7 @@ class Recorder:
         self._counters = counters
         self.observe = observe
         self.observe_together = observe_together or self._each
-        self._left: deque[tuple[Prediction | Callable[[], Prediction], int]] = deque(maxlen=MAX_LEFT)
+        self._left: deque[tuple[Prediction | Unread, int]] = deque(maxlen=MAX_LEFT)
         self._lost = 0
         self._taker: asyncio.Task[None] | None = None
 
@@ -73,8 +91,8 @@ class Recorder:
         for prediction in together.apart():
             self.observe(prediction)
 
-    def leave(self, prediction: Prediction | Callable[[], Prediction], took_us: int) -> None:
-        """From any thread. What is not made yet is made on the loop's."""
+    def leave(self, prediction: Prediction | Unread, took_us: int) -> None:
+        """From any thread."""
         self._left.append((prediction, took_us))
 
     @property
@@ -93,10 +111,27 @@ class Recorder:
         self.take_up()
 
     def take_up(self) -> None:
+        alike: list[Unread] = []
         for _ in range(len(self._left)):
             left, took_us = self._left.popleft()
-            prediction = left if isinstance(left, Prediction) else left()
-            self.count(prediction.rows, took_us)
+            if alike and (isinstance(left, Prediction) or left.form is not alike[0].form or len(alike) >= MOST_ALIKE):
+                self._read(alike)
+                alike = []
+            if isinstance(left, Prediction):
+                self.count(left.rows, took_us)
+                self.observe(left)
+            else:
+                self.count(left.form.rows, took_us)
+                alike.append(left)
+        if alike:
+            self._read(alike)
+
+    def _read(self, alike: list[Unread]) -> None:
+        seen = alike[0].form.read(alike)
+        if isinstance(seen, Together):
+            self.observe_together(seen)
+            return
+        for prediction in seen:
             self.observe(prediction)
 
     async def _take(self) -> None:

@@ -7,16 +7,15 @@ when run in a loop. So what the watch needs is taken as one piece of bytes, and 
 
 from __future__ import annotations
 
-import functools
 import math
 import mmap
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from agent.backends import Array, BackendError, Binds
 from agent.endpoint.codec import DTYPES
-from agent.endpoint.recorder import Prediction
+from agent.endpoint.recorder import Prediction, Together, Unread
 from agent.fast.plan import INDICES, SMALL_BYTES, Plan
 from agent.fast.wire import Placed, layout
 from modules.manifest import Manifest
@@ -37,6 +36,8 @@ class BoundPlan:
         self._inputs_at = plan.inputs_at
         self._outputs_at = [(spec, placed) for (_, spec), placed in zip(plan.outputs, plan.outputs_at, strict=True)]
         self._end = _end(plan)
+        specs = [*self._inputs_at, *self._outputs_at]
+        self._single = all(spec.shape[:1] == (-1,) and placed.shape[0] == 1 for spec, placed in specs)
         self._complete = [_numbers(view) for name, view in plan.views.items() if name in not_missing]
 
     def run(self, _: Mapping[str, Array]) -> dict[str, Array]:
@@ -46,16 +47,29 @@ class BoundPlan:
 
     def may_be_missing(self) -> bool:
         """Whether some number that must be there may be none: NaN stays NaN in every sum."""
-        return any((total := sum(numbers)) != total for numbers in self._complete)
+        for numbers in self._complete:
+            total = sum(numbers)
+            if total != total:
+                return True
+        return False
 
-    def seen(self, id_: bytes) -> Callable[[], Prediction]:
-        """What is in the area now, to be looked at later."""
-        return functools.partial(self._prediction, id_, self._area[: self._end])
+    def seen(self, id_: bytes) -> Unread:
+        """What is in the area now."""
+        return Unread(self, id_, self._area[: self._end])
 
-    def _prediction(self, id_: bytes, data: bytes) -> Prediction:
-        inputs = {spec.name: _array(data, spec, placed) for spec, placed in self._inputs_at}
-        outputs = {spec.name: _array(data, spec, placed) for spec, placed in self._outputs_at}
-        return Prediction(id_.decode(), self.rows, inputs, outputs)
+    def read(self, unread: Sequence[Unread]) -> Together | list[Prediction]:
+        """Of single rows, one block for all."""
+        if not self._single:
+            return [self._prediction(one) for one in unread]
+        block = np.frombuffer(b"".join(one.data for one in unread), np.uint8).reshape(len(unread), self._end)
+        inputs = {spec.name: _rows(block, spec, placed) for spec, placed in self._inputs_at}
+        outputs = {spec.name: _rows(block, spec, placed) for spec, placed in self._outputs_at}
+        return Together([one.id.decode() for one in unread], [1] * len(unread), inputs, outputs)
+
+    def _prediction(self, one: Unread) -> Prediction:
+        inputs = {spec.name: _array(one.data, spec, placed) for spec, placed in self._inputs_at}
+        outputs = {spec.name: _array(one.data, spec, placed) for spec, placed in self._outputs_at}
+        return Prediction(one.id.decode(), self.rows, inputs, outputs)
 
 
 def bind(
@@ -92,6 +106,12 @@ class _Sum:
     def __iter__(self) -> Iterator[float]:
         with np.errstate(all="ignore"):
             yield float(self._view.sum())
+
+
+def _rows(block: Array, spec: TensorSpec, placed: Placed) -> Array:
+    cells = np.ascontiguousarray(block[:, placed.offset : placed.offset + placed.size])
+    array: Array = cells.view(DTYPES[spec.datatype])
+    return array.reshape(len(block), *placed.shape[1:])
 
 
 def _array(data: bytes, spec: TensorSpec, placed: Placed) -> Array:

@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 IDLE_S = 300.0
 SEND_S = 10.0
 MAX_PLANS = 64  # forms of requests that are remembered per client
+_PREDICT = PREDICT[0]
 _TIME = struct.Struct("ll")
 
 
@@ -81,7 +82,10 @@ class Seat:
             self._take_area()
             while message := self._sock.recv(MAX_MESSAGE):
                 self.busy = True
-                self._answer(message)
+                if message[0] == _PREDICT:
+                    self._predict(message)
+                else:
+                    self._take_other(message)
                 self.busy = False
         except (OSError, BlockingIOError):
             pass  # it left, or said nothing for too long: it will come again
@@ -109,13 +113,10 @@ class Seat:
             raise ConnectionAbortedError(str(error)) from error
         self._sock.send(TAKEN)
 
-    def _answer(self, message: bytes) -> None:
-        if message[:1] == PREDICT:
-            self._predict(message)
-        elif message == GROW:
-            self._take_area()
-        else:
+    def _take_other(self, message: bytes) -> None:
+        if message != GROW:
             raise WireError(f"expected a request, got {len(message)} bytes of kind {message[:1]!r}")
+        self._take_area()
 
     def _predict(self, message: bytes) -> None:
         started = time.perf_counter_ns()
@@ -142,9 +143,8 @@ class Seat:
 
     def _run_bound(self, bound: BoundPlan, body: bytes, id_: bytes, started: int) -> bool:
         """Whether that was possible; else it is run as any other, and tells why not. Raises Refused, OSError."""
-        if bound.may_be_missing():
+        if bound.may_be_missing() or not id_.isascii():
             return False
-        id_.decode()
         try:
             self._service.predictor.run_here(bound.inputs, bound.rows, bound.run)
         except BackendError:  # such as outputs of another shape this time
