@@ -51,6 +51,21 @@ def check_source(source: str, path: str) -> None:
     check_names(defined | imported, path)
 
 
+def says_thread_safe(source: str, path: str) -> bool:
+    """Whether the text sets THREAD_SAFE = True for the whole file. Raises EntryError. Runs nothing."""
+    try:
+        body = ast.parse(source, path).body
+    except (SyntaxError, ValueError) as error:
+        raise EntryError(f"{path}: expected Python, got {error}") from error
+    return any(
+        isinstance(node, ast.Assign)
+        and any(isinstance(target, ast.Name) and target.id == THREAD_SAFE for target in node.targets)
+        and isinstance(node.value, ast.Constant)
+        and node.value.value is True
+        for node in body
+    )
+
+
 def check_names(names: set[str], path: str) -> None:
     """Raises EntryError when the functions of the contract are missing."""
     if INIT not in names or not names & {RUN, PREDICT}:

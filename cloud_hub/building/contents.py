@@ -6,6 +6,7 @@ Called by `building.model_module`. What devices take is `agent.formats`'s; a tes
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 from cloud_hub.building.bench import Bench
@@ -14,9 +15,10 @@ from cloud_hub.errors import Unprocessable
 from cloud_hub.fpga.module import is_of_overlay, overlay_in
 from cloud_hub.registry import ModelVersion
 from modules.bundle import check_path
-from modules.entry import check_source
+from modules.entry import THREAD_SAFE, check_source, says_thread_safe
 from modules.environment import FOLDER, LOCK_PATH, is_inside
 from modules.overlay import OVERLAY_PATH
+from modules.runtime import Runtime
 
 ENTRY_PATH = "entry.py"
 GOLDEN_PATH = "golden.msgpack"
@@ -58,6 +60,15 @@ def _check(path: str, scripted: bool) -> None:
         raise Unprocessable("format-refused", f"{path}: expected one of {', '.join(sorted(allowed))} in a module")
     if path in _RESERVED or is_inside(path, FOLDER):
         raise Unprocessable("path-reserved", f"{path}: this name is kept for what the build writes")
+
+
+def check_instances(runs: Runtime, sources: Mapping[str, Path]) -> None:
+    """That a script which shall be called several times at once says that it may. Raises Unprocessable."""
+    entries = {runs.entry, *(stage.entry for stage in runs.stages)} - {""}
+    for entry in sorted(entries) if runs.instances > 1 else ():
+        if not says_thread_safe(sources[entry].read_text(), entry):
+            text = f"{entry}: expected {THREAD_SAFE} = True in a script that shall run {runs.instances} calls at once"
+            raise Unprocessable("entry-invalid", f"{text} (runtime.instances); nothing was built")
 
 
 def _check_script(path: Path) -> None:

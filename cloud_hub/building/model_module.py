@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from cloud_hub.building.bench import Bench
-from cloud_hub.building.contents import GOLDEN_PATH, REFERENCE_PATH, gather
+from cloud_hub.building.contents import GOLDEN_PATH, REFERENCE_PATH, check_instances, gather
 from cloud_hub.building.environment import environment, target_of
 from cloud_hub.building.known_answers import known_answers
 from cloud_hub.building.manifests import lineage, requirements, understood
@@ -34,6 +34,7 @@ async def model_manifest(
     target = target_of(profile, request.python, resolver)
     libraries = await _libraries(request, target, resolver, bench)
     runs = runtime(request, sources, FOLDER if len(libraries) > 1 else "")
+    check_instances(runs, sources)
     runs, result = await known_answers(request, runs, sources, bench)
     sources |= _written(result, bench.folder)
     own, carried = await bench.store(sources), await bench.store(libraries)

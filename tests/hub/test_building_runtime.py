@@ -12,13 +12,16 @@ import msgspec
 import numpy as np
 import pytest
 
+from agent.formats import check_formats
 from cloud_hub.blobs import Blobs
+from cloud_hub.building.contents import DATA_SUFFIXES, MODEL_SUFFIXES
 from cloud_hub.building.request import BuildRequest
 from cloud_hub.errors import Unprocessable
 from cloud_hub.events import Events
 from cloud_hub.store.engine import Store
+from modules.bundle import FileEntry
 from modules.environment import FOLDER
-from modules.manifest import NEWER_AGENT, Manifest
+from modules.manifest import NEWER_AGENT, Lineage, Manifest
 from modules.runtime import Provider, Runtime, Stage
 from modules.sources import Directory
 from modules.steps import Cast, Normalise, Softmax
@@ -216,6 +219,22 @@ async def test_a_script_that_is_none_is_refused(shop: Shop, source: bytes) -> No
     await shop.register(notes_txt=b"x")
     with pytest.raises(Unprocessable, match=r"entry\.py"):
         await shop.build(**await script_fields(shop, source))
+
+
+async def test_several_calls_at_once_need_a_script_that_says_so(shop: Shop) -> None:
+    await shop.register(notes_txt=b"x")
+    runtime = Runtime(instances=2)
+    with pytest.raises(Unprocessable, match="expected THREAD_SAFE = True") as refused:
+        await shop.build(**await script_fields(shop, runtime=runtime))
+    assert refused.value.key == "entry-invalid"
+    manifest = await shop.build(**await script_fields(shop, SCRIPT + b"THREAD_SAFE = True\n", runtime=runtime))
+    assert manifest.runtime.instances == 2
+
+
+@pytest.mark.parametrize("suffix", sorted({*DATA_SUFFIXES, *MODEL_SUFFIXES}))
+def test_what_the_hub_puts_into_a_module_a_device_takes(suffix: str) -> None:
+    files = tuple(FileEntry(path, 0, "0" * 64, ()) for path in ("model.onnx", f"beside{suffix}"))
+    check_formats(Manifest("m", 1, PROFILE, Lineage("m", 1), (X,), (Y,), files))
 
 
 @pytest.mark.parametrize("fields", [{"folder": "../up"}, {"folder": "/abs"}, {"folder": "environment"}])

@@ -192,6 +192,16 @@ async def test_a_flood_of_prints_harms_nobody(tmp_path: Path, write: Write) -> N
         assert (await score(worker, BODY)).json == [1.0]
 
 
+async def test_a_script_that_ends_the_process_ends_its_worker_and_nothing_else(tmp_path: Path, write: Write) -> None:
+    async with WorkerDriver(
+        tmp_path / "slot", write("import os\ndef init(): pass\ndef run(d): os._exit(3)\n")
+    ) as worker:
+        await worker.serve()
+        with pytest.raises((ConnectionError, IndexError, ValueError, EOFError)):
+            await score(worker, BODY)
+        assert await worker.exit_code() == 3
+
+
 @pytest.mark.parametrize(
     ("run", "words"),
     [
