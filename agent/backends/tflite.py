@@ -16,6 +16,7 @@ from agent.backends.place import Place
 from agent.backends.tflite_delegates import KERNELS, Wish, installed, load, took, try_libraries, unmet, wish
 from agent.backends.tflite_instance import Instance
 from agent.backends.tflite_runtime import open_runtime
+from modules.errors import TensorError
 from modules.execution import Execution
 from modules.runtime import Stage
 from modules.tensors import TensorSpec
@@ -79,17 +80,18 @@ class TfliteBackend:
             before = interpreter._get_ops_details()
             interpreter.allocate_tensors()
             after = interpreter._get_ops_details()
-        except (ValueError, RuntimeError, MemoryError) as error:
+            instance = Instance(interpreter)
+            inputs, outputs = instance.inputs(), instance.outputs()
+        except (ValueError, RuntimeError, MemoryError, TensorError) as error:
             key = "out-of-memory" if isinstance(error, MemoryError) else "load-failed"
             raise BackendError(key, f"{stage.model}: {str(error).strip()[:500]}") from error
-        instance = Instance(interpreter)
-        _check_specs("input", stage.inputs, instance.inputs(), complete=True)
-        _check_specs("output", stage.outputs, instance.outputs(), complete=False)
+        _check_specs("input", stage.inputs, inputs, complete=True)
+        _check_specs("output", stage.outputs, outputs, complete=False)
         self._execution = _ran(stage, wanted, took(before, after, tuple(delegates)), reasons)
         return instance
 
     def _delegates(self, wanted: Wish, reasons: dict[str, str]) -> dict[str, Any]:
-        """Those that can be loaded; the others with their reasons. Raises BackendError where the wish forbids that."""
+        """Those that can be loaded; of the others the reasons."""
         made: dict[str, Any] = {}
         for provider in wanted.libraries:
             why = self._tried.get(provider.name, "it was not tried before the worker was confined")
