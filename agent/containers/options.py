@@ -15,6 +15,7 @@ from agent.containers.protocol import MANAGED, MODULE
 from agent.containers.settings import ContainerSettings
 from agent.errors import WorkerError
 from agent.sandbox.cgroup import MAX_PROCESSES, RUNTIME_MIB
+from agent.sandbox.share import share
 from modules.containers import Container
 from modules.images import MODULE_ROOT
 from modules.manifest import Manifest
@@ -64,6 +65,7 @@ def seen_at(manifest: Manifest, slot: Path) -> str:
 
 
 def _host(manifest: Manifest, container: Container, door: Path | None, cpus: tuple[int, ...]) -> dict[str, Any]:
+    its = share(manifest.resources)
     folder = f"rw,noexec,nosuid,nodev,mode=1777,size={container.writable_mib}m"
     host: dict[str, Any] = {
         "ReadonlyRootfs": True,
@@ -79,8 +81,11 @@ def _host(manifest: Manifest, container: Container, door: Path | None, cpus: tup
         ],
         "RestartPolicy": {"Name": "no"},  # the agent's units do that, with its back-off
         "LogConfig": _LOG,
-        "CpuShares": 512,  # the engine's own default is 1024
+        "CpuShares": its.weight * 1024 // 100,  # the engine's own default is 1024, as a weight of 100
+        "OomScoreAdj": its.oom_score,
     }
+    if manifest.resources.cpu_percent:
+        host["NanoCpus"] = manifest.resources.cpu_percent * 10_000_000
     if manifest.resources.memory_mib:
         limit = (manifest.resources.memory_mib + RUNTIME_MIB) * _MIB
         host |= {"Memory": limit, "MemorySwap": limit}

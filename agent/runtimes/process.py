@@ -38,7 +38,7 @@ from agent.sandbox.level import namespaces
 from agent.sandbox.nursery import Nursery
 from agent.sandbox.protocol import Start
 from agent.sandbox.room import room_for, with_places
-from agent.sandbox.share import limited
+from agent.sandbox.share import cpus, limited
 from agent.slots import Slot, Slots
 from agent.sources.allowed import check_allowed, places
 from agent.sources.door import Door, Doors
@@ -227,7 +227,8 @@ class ProcessRuntime:
         if slot.manifest.runtime.container is not None:
             if self._containers is None:
                 raise WorkerError(f"module {name}: this agent runs no containers", "engine-absent")
-            return self._ranked(await self._containers.spawn(slot, uid, listen, log), slot), NO_CAGE
+            pinned = cpus(resources, sorted(os.sched_getaffinity(0)), self._settings.pin == "on", capped=True)
+            return self._ranked(await self._containers.spawn(slot, uid, listen, log, pinned), slot), NO_CAGE
         room = room_for(
             slot.manifest.requires.accelerators,
             cache,
