@@ -82,6 +82,14 @@ async def test_a_known_head_may_come_in_pieces_or_with_more_behind_it(telling: t
     assert await said(path, HEAD + b"o", b"ne" + HEAD[:9], HEAD[9:], b"two") == [b"POST /a one", b"POST /a two"]
 
 
+async def test_of_two_heads_that_come_at_once_each_stays_itself(telling: tuple[str, Telling]) -> None:
+    path, _ = telling
+    other = HEAD.replace(b"/a", b"/b")
+    for _ in range(2):
+        assert await said(path, HEAD + b"one" + other + b"two") == [b"POST /a one", b"POST /b two"]
+        assert await said(path, HEAD + b"one", other + b"two") == [b"POST /a one", b"POST /b two"]
+
+
 @pytest.mark.parametrize(
     "raw",
     [
