@@ -31,7 +31,9 @@ class EmulationLibrary:
         """`inputs` and `outputs` are elements per row. Raises OverlayError."""
         check_library(path, machine)
         try:
-            library = ctypes.CDLL(str(path))
+            library = ctypes.CDLL(
+                str(path) if path.is_absolute() else f"./{path}"
+            )  # a bare name is looked for elsewhere
             found = getattr(library, ABI_NAME)(), getattr(library, INPUT_NAME)(), getattr(library, OUTPUT_NAME)()
             self._run = getattr(library, RUN_NAME)
         except (OSError, AttributeError) as error:

@@ -89,6 +89,9 @@ class FpgaBackend:
 
     def _through(self, given: Array, answered: Array) -> None:
         assert self._device is not None  # noqa: S101 - load made sure
+        if not np.isfinite(given).all():
+            text = "expected finite numbers, a circuit has no others"  # and the emulation prints a line for each
+            raise BackendError("bad-input", f"input {self._input.name}: {text}")
         if len(given):
             self._device.run(given, answered)
 

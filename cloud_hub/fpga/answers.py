@@ -28,6 +28,8 @@ def record(project: Project, library: Path, data: Path, target: Path) -> FpgaBui
     except (ValueError, OSError) as error:
         raise FpgaError("fpga-data", f"{data.name}: {error}") from error
     given = np.ascontiguousarray(given, dtype=np.float32)
+    if not np.isfinite(given).all():
+        raise FpgaError("fpga-data", f"{data.name}: expected finite numbers, a circuit has no others")
     answered = _emulated(project, library, given)
     named: dict[str, Any] = {project.input.name: given, project.output.name: answered}  # savez has a bool among them
     with target.open("wb") as file:

@@ -80,10 +80,15 @@ def _from_framework(request: FpgaRequest, board: Board, path: Path, folder: Path
             # The publisher's own file on the publisher's own machine: a pickle, as PyTorch saves whole models.
             model = library.load(path, map_location="cpu", weights_only=False).eval()
             first = next(model.parameters())
+            if first.dim() != 2:
+                text = "expected a first layer that is dense, because a .pt does not say the input's shape"
+                raise FpgaError("fpga-unsupported", f"{path.name}: {text}; export it to ONNX, or bring a Keras model")
             shape = {"InputShape": [[None, int(first.shape[-1])]]}
             graph = hls4ml.converters.convert_from_pytorch_model(
                 model, **{**options, "hls_config": {**options["hls_config"], **shape}}
             )
+    except FpgaError:
+        raise
     except Exception as error:
         raise FpgaError("fpga-unsupported", f"{path.name}: {type(error).__name__}: {error}"[:1000]) from error
     types = _written(graph)

@@ -28,7 +28,7 @@ from modules.manifest import Runtime, encode_manifest
 from modules.overlay import EMULATION
 from support.built import Built
 from support.fpga_kernel import Board
-from support.fpga_modules import BITSTREAM, Device, entry, golden_of, module
+from support.fpga_modules import BITSTREAM, Device, entry, golden_of, module, posted
 from support.waiting import until
 from worker.driver import running_as_root
 
@@ -63,8 +63,6 @@ def start(tmp_path: Path) -> Start:
         paths = StatePaths(tmp_path / "state")
         for folder in (paths.root, paths.staging, paths.slots, paths.endpoints, paths.root / "logs"):
             folder.mkdir(exist_ok=True)
-        for folder in (tmp_path, *tmp_path.parents[:2]):
-            folder.chmod(0o755)
         async with AgentStore(paths.database) as store:
             device = Device(paths, store, settings, Fabric(settings.fpga_emulation, root, deadline_s))
             try:
@@ -114,6 +112,22 @@ async def test_an_emulation_that_is_asked_for_answers_and_says_so(
         assert said.why == "the module asks for its emulation"
         assert str(said).startswith(f"fpga: emulation-{MACHINE}.so for pynq-z2, emulated")
         assert (await device.ask(worker, made.x[:20]) == made.emulated(made.x[:20])).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+async def test_what_is_no_number_is_the_callers_fault_and_harms_nobody(
+    made: Made, build: Build, start: Start, value: float
+) -> None:
+    async with start() as device:
+        worker = await device.load(build(providers=ASKED))
+        await device.runtime.serve(worker)
+        rows = np.full((2, 64), value, np.float32)
+        head = {
+            "inputs": [{"name": "X", "datatype": "FP32", "shape": [2, 64], "parameters": {"binary_data_size": 512}}]
+        }
+        status, body = await posted(device.runtime.address("digits"), "digits", head, rows.tobytes())
+        assert (status, "expected finite numbers" in body) == (400, True)
+        assert (await device.ask(worker, made.x[:3]) == made.emulated(made.x[:3])).all()
 
 
 async def test_without_a_board_nothing_is_emulated_that_nobody_asked_for(

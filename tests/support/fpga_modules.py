@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import urllib.request
 from collections.abc import Mapping
+from urllib.error import HTTPError
 
 import msgspec
 import numpy as np
@@ -23,7 +25,7 @@ from modules.overlay import OVERLAY_PATH, Overlay, encode_overlay
 from modules.runtime import Provider
 from modules.tensors import GoldenCase, GoldenSet, Tensor, encode_golden
 from support.built import Built, install
-from support.predict import get
+from support.predict import TIMEOUT_S, get
 
 GOLDEN = "golden.msgpack"
 EXACT = Health(golden=GOLDEN, rtol=0.0, atol=0.0, load_deadline_s=60.0)
@@ -79,6 +81,23 @@ async def asked(address: str, name: str, rows: Array) -> Array:
     return np.array(output["data"], np.float32).reshape(output["shape"])
 
 
+async def posted(address: str, name: str, head: object, blob: bytes) -> tuple[int, str]:
+    """Status and body of an answer to tensors in bytes."""
+    text = json.dumps(head).encode()
+    headers = {"Inference-Header-Content-Length": str(len(text))}
+    question = urllib.request.Request(f"{address}/v2/models/{name}/infer", text + blob, headers)
+
+    def ask() -> tuple[int, str]:
+        try:
+            with urllib.request.urlopen(question, timeout=TIMEOUT_S) as response:
+                return response.status, response.read().decode()
+        except HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+    return await asyncio.to_thread(ask)
+
+
 class Device:
     """An agent's runtime on a folder that plays the machine."""
 
@@ -89,9 +108,7 @@ class Device:
 
     async def load(self, built: Built) -> WorkerProcess:
         """A worker that has passed its golden inputs. Raises WorkerError."""
-        slot = install(self.slots, built, self.paths.staging)
-        for folder in (slot.path, *slot.path.parents[:2]):
-            folder.chmod(0o755)
+        install(self.slots, built, self.paths.staging)
         held = Installed(built.manifest.name, built.manifest.version, built.sha256, 1, "d")
         worker = await self.runtime.load(held)
         self._workers.append(worker)
