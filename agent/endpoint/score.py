@@ -19,6 +19,7 @@ from agent.backends import Array, BackendError
 from agent.backends.script_answers import ScoreAnswer, as_array
 from agent.backends.script_run import ScoreCall
 from agent.endpoint.counters import Counters
+from agent.endpoint.encoding import unpacked
 from agent.endpoint.exchange import RETRY, Handler, Later, Refused, Reply, Request
 from agent.endpoint.recorder import Prediction, Recorder
 from modules.entry import ONLY_INPUT, EntryError, run_result
@@ -60,8 +61,6 @@ class Score:
             return Reply(200, b"")
         if request.method not in _METHODS:
             return self.refused(Refused(405, "expected POST or GET", b"Allow: GET, POST, OPTIONS\r\n"))
-        if request.encoding:
-            return self.refused(Refused(415, "expected a body that is not encoded"))
         if self._waiting >= self._capacity:
             text = f"expected at most {self._capacity} requests at once, got more: try again"
             return self.refused(Refused(503, text, RETRY))
@@ -77,9 +76,9 @@ class Score:
     async def _scored(self, request: Request) -> Reply:
         self._waiting += 1
         try:
-            call = _call(request)
+            call = _call(request, self._manifest.resources.max_request_bytes)
             loop = asyncio.get_running_loop()
-            answer, prediction = await loop.run_in_executor(self._pool, self._ran, call)
+            answer, prediction = await loop.run_in_executor(self._pool, self._ran, call, request.due_ns)
             self._recorder.count(prediction.rows, (time.perf_counter_ns() - request.arrived_ns) // 1000)
             return _reply(answer, lambda: self._watch(prediction))
         except Exception as error:
@@ -87,8 +86,10 @@ class Score:
         finally:
             self._waiting -= 1
 
-    def _ran(self, call: ScoreCall) -> tuple[ScoreAnswer, Prediction]:
+    def _ran(self, call: ScoreCall, due_ns: int) -> tuple[ScoreAnswer, Prediction]:
         """In a thread of ours. Raises BackendError and Refused."""
+        if due_ns and time.perf_counter_ns() > due_ns:
+            raise Refused(504, "the client's deadline was over before the request's turn: it was not run")
         self._run_here(call, 1)
         answer = call.answer
         assert isinstance(answer, ScoreAnswer)  # noqa: S101 - the script's backend raises otherwise
@@ -121,9 +122,11 @@ class Score:
         return self.refused(Refused(500, f"the worker failed on this request: {type(error).__name__}"))
 
 
-def _call(request: Request) -> ScoreCall:
+def _call(request: Request, most: int) -> ScoreCall:
+    """Raises Refused."""
+    body = unpacked(request.body, request.encoding, most) if request.encoding else request.body
     headers = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in request.named)
-    return ScoreCall(request.body, request.method.decode("latin-1"), request.query.decode("latin-1"), headers)
+    return ScoreCall(body, request.method.decode("latin-1"), request.query.decode("latin-1"), headers)
 
 
 def _named(body: object, names: list[str]) -> Mapping[str, object]:

@@ -94,6 +94,7 @@ class Session:
         )  # fmt: skip
         self._recorder = Recorder(self.counters, self.watch.observe, self.watch.observe_together)
         complete = never_missing(manifest, _complete_tensors(reference))
+        self._score: Score | None = None
         self._endpoint = Endpoint(self._handler(order.given, complete), _limits(manifest), guard=_guard(order.given))
         self._fast = open_fast(
             order.given, manifest, backend, self._predictor, self.counters, self._recorder, self.watch, complete
@@ -158,6 +159,8 @@ class Session:
         return msgspec.structs.replace(stats, sources=self._sources.seen()) if self._sources is not None else stats
 
     def close(self) -> None:
+        if self._score is not None:
+            self._score.close()
         self._predictor.close()
         self._backend.close()
 
@@ -175,7 +178,8 @@ class Session:
         if not getattr(self._backend, "scores", False):
             return resources
         here = self._predictor.run_here
-        return Score(resources, here, self._recorder, self.counters, self._manifest, self._backend.parallel)
+        self._score = Score(resources, here, self._recorder, self.counters, self._manifest, self._backend.parallel)
+        return self._score
 
     def _resources(self, given: Given, not_missing: frozenset[str]) -> Resources:
         parser = Parser(self._manifest, not_missing, Regions(allowed=given.shares_memory))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gzip
 import json
 import textwrap
 from collections.abc import Callable
@@ -137,6 +139,22 @@ async def test_run_gets_the_headers_and_a_query_where_it_asks(tmp_path: Path, wr
         assert (await score(worker, b"\xff")).status == 400
 
 
+async def test_a_score_may_be_packed_and_is_not_run_once_its_client_has_gone(tmp_path: Path, write: Write) -> None:
+    source = "import time\ndef init(): pass\ndef run(data):\n    time.sleep(0.05)\n    return data\n"
+    async with WorkerDriver(tmp_path / "slot", write(source)) as worker:
+        await worker.serve()
+
+        def asked(data: bytes, *headers: str) -> bytes:
+            head = [f"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\nConnection: close", *headers]
+            return "\r\n".join([*head, "", ""]).encode() + data
+
+        assert (await worker.ask(asked(gzip.compress(b"{}"), "Content-Encoding: gzip"))).json == "{}"
+        assert (await worker.ask(asked(b"junk", "Content-Encoding: gzip"))).status == 400
+        first = asyncio.create_task(worker.ask(asked(b"1")))
+        late = [worker.ask(asked(b"2", "Request-Deadline-Ms: 1")) for _ in range(3)]
+        assert sorted(answer.status for answer in await asyncio.gather(first, *late))[-1] == 504
+
+
 async def test_a_score_is_sampled_where_it_fits_the_tensors_and_counted_where_it_does_not(
     tmp_path: Path, write: Write
 ) -> None:
@@ -266,8 +284,6 @@ def run(data):
 
 
 async def test_a_script_that_says_it_is_thread_safe_runs_several_calls_at_once(tmp_path: Path) -> None:
-    import asyncio
-
     for safe in ("THREAD_SAFE = True", ""):
         runtime = Runtime(backend="script", model="", entry="entry.py", instances=2)
         source = SLOW.format(safe=safe).encode()
