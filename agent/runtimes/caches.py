@@ -32,8 +32,10 @@ class Caches:
 
     def open(self, slot: Slot, uid: int) -> Path | None:
         """The folder of the module, which `uid` may write to (0: we ourselves). None where there is none: a module runs
-        without, only slower to load. Modules with code of their own get none: they could fill the disk.
+        without, only slower to load. Modules with code of their own get none: they could fill the disk. Those of slots
+        that are gone are removed.
         """
+        self.prune(slot.path.parent)
         runtime = slot.manifest.runtime
         if not self._each_bytes or runtime.scripted or runtime.kind != "process":
             return None

@@ -112,6 +112,15 @@ def test_a_folder_that_has_grown_too_large_is_emptied(state_dir: StatePaths, pla
     assert list(folder.iterdir()) == []
 
 
+def test_the_next_worker_finds_no_folder_of_a_module_that_is_gone(state_dir: StatePaths, plain: Slot) -> None:
+    caches = Caches(state_dir.root / "caches", 1)
+    gone = state_dir.root / "caches" / ("0" * 32)
+    gone.mkdir(parents=True)
+    (gone / "engine").write_text("x")
+    folder = caches.open(plain, 0)
+    assert list((state_dir.root / "caches").iterdir()) == [folder]
+
+
 def test_a_link_in_its_place_is_not_followed(state_dir: StatePaths, plain: Slot, tmp_path: Path) -> None:
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "file").write_text("x")
