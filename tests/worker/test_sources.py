@@ -16,9 +16,14 @@ import cv2
 import numpy as np
 import pytest
 
+from agent.config import ServingSettings
+from agent.runtimes.process import may_become
+from agent.sandbox.bubblewrap import bubblewrap
+from agent.sandbox.cage import Cages
 from agent.sandbox.given import Given
 from agent.sandbox.level import namespaces
 from agent.sandbox.protocol import Drain, Drained, SourceSeen, Start
+from agent.sandbox.room import NO_ROOM, with_places
 from agent.sources.allowed import SourceNotAllowed, check_allowed, places
 from agent.sources.door import Door, Doors
 from agent.sources.memory import Memory
@@ -43,8 +48,8 @@ ALL = SamplingPolicy(rate=1.0, window_s=3600)
 class SourceDriver(WorkerDriver):
     """A worker with a door, as the agent's parent would start it."""
 
-    def __init__(self, slot: Path, manifest: Manifest, doors: Doors) -> None:
-        super().__init__(slot, manifest, ALL)
+    def __init__(self, slot: Path, manifest: Manifest, doors: Doors, uid: int = 0, cage: tuple[str, ...] = ()) -> None:
+        super().__init__(slot, manifest, ALL, uid=uid, cage=cage)
         self.door: Door = doors.open(manifest.name, manifest.runtime.sources)
 
     @property
@@ -58,8 +63,8 @@ class SourceDriver(WorkerDriver):
     async def _start(self, expected: Any) -> Any:
         given = Given(dial=self.door.handle, places=places(self.manifest.runtime.sources))
         order = Start(
-            str(self.slot), encode_manifest(self.manifest), ALL, (self.listener.fileno(),), outside=namespaces(),
-            given=given,
+            str(self.slot), encode_manifest(self.manifest), ALL, (self.listener.fileno(),), self._uid,
+            outside=namespaces(), given=given,
         )  # fmt: skip
         self.door.given()
         return await self.order(order, expected)
@@ -438,7 +443,7 @@ async def test_with_qos_1_no_message_is_lost_when_a_worker_is_killed(
     tmp_path: Path, doors: Doors, broker: Mosquitto
 ) -> None:
     manifest = mqtt_module(tmp_path, broker, qos=1)
-    sent = 60
+    sent = 200  # more than the broker gives without acknowledgements
     heard: set[float] = set()
     async with aiomqtt.Client("127.0.0.1", broker.port) as client:
         await client.subscribe("plant/answers", qos=1)
@@ -609,6 +614,44 @@ async def test_a_worker_reads_the_folder_of_its_source_and_no_other(tmp_path: Pa
             return (await worker.stats()).rows == 1
 
         await until_async(done, "the loop", 40)
+
+
+@pytest.mark.usefixtures("readable_by_all")
+async def test_sources_work_in_namespaces_and_for_a_user_of_its_own(
+    tmp_path: Path, doors: Doors, broker: Mosquitto
+) -> None:
+    uid = 60_977 if may_become(60_977) else 0
+    found = await Cages.find(ServingSettings(), uid, groups=False)
+    if not found.bwrap:
+        pytest.skip(f"bubblewrap does not work here: {'; '.join(found.possible.why_not_higher)}")
+    (tmp_path / "in").mkdir(mode=0o755)
+    (tmp_path / "in").chmod(0o755)
+    (tmp_path / "out").mkdir()
+    folder = Directory(str(tmp_path / "in"), settle_s=0.0, every_s=0.2, results=str(tmp_path / "out"))
+    topic = Mqtt("plant/a/x", f"127.0.0.1:{broker.port}", results="plant/answers")
+    manifest = write_module(
+        tmp_path / "slot", {"s.py": textwrap.dedent(DOUBLE).encode()}, inputs=(X,), outputs=(Y,),
+        runtime=Runtime(model="", entry="s.py", sources=(folder, topic)),
+    )  # fmt: skip
+    room = with_places(NO_ROOM, places(manifest.runtime.sources))
+    cage = bubblewrap(found.bwrap, tmp_path / "slot", uid, room=room)
+    async with (
+        SourceDriver(tmp_path / "slot", manifest, doors, uid, cage) as worker,
+        aiomqtt.Client("127.0.0.1", broker.port) as client,
+    ):
+        ready = await worker.serve()
+        assert "net" in ready.confinement
+        (tmp_path / "in" / "a.json").write_text("[[1, 2]]")
+        (tmp_path / "in" / "a.json").chmod(0o644)
+        assert (await arrived(tmp_path, "a.json.json"))["a.json.json"]["outputs"][0]["data"] == [2, 4]
+
+        async def both() -> bool:
+            return [one.state for one in (await worker.stats()).sources] == ["open", "open"]
+
+        await until_async(both, "both sources to be open", 40)
+        await client.subscribe("plant/answers")
+        await client.publish("plant/a/x", b"[[3, 4]]")
+        assert (await answer(client))["outputs"][0]["data"] == [6, 8]
 
 
 def wanting(*sources: Source) -> Manifest:
