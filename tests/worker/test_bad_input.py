@@ -116,6 +116,16 @@ async def test_wrong_binary_data_is_answered_with_what_was_expected(
     assert words in response.error
 
 
+async def test_json_that_is_known_does_not_excuse_another_size_of_body(tmp_path: Path, digits_module: Manifest) -> None:
+    async with WorkerDriver(tmp_path / "slot", digits_module) as worker:
+        await worker.serve()
+        head, data = {"inputs": [binary_input(ROW)]}, ROW.tobytes()
+        for wrong in (data[:-4], data[:-1], data + b"\0", data + data, b""):
+            assert (await worker.infer(head, data)).status == 200
+            response = await worker.infer(head, wrong, header=len(json.dumps(head)))
+            assert (response.status, "expected" in response.error) == (400, True)
+
+
 @pytest.mark.parametrize("length", [0, 10, 10_000])
 async def test_a_header_length_that_lies_is_refused(serving: WorkerDriver, length: int) -> None:
     response = await serving.infer({"inputs": [GOOD]}, header=length)
