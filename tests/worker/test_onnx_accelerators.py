@@ -3,6 +3,9 @@
 """
 
 import importlib.util
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -81,3 +84,13 @@ def test_openvino_without_the_device_that_was_asked_for_is_refused_or_reported(t
 @needs_qnn
 def test_qnn_is_a_plug_in_that_takes_every_node(tmp_path: Path) -> None:
     check(loaded(tmp_path, Provider(QNN)), QNN)
+
+
+def test_the_benchmark_of_gpus_says_that_there_is_none_and_does_not_fail(repository: Path) -> None:
+    command = [sys.executable, str(repository / "benchmarks" / "gpu.py")]
+    alone = {"PATH": "/nonexistent"}
+    run = subprocess.run(command, env=alone, capture_output=True, text=True, timeout=60, check=True)
+    last = json.loads(run.stdout.splitlines()[-1])
+    assert (last["name"], last["metrics"]) == ("gpu", None)
+    assert "no NVIDIA GPU here" in last["why"]
+    assert last["machine"]["cores"] >= 1
