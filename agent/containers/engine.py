@@ -116,12 +116,11 @@ class Engine:
         if manifest.runtime.container is None:
             raise ImageError(f"{manifest.name}: expected a module with a container")
         image = read_image(manifest.runtime.container, partial(_read_file, slot))
-        try:
-            found = client.inspect_image(order.tag)
-        except docker.errors.ImageNotFound:
-            found = None
-        if found is not None and _is(found, image):
-            return Loaded(found["Id"], fresh=False)
+        for known in (order.tag, image.id):  # loaded before: for this slot, or for another with the same content
+            found = _found(client, known)
+            if found is not None and _is(found, image):
+                client.tag(found["Id"], *order.tag.split(":"))
+                return Loaded(found["Id"], fresh=False)
         _send_image(client, slot, image, manifest, order.tag)
         found = client.inspect_image(order.tag)
         if not _is(found, image):
@@ -193,6 +192,14 @@ class Engine:
                 output.write(block)
                 time.sleep(len(block) / MAX_BYTES_PER_S)
         output.close()
+
+
+def _found(client: docker.APIClient, name: str) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] = client.inspect_image(name)
+    except docker.errors.ImageNotFound:
+        return None
+    return found
 
 
 def _send_image(client: docker.APIClient, slot: Path, image: Image, manifest: Manifest, tag: str) -> None:

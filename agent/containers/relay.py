@@ -10,7 +10,9 @@ Source: setns(2), network_namespaces(7); Open Inference Protocol 2.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures.thread  # noqa: F401 - imported by others later, when files can no longer be read
 import ctypes
+import encodings.idna  # noqa: F401 - as above
 import os
 import socket
 import sys
@@ -23,8 +25,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from agent.errors import AgentError, WorkerError
-from agent.sandbox import landlock
-from agent.sandbox.confine import ConfineError, die_with_parent, drop_rights, readable
+from agent.sandbox.confine import ConfineError, die_with_parent, drop_rights
 from agent.sandbox.level import level_of, separated
 from agent.sandbox.protocol import Notice, Order, Passed, Ready, Start, Stats
 from agent.sandbox.worker import Worker
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 ASK_S = 0.1  # between two questions whether it is ready
 ANSWER_S = 5.0
+SHARE = 0.8  # of the deadline for loading: then it is known what it is that does not come
 GOLDEN_S = 60.0
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 MAX_CONNECTIONS = 1024
@@ -80,7 +82,7 @@ class Relay:
         """Until the server says that it is ready. Raises WorkerError."""
         last = "no answer"
         try:
-            async with asyncio.timeout(self._manifest.health.load_deadline_s):
+            async with asyncio.timeout(SHARE * self._manifest.health.load_deadline_s):
                 while True:
                     last = await asyncio.to_thread(self._is_ready)
                     if not last:
@@ -123,8 +125,13 @@ class Relay:
         return Stats(requests=self._connections, errors=self._errors, in_flight=len(self._carrying))
 
     def _read_golden(self) -> bytes | None:
+        """With what compares them: later, no file can be read."""
         path = self._manifest.health.golden
-        return (self._slot / path).read_bytes() if path else None
+        if not path:
+            return None
+        import agent.sandbox.self_test  # noqa: F401 - brings NumPy, which is for this alone
+
+        return (self._slot / path).read_bytes()
 
     def _url(self, path: str) -> str:
         return f"http://127.0.0.1:{self._container.port}{path}"
@@ -243,8 +250,9 @@ def enter_network(pid: str) -> None:
 
 
 def _give_up(uid: int) -> None:
-    """Another user where there is one, no capabilities, no files but the interpreter's own."""
-    ruleset = landlock.open_rules(readable()) if landlock.abi() else None
+    """Another user where there is one, and no capabilities. Landlock stays away: it would forbid to connect, and the
+    only network that is left is the container's.
+    """
     if os.geteuid() == 0 and uid:
         try:
             os.setgroups([])
@@ -254,8 +262,6 @@ def _give_up(uid: int) -> None:
             raise ConfineError(f"expected to become user {uid}, got {error}; nothing is served") from error
         die_with_parent(0)  # a change of user clears it
     drop_rights()
-    if ruleset is not None:
-        landlock.restrict(ruleset)
 
 
 async def _run(pid: str, channel: socket.socket) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -45,17 +47,28 @@ def engine() -> Iterator[Dockerd]:
 
 
 @pytest.fixture(scope="session")
-def contained(base_image: Path, tmp_path_factory: pytest.TempPathFactory) -> Make:
+def contained(base_image: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Make]:
     """Modules in containers, each made once."""
+    folder = tmp_path_factory.mktemp("images")
     made: dict[tuple[str, str, str], Contained] = {}
 
     def make(module: Built, wanted: Container = WANTED, resources: Resources | None = None) -> Contained:
         key = (module.sha256, str(wanted), str(resources))
         if key not in made:
-            made[key] = contain(module, base_image, tmp_path_factory.mktemp("image"), wanted, resources)
+            made[key] = contain(module, base_image, folder / str(len(made)), wanted, resources)
         return made[key]
 
-    return make
+    yield make
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(autouse=True)
+def no_images_left(tmp_path: Path) -> Iterator[None]:
+    """Some hundred megabytes for each test, which nobody looks at afterwards."""
+    yield
+    for folder, _, _ in os.walk(tmp_path):
+        Path(folder).chmod(0o755)
+    shutil.rmtree(tmp_path)
 
 
 @pytest.fixture

@@ -29,6 +29,10 @@ from support.predict import predict
 from support.waiting import until
 
 Make = Callable[..., Contained]
+pytestmark = pytest.mark.timeout(180)  # the first one starts an engine, and makes an image
+
+
+UNSEEN = 9  # a version that no other test has loaded: what an engine has already is not read again
 
 
 def spoil(path: Path) -> None:
@@ -57,7 +61,7 @@ async def told(rig: Rig) -> tuple[str, str]:
 
 
 async def test_a_layer_that_was_tampered_with_is_not_loaded(rig: Rig, contained: Make) -> None:
-    module = contained(build())
+    module = contained(build(version=UNSEEN))
     target = rig.set(module)
     spoil(Slots(rig.paths.slots).path(module.sha256) / largest_layer(module))
     await rig.keeper.start(target)
@@ -67,7 +71,7 @@ async def test_a_layer_that_was_tampered_with_is_not_loaded(rig: Rig, contained:
 
 
 async def test_a_model_that_was_tampered_with_is_not_put_into_its_layer(rig: Rig, contained: Make) -> None:
-    module = contained(build())
+    module = contained(build(version=UNSEEN))
     target = rig.set(module)
     spoil(Slots(rig.paths.slots).path(module.sha256) / "model.onnx")
     await rig.keeper.start(target)
@@ -96,7 +100,7 @@ async def test_an_image_of_another_digest_than_the_one_that_is_shipped_is_refuse
 async def test_an_image_made_of_another_model_than_is_shipped_is_refused_by_the_engine(
     rig: Rig, contained: Make, tmp_path: Path
 ) -> None:
-    module = contained(build())
+    module = contained(build(version=UNSEEN))
     other = tmp_path / "other.onnx"
     other.write_bytes(module.files["model.onnx"].read_bytes())
     spoil(other)

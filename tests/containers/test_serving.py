@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable
 
 import msgspec
+import pytest
 
 from modules.manifest import Resources
 from support.built import build, build_script
@@ -18,6 +19,7 @@ from support.predict import get, predict, served_version
 from support.waiting import until
 
 Make = Callable[..., Contained]
+pytestmark = pytest.mark.timeout(180)  # the first one starts an engine, and makes an image
 
 # What a script sees of the world; its words go to the module's log.
 CURIOUS = """

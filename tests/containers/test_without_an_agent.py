@@ -28,6 +28,7 @@ from support.predict import predict, served_version
 from support.waiting import until
 
 Make = Callable[..., Contained]
+pytestmark = pytest.mark.timeout(180)  # the first one starts an engine, and makes an image
 MOORING = str(Path(sys.executable).with_name("mooring"))
 
 

@@ -50,7 +50,10 @@ class Rig:
         return next(report.state for report in self.keeper.reports() if report.name == name)
 
     async def serving(self, name: str = "iris") -> str:
-        await until(lambda: self.state(name) == "serving", f"{name} to serve (told: {self.told})", 40)
+        try:
+            await until(lambda: self.state(name) == "serving", f"{name} to serve", 40)
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}; told: {self.told[-2:]}; printed: {self.log(name)[-500:]}") from error
         return self.runtime.address(name)
 
     def unit(self, name: str = "iris") -> Unit:
