@@ -68,10 +68,14 @@ class SharedLink:
         while True:
             try:
                 body, arrays = self._desk.prepare(inputs, outputs)
-                self._send((head(self._cpu, id_) if id_ else self._head) + body)
-                return self._desk.answer(self._receive(), arrays)
+                self._sock.send((head(self._cpu, id_) if id_ else self._head) + body)
+                if message := self._sock.recv(MAX_MESSAGE):
+                    return self._desk.answer(message, arrays)
+                raise Gone("the worker ended")
             except MoreRoom as error:
                 self._grow(error.size)
+            except OSError as error:
+                raise self._why(error) from error
 
     def _settle(self, near: Near) -> None:
         """Chooses the processor anew; none where the middle one of the last three that were measured took long."""
@@ -116,13 +120,16 @@ class SharedLink:
     def _receive(self) -> bytes:
         try:
             message = self._sock.recv(MAX_MESSAGE)
-        except BlockingIOError:
-            raise Timeout(f"expected an answer within {self._timeout_s:g} s, got none") from None
         except OSError as error:
-            raise gone(error) from error
+            raise self._why(error) from error
         if not message:
             raise Gone("the worker ended")
         return message
+
+    def _why(self, error: OSError) -> ClientError:
+        if isinstance(error, BlockingIOError):
+            return Timeout(f"expected an answer within {self._timeout_s:g} s, got none")
+        return gone(error)
 
     def _limit(self, timeout_s: float) -> None:
         """By the kernel: a time limit of Python's would be one more system call for each message."""

@@ -309,16 +309,14 @@ class Predictor:
             raise _held()
         if not self._turns.begin(self._deadline_s):
             raise self._no_turn()
-        stopped = False
         try:
-            try:
-                return self._timed(inputs, rows, run)
-            finally:
-                stopped = self._turns.end()
-        except BackendError:
-            if stopped:
+            outputs = self._timed(inputs, rows, run)
+        except BaseException as error:
+            if self._turns.end() and isinstance(error, BackendError):
                 raise self._too_long() from None
             raise
+        self._turns.end()
+        return outputs
 
     def _timed(self, inputs: Mapping[str, Array], rows: int, run: Run | None = None) -> dict[str, Array]:
         """Raises BackendError."""

@@ -51,9 +51,9 @@ class Turns:
     def end(self) -> bool:
         """Whether the run was asked to stop."""
         thread = threading.get_ident()
-        self._since.pop(thread, None)
+        del self._since[thread]
         self._free.put(None)
-        return self._asked.pop(thread, 0.0) > 0.0
+        return bool(self._asked) and self._asked.pop(thread, 0.0) > 0.0
 
     def stop(self, thread: int) -> None:
         """Asks the run in that thread to end; the worker ends where that cannot be, or does not help."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -20,8 +20,6 @@ from agent.fast.plan import INDICES, SMALL_BYTES, Plan
 from agent.fast.wire import Placed, layout
 from modules.manifest import Manifest
 from modules.tensors import TensorSpec
-
-_FEW = 64  # elements that Python adds up sooner than NumPy does
 
 
 class BoundPlan:
@@ -38,7 +36,7 @@ class BoundPlan:
         self._end = _end(plan)
         specs = [*self._inputs_at, *self._outputs_at]
         self._single = all(spec.shape[:1] == (-1,) and placed.shape[0] == 1 for spec, placed in specs)
-        self._complete = [_numbers(view) for name, view in plan.views.items() if name in not_missing]
+        self._complete = [view.reshape(-1) for name, view in plan.views.items() if name in not_missing]
 
     def run(self, _: Mapping[str, Array]) -> dict[str, Array]:
         """Raises BackendError."""
@@ -46,9 +44,9 @@ class BoundPlan:
         return {}
 
     def may_be_missing(self) -> bool:
-        """Whether some number that must be there may be none: NaN stays NaN in every sum."""
+        """Whether some number that must be there may be none: a sum of squares with NaN is NaN."""
         for numbers in self._complete:
-            total = sum(numbers)
+            total = numbers.dot(numbers)
             if total != total:
                 return True
         return False
@@ -89,23 +87,6 @@ def bind(
 
 def _end(plan: Plan) -> int:
     return max(placed.offset + placed.size for placed in plan.outputs_at)
-
-
-def _numbers(view: Array) -> Iterable[float]:
-    if view.size <= _FEW and view.dtype.itemsize > 2 and view.dtype.kind == "f":
-        return view.reshape(-1).data.cast("B").cast("f" if view.dtype.itemsize == 4 else "d")
-    return _Sum(view)
-
-
-class _Sum:
-    """Many numbers as one: their sum."""
-
-    def __init__(self, view: Array) -> None:
-        self._view = view
-
-    def __iter__(self) -> Iterator[float]:
-        with np.errstate(all="ignore"):
-            yield float(self._view.sum())
 
 
 def _rows(block: Array, spec: TensorSpec, placed: Placed) -> Array:
