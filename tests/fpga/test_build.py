@@ -325,6 +325,15 @@ def test_a_raw_bitstream_has_its_words_turned_round() -> None:
     assert part_of(bit_file()) == "7z020clg400"
 
 
+def test_neither_hub_nor_agent_nor_command_loads_hls4ml() -> None:
+    program = "import sys, agent.service, cloud_hub.service, cloud_hub.fpga.host, cloud_hub.operator.cli.fpga\n"
+    run = subprocess.run(
+        [sys.executable, "-c", f"{program}print({{'hls4ml', 'onnx'}} & set(sys.modules))"],
+        capture_output=True, text=True, timeout=DEADLINE_S, check=False,
+    )  # fmt: skip
+    assert run.stdout == "set()\n", run.stderr
+
+
 def test_the_command_builds_and_says_what_is_missing(made: Made, tools: Tools, tmp_path: Path) -> None:
     tools.compiler("g++", made.library)
     command = [str(Path(sys.executable).with_name("mooring")), "fpga", "build", str(made.model), "-o", "json"]
