@@ -225,7 +225,10 @@ class WorkerProcess:
                 await self._writer.drain()
         except TimeoutError:
             raise  # an OSError by birth, but a deadline by meaning
-        except OSError:
+        except OSError:  # the channel goes first; how it ended is known a little later
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(EXIT_DEADLINE_S):
+                    await self.exited.wait()
             raise self._gone() from None
 
     async def _watch(self) -> None:
