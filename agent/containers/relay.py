@@ -75,6 +75,7 @@ class Relay:
         self._servers: list[asyncio.Server] = []
         self._carrying: set[asyncio.Task[None]] = set()
         self._connections = self._errors = 0
+        self._held = False
         execution = Execution("image", note=f"served by {container.digest[:19]} on port {container.port}")
         self.ready = Ready("+".join(words), str(execution), 0.0, level, (execution,))
 
@@ -117,6 +118,10 @@ class Relay:
         for task in list(self._carrying):
             task.cancel()
         return cut
+
+    def hold(self, requests: bool, sources: bool) -> None:
+        """New connections are refused while it is too hot; there are no sources here."""
+        self._held = requests
 
     def set_policy(self, policy: SamplingPolicy) -> None:
         """Nothing is sampled here."""
@@ -181,6 +186,8 @@ class Relay:
         try:
             if len(self._carrying) > MAX_CONNECTIONS:
                 raise OSError("too many connections")
+            if self._held:
+                raise OSError("too hot")
             async with asyncio.timeout(ANSWER_S):
                 there, to = await asyncio.open_connection("127.0.0.1", self._container.port, limit=_BLOCK)
         except OSError:

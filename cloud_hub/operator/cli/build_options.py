@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cloud_hub.operator.cli.session import ModelRef
+from modules.manifest import Priority
 
 _SAMPLING = "Sampling"
 _HEALTH = "Health"
@@ -80,6 +81,18 @@ Publisher = Annotated[str, typer.Option(metavar="NAME", help="Who will sign it; 
 Threads = Annotated[int | None, typer.Option(min=0, help="0: all cores but one.", rich_help_panel=_RESOURCES)]
 Memory = Annotated[
     int | None, typer.Option(metavar="MIB", min=0, help="Limit of the worker.", rich_help_panel=_RESOURCES)
+]
+Processors = Annotated[
+    int | None,
+    typer.Option("--cpu", metavar="PERCENT", min=0, help="Limit; 100 is one processor.", rich_help_panel=_RESOURCES),
+]
+GpuMemory = Annotated[
+    int | None,
+    typer.Option(metavar="MIB", min=0, help="Limit of an accelerator's memory.", rich_help_panel=_RESOURCES),
+]
+Weight = Annotated[
+    Priority | None,
+    typer.Option("--priority", help="Against other modules of the device.", rich_help_panel=_RESOURCES),
 ]
 RuntimeFile = Annotated[
     Path | None,

@@ -82,6 +82,9 @@ def build(
     atol: options.Atol = None,
     threads: options.Threads = None,
     memory: options.Memory = None,
+    cpu: options.Processors = None,
+    gpu_memory: options.GpuMemory = None,
+    priority: options.Weight = None,
     publisher: options.Publisher = "",
     output: Output = Format.TABLE,
 ) -> None:
@@ -91,6 +94,7 @@ def build(
     soak = {"probation_s": probation, "probation_inferences": probation_inferences}
     until = {"probation_deadline_s": probation_deadline}
     bounds = {"latency_bound_ms": latency_bound, "max_error_rate": max_error_rate, "rtol": rtol, "atol": atol}
+    limits = {"cpu_percent": cpu, "gpu_memory_mib": gpu_memory, "priority": priority}
     factors = {"error_factor": error_factor, "latency_factor": latency_factor}
     runs = {"backend": backend, "fallback": allow_fallback, "batch_rows": batch_rows, "instances": instances}
     wishes = {"providers": tuple(map(parse_provider, provider))}
@@ -101,7 +105,7 @@ def build(
         "outputs": tuple(map(parse_tensor, tensor_out)),
         "sampling": _options(SamplingPolicy, kept | unsure),
         "health": _options(Health, soak | until | bounds | factors),
-        "resources": _options(Resources, {"threads": threads, "memory_mib": memory}),
+        "resources": _options(Resources, limits | {"threads": threads, "memory_mib": memory}),
         "runtime": said.runtime,
         "publisher": publisher,
         "python": python,
@@ -153,7 +157,7 @@ async def _upload(hub: HubClient, file: Path, progress: Progress) -> str:
     return (await hub.upload(file, progress)).sha256
 
 
-def _options(kind: type[_Options], values: Mapping[str, float | int | None]) -> _Options | None:
+def _options(kind: type[_Options], values: Mapping[str, float | int | str | None]) -> _Options | None:
     """The options that were given, over the defaults; none at all leaves the choice to the hub."""
     given = {name: value for name, value in values.items() if value is not None}
     try:
