@@ -174,33 +174,31 @@ async def test_a_score_is_sampled_where_it_fits_the_tensors_and_counted_where_it
         assert [sample.inputs[0].data for sample in worker.samples][:1] == [ROWS[:1].tobytes()]
 
 
-@pytest.mark.parametrize(
-    ("body", "words"),
-    [
-        ("return float('nan')", "NaN and infinity are none"),
-        ("return {1, 2}", "set is not JSON serializable"),
-        ("a = []; a.append(a); return a", "Circular reference"),
-        ("a = []\n    for _ in range(100000): a = [a]\n    return a", "expected a value that JSON can say"),
-        ("raise KeyboardInterrupt", "raised KeyboardInterrupt"),
-        ("raise GeneratorExit", "raised GeneratorExit"),
-        ("import sys; sys.exit(3)", "raised SystemExit: 3"),
-        ("import os; os.fork()", "PermissionError"),
-        ("return AMLResponse('', 204)", "a status from 200 to 599 with a body, got 204"),
-        ("return AMLResponse('', 200, {'X': 'a\\r\\nb'})", "headers without line ends"),
-        ("class E(Exception):\n        __str__ = None\n    raise E", "cannot say what it is"),
-    ],
+JUNK = (
+    ("return float('nan')", "NaN and infinity are none"),
+    ("return {1, 2}", "set is not JSON serializable"),
+    ("a = []; a.append(a); return a", "Circular reference"),
+    ("a = []\n    for _ in range(100000): a = [a]\n    return a", "expected a value that JSON can say"),
+    ("raise KeyboardInterrupt", "raised KeyboardInterrupt"),
+    ("raise GeneratorExit", "raised GeneratorExit"),
+    ("import sys; sys.exit(3)", "raised SystemExit: 3"),
+    ("import os; os.fork()", "PermissionError"),
+    ("return AMLResponse('', 204)", "a status from 200 to 599 with a body, got 204"),
+    ("return AMLResponse('', 200, {'X': 'a\\r\\nb'})", "headers without line ends"),
+    ("class E(Exception):\n        __str__ = None\n    raise E", "cannot say what it is"),
 )
-async def test_junk_from_run_is_a_500_and_the_worker_goes_on(
-    tmp_path: Path, write: Write, body: str, words: str
-) -> None:
-    source = "from azureml.contrib.services.aml_response import AMLResponse\n"
-    source += f"def init(): pass\ndef run(data):\n    {body}\n"
+
+
+async def test_junk_from_run_is_a_500_and_the_worker_goes_on(tmp_path: Path, write: Write) -> None:
+    cases = "".join(f"def case{number}():\n    {body}\n" for number, (body, _) in enumerate(JUNK))
+    source = "import json\nfrom azureml.contrib.services.aml_response import AMLResponse\n"
+    source += f"def init(): pass\ndef run(data): return globals()[json.loads(data)]()\n{cases}"
     async with WorkerDriver(tmp_path / "slot", write(source)) as worker:
         await worker.serve()
-        for _ in range(2):
-            response = await score(worker, BODY)
-            assert (response.status, words in response.error) == (500, True), response.error
-        assert (await worker.stats()).errors == 2
+        for number, (body, words) in enumerate(JUNK):
+            response = await score(worker, f"case{number}")
+            assert (response.status, words in response.error) == (500, True), f"{body}: {response.error}"
+        assert (await worker.stats()).errors == len(JUNK)
 
 
 async def test_a_flood_of_prints_harms_nobody(tmp_path: Path, write: Write) -> None:
