@@ -69,7 +69,7 @@ def write_slot(slot: Path, name: str, raw: Any) -> Manifest:
     return Manifest(
         "bench", 1, "bench", Lineage("bench", 1),
         tuple(map(_spec, raw.get_inputs())), tuple(map(_spec, raw.get_outputs())),
-        tuple(_entry(path, data) for path, data in files.items()), Runtime(),
+        tuple(file_entry(path, data) for path, data in files.items()), Runtime(),
         resources=Resources(threads=1), health=Health(golden="golden", atol=1e-3), reference="reference",
     )  # fmt: skip
 
@@ -84,7 +84,7 @@ def _tensor(name: str, array: Any) -> Tensor:
     return Tensor(name, kinds[array.dtype.name], array.shape, array.tobytes())
 
 
-def _entry(path: str, data: bytes) -> FileEntry:
+def file_entry(path: str, data: bytes) -> FileEntry:
     pieces = [data[at : at + CHUNK] for at in range(0, len(data), CHUNK)]
     return FileEntry(path, len(data), sha256_hex(data), tuple(Chunk(sha256_hex(p), len(p)) for p in pieces))
 

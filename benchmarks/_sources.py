@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 
 from benchmarks._servers import Ours, requests
-from benchmarks._slots import _entry, model, rows, session, write_slot
+from benchmarks._slots import file_entry, model, rows, session, write_slot
 from benchmarks.common import median, report
 from modules.manifest import Manifest, Runtime
 from modules.sources import Script
@@ -149,7 +149,7 @@ def _raw_s(raw: Any, names: list[str], frames: Any, count: int) -> float:
 def _with_source(manifest: Manifest, slot: Path, blocks: Any) -> Manifest:
     np.save(slot / "blocks.npy", blocks)
     (slot / "loop.py").write_text(_LOOP)
-    files = tuple(_entry(name, (slot / name).read_bytes()) for name in ("loop.py", "blocks.npy"))
+    files = tuple(file_entry(name, (slot / name).read_bytes()) for name in ("loop.py", "blocks.npy"))
     runtime = Runtime(model=manifest.runtime.model, sources=(Script("loop.py"),))
     return msgspec.structs.replace(manifest, files=(*manifest.files, *files), runtime=runtime)
 

@@ -2,8 +2,9 @@
 
 An MLP 20-64-3, a MobileNetV2-sized convolution net and a gradient-boosted tree, each alone in each server; the same
 client for all (benchmarks/load), each server asked in the quickest form that it has. Our worker runs confined, with
-samples of 1 %, windows and metrics on. Start is from the spawn to the first right answer; memory (PSS) after the load;
-CPU is that of the server's processes. Rounds are interleaved, so that a busy moment of the machine meets all.
+samples of 1 %, windows and metrics on; it is asked over shared memory (`_fast`) and feeds itself (`_sources`), too.
+Start is from the spawn to the first right answer; memory (PSS) after the load; CPU is that of the server's processes.
+Rounds are interleaved, so that a busy moment of the machine meets all.
 
 `*_over_best_peer` compare with the best of the peers in that point and are the worst over the models: below 1 is ahead
 for p50, memory and start, above 1 for throughput. The bare handler is shown beside them and is no peer.
@@ -23,6 +24,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks import _fast, _sources
 from benchmarks._servers import PEERS, Bare, Ours, Peer, Server, requests
 from benchmarks._slots import MODELS, model, rows, session, write_slot
 from benchmarks.common import median, report
@@ -52,6 +54,8 @@ def main() -> None:
         for key, ratio in against_peers(medians, peers).items():
             best[key].append(ratio)
         metrics |= headlines(name, medians)
+    if {"mlp", "conv"} <= set(chosen.models.split(",")):
+        metrics |= _sources.us_per_row_mlp() | _sources.over_raw_conv()
     metrics |= {key: (min if key.startswith("throughput") else max)(ratios) for key, ratios in best.items()}
     report("serving", metrics)
 
@@ -75,6 +79,9 @@ def measure(name: str, peers: list[str], rounds: int, seconds: float) -> Points:
                     _round(server, seconds, points)
             for server in servers:
                 points[f"{server.name}_pss_mib"].append(server.pss_mib())
+            if name == "mlp":
+                for point, value in _fast.measure(servers[0].address, name).items():
+                    points[point].append(value)
         finally:
             for server in servers:
                 server.stop()
@@ -150,6 +157,7 @@ def headlines(name: str, medians: dict[str, float]) -> dict[str, float]:
     if name != "mlp":
         return {}
     found = {
+        "shm_overhead_us": medians["shm_overhead_us"],
         "http_cpu_us_per_request": medians["ours_loopback_c8_cpu_us"],
         "uds_cpu_us_per_request": medians["ours_c8_cpu_us"],
         "ours_over_bare_p50": medians["ours_c1_p50_us"] / medians["bare_c1_p50_us"],
