@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import mmap
 import os
 import signal
 import socket
@@ -23,12 +24,13 @@ from agent.sandbox.given import Given
 from agent.sandbox.protocol import Drain, Drained
 from firmware_profiles.confinement import Confinement
 from modules.manifest import Manifest, SamplingPolicy
+from modules.windows import ReferenceProfile, encode_reference
 from mooring_client import AsyncClient, Refused, wire
 from mooring_client.desk import Desk
 from mooring_client.wire import Placed
 from support.waiting import until, until_async
-from worker.conftest import Digits
-from worker.driver import WorkerDriver, running_as_root
+from worker.conftest import INPUTS, OUTPUTS, Digits, _profiled
+from worker.driver import WorkerDriver, running_as_root, write_module
 from worker.test_confinement import UID, isolating
 
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
@@ -350,12 +352,81 @@ async def test_windows_and_samples_see_what_came_over_shared_memory(worker: Work
     assert {len(sample.outputs) for sample in samples.values()} == {2}
 
 
+@pytest.fixture
+def numbers_only(tmp_path: Path, digits: Digits) -> Manifest:
+    """Digits without its labels, which are integers: what a backend may read and write in the client's memory."""
+    confidence = digits.probabilities.max(axis=1)
+    pixels = tuple(_profiled(f"pixel {i}", "x", digits.x[:, i], i) for i in range(20, 28))
+    profile = ReferenceProfile(
+        len(digits.x), pixels, (_profiled("confidence", "probabilities", confidence, 0, take="max"),)
+    )
+    files = {"model.onnx": digits.onnx, "reference.json": encode_reference(profile)}
+    return write_module(tmp_path / "slot", files, inputs=INPUTS, outputs=OUTPUTS[1:], reference="reference.json")
+
+
+async def test_what_runs_in_the_clients_memory_is_answered_and_seen_as_any_other(
+    tmp_path: Path, numbers_only: Manifest, digits: Digits
+) -> None:
+    policy = SamplingPolicy(rate=1.0, window_s=3600)
+    nan = digits.x[:1].copy()
+    nan[0, 25] = np.nan
+    async with WorkerDriver(tmp_path / "slot", numbers_only, policy) as worker:
+        await worker.serve()
+        async with AsyncClient(worker.path, model="digits") as client:
+            for n in range(40):
+                said = await client.ask({"x": digits.x[n : n + 1]}, id=f"p{n}")
+                np.testing.assert_allclose(said["probabilities"], digits.probabilities[n : n + 1], 1e-3, 1e-4)
+                if n % 10 == 5:
+                    with pytest.raises(Refused, match="got NaN in 1 of 64 elements, the first at 25"):
+                        await client.predict(x=nan)
+                if n % 10 == 7:
+                    few = await client.ask({"x": digits.x[n : n + 3]}, id=f"few{n}")
+                    np.testing.assert_allclose(few["probabilities"], digits.probabilities[n : n + 3], 1e-3, 1e-4)
+        await until_refused(worker, 4)
+        await worker.order(Drain(10.0), Drained)
+    assert (worker.windows[-1].rows, worker.windows[-1].refused) == (40 + 4 * 3, 4)
+    samples = {sample.prediction_id: sample for sample in worker.samples}
+    assert len(samples) == 52
+    for name, n in [*((f"p{n}", n) for n in range(40)), ("few17#2", 19)]:
+        np.testing.assert_array_equal(np.frombuffer(samples[name].inputs[0].data, "<f4"), digits.x[n])
+        seen = np.frombuffer(samples[name].outputs[0].data, "<f4")
+        np.testing.assert_allclose(seen, digits.probabilities[n], 1e-3, 1e-4)
+
+
+def test_only_small_numbers_are_run_in_the_clients_memory(
+    tmp_path: Path, numbers_only: Manifest, digits_module: Manifest, digits: Digits
+) -> None:
+    from agent.backends.onnx import OnnxBackend
+    from agent.backends.place import Place
+    from agent.fast.bound import bind
+    from agent.fast.plan import Plan
+
+    def bound(manifest: Manifest, rows: int) -> bool:
+        backend = OnnxBackend()
+        backend.load(manifest.stages[0], Place(tmp_path / "slot", frozenset({"model.onnx"})))
+        size, at = rows * 256, wire.aligned(rows * 256)
+        area = mmap.mmap(-1, 2 * at + 4096)
+        area[:size] = digits.x[:rows].tobytes()
+        plan = Plan(manifest, area, wire.body(at, [Placed(0, (rows, 64), 0, size)], ()))
+        plan.write(backend.run(plan.inputs()))
+        area[at : at + 40] = bytes(40)
+        found = bind(plan, manifest, area, backend, frozenset())
+        if found is None:
+            return False
+        found.run({})
+        told = np.frombuffer(area[at : at + 40], np.float32)
+        np.testing.assert_allclose(told, digits.probabilities[0], 1e-3, 1e-4)
+        return True
+
+    assert bound(numbers_only, 1)
+    assert bound(numbers_only, 40)
+    assert not bound(numbers_only, 100), "too large to be copied for the watch"
+    assert not bound(digits_module, 1), "labels are integers, which a model may use as indices"
+
+
 async def test_large_inputs_that_nobody_watches_are_not_copied_and_still_counted(
     tmp_path: Path, digits: Digits
 ) -> None:
-    from worker.conftest import INPUTS, OUTPUTS
-    from worker.driver import write_module
-
     plain = write_module(tmp_path / "slot", {"model.onnx": digits.onnx}, inputs=INPUTS, outputs=OUTPUTS)
     policy = SamplingPolicy(rate=0.0, first=0, window_s=3600)
     async with WorkerDriver(tmp_path / "slot", plain, policy) as worker:
