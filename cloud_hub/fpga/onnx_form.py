@@ -185,7 +185,8 @@ class _Writer:
         operands = [self._input(node.input[0], False), self._keep(weight)]
         self._nodes.append(helper.make_node("MatMul", operands, [product], name=self._label("matmul")))
         if len(node.input) > 2:
-            bias = self._keep((self._constants[node.input[2]] * said.get("beta", 1.0)).reshape(-1))
+            added = np.broadcast_to(self._constants[node.input[2]].reshape(-1), weight.shape[1])
+            bias = self._keep(added * said.get("beta", 1.0))
             out = self._name(node.output[0])
             self._nodes.append(helper.make_node("Add", [product, bias], [out], name=self._label("add")))
 

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -19,6 +20,7 @@ from cloud_hub.errors import Unprocessable
 from cloud_hub.fpga.bitstream import part_of, raw
 from cloud_hub.fpga.device_tree import registers_of, source
 from cloud_hub.fpga.host import LOG_NAME, build_overlay
+from cloud_hub.fpga.onnx_form import prepare
 from cloud_hub.fpga.request import FpgaBuilt, FpgaError, FpgaRequest
 from fpga.conftest import MACHINE, Made
 from modules.overlay import Overlay, Stream, decode_overlay
@@ -48,9 +50,10 @@ async def refused(asked: FpgaRequest, deadline_s: float = DEADLINE_S) -> Unproce
     return caught.value
 
 
-def written(folder: Path, *nodes: onnx.NodeProto, **weights: Any) -> Path:
+def written(folder: Path, *nodes: onnx.NodeProto, outputs: int = 4, **weights: Any) -> Path:
     constants = [numpy_helper.from_array(np.array(values, np.float32), name) for name, values in weights.items()]
-    return saved(folder, helper.make_graph(nodes, "g", [X], [Y], constants))
+    answered = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", outputs])
+    return saved(folder, helper.make_graph(nodes, "g", [X], [answered], constants))
 
 
 def saved(folder: Path, graph: onnx.GraphProto) -> Path:
@@ -121,11 +124,33 @@ async def test_a_general_product_becomes_a_product_and_a_sum(made: Made, tools: 
     assert "model" not in (tmp_path / "work/project/firmware/overlay.cpp").read_text()
 
 
+@pytest.mark.parametrize("bias", [[1.0, 2.0, 3.0], [[1.0, 2.0, 3.0]], [0.5]], ids=["row", "table", "one for all"])
+@pytest.mark.parametrize("turned", [0, 1])
+def test_a_prepared_model_answers_as_it_did_before(tmp_path: Path, bias: Any, turned: int) -> None:
+    weight = np.random.default_rng(0).normal(size=(3, 4) if turned else (4, 3))
+    nodes = (
+        helper.make_node("Identity", ["x"], ["same"]),
+        helper.make_node("Gemm", ["same", "w", "b"], ["h"], transB=turned, alpha=0.5, beta=2.0),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("Add", ["r", "c"], ["s"]),
+        helper.make_node("Cast", ["s"], ["y"], to=TensorProto.FLOAT),
+    )
+    path = written(tmp_path, *nodes, outputs=3, w=weight, b=bias, c=np.ones((1, 3)))
+    prepared = prepare(path, "", ("MatMul", "Add", "Relu"))
+    assert [node.op_type for node in prepared.model.graph.node] == ["MatMul", "Add", "Relu", "Add"]
+    assert (prepared.input_name, prepared.output_name, prepared.output_shape) == ("x", "y", (-1, 3))
+    rows = np.random.default_rng(1).normal(size=(1, 4)).astype(np.float32)
+    (expected,) = ort.InferenceSession(path).run(None, {"x": rows})
+    (got,) = ort.InferenceSession(prepared.model.SerializeToString()).run(None, {"x": rows})
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
 async def test_names_of_a_model_never_reach_the_generated_sources(made: Made, tools: Tools, tmp_path: Path) -> None:
     tools.compiler("g++", made.library)
     evil = 'x); system("touch /tmp/owned"); ('
     nodes = helper.make_node("MatMul", ["x", evil], ["y"], name=evil)
-    await build(request(tmp_path, written(tmp_path, nodes, **{evil: np.eye(4)})))
+    weights: dict[str, Any] = {evil: np.eye(4)}
+    await build(request(tmp_path, written(tmp_path, nodes, **weights)))
     texts = [path.read_text(errors="replace") for path in (tmp_path / "work/project").glob("**/*.*") if path.is_file()]
     assert texts
     assert not any("owned" in text for text in texts)
