@@ -37,6 +37,7 @@ from modules.messages import Stream
 
 DRAIN_S = 10.0
 LOOK_S = 0.1  # at what it has printed
+MAX_READ = 1024 * 1024
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -163,13 +164,16 @@ async def _printed(log: Path) -> AsyncIterator[None]:
 
 
 async def _follow(log: Path) -> None:
+    """In whole lines, so that ours do not come between."""
     at = 0
     while True:
         with contextlib.suppress(OSError), log.open("rb") as file:
-            file.seek(at if at <= file.seek(0, os.SEEK_END) else 0)
-            sys.stdout.write(file.read().decode(errors="replace"))
+            at = at if at <= file.seek(0, os.SEEK_END) else 0
+            file.seek(at)
+            lines = file.read(MAX_READ).rpartition(b"\n")
+            at += len(lines[0]) + len(lines[1])
+            sys.stdout.write((lines[0] + lines[1]).decode(errors="replace"))
             sys.stdout.flush()
-            at = file.tell()
         await asyncio.sleep(LOOK_S)
 
 
