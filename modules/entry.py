@@ -32,6 +32,7 @@ CONFIG = "MOORING_CONFIG"
 INIT, RUN, PREDICT = "init", "run", "predict"
 THREAD_SAFE = "THREAD_SAFE"  # a script that sets it to True may be called by several threads at once
 ONLY_INPUT = "data"
+MAX_SOURCE = 4 * 1024 * 1024
 
 
 class EntryError(ModuleError):
@@ -42,10 +43,7 @@ class EntryError(ModuleError):
 
 def check_source(source: str, path: str) -> None:
     """Whether the text is Python and defines `init` and `run` or `predict`. Raises EntryError. Runs nothing."""
-    try:
-        body = ast.parse(source, path).body
-    except (SyntaxError, ValueError) as error:
-        raise EntryError(f"{path}: expected Python, got {error}") from error
+    body = _parsed(source, path)
     defined = {node.name for node in body if isinstance(node, ast.FunctionDef)}
     imported = {alias.asname or alias.name for node in body if isinstance(node, ast.ImportFrom) for alias in node.names}
     check_names(defined | imported, path)
@@ -53,17 +51,23 @@ def check_source(source: str, path: str) -> None:
 
 def says_thread_safe(source: str, path: str) -> bool:
     """Whether the text sets THREAD_SAFE = True for the whole file. Raises EntryError. Runs nothing."""
-    try:
-        body = ast.parse(source, path).body
-    except (SyntaxError, ValueError) as error:
-        raise EntryError(f"{path}: expected Python, got {error}") from error
     return any(
         isinstance(node, ast.Assign)
         and any(isinstance(target, ast.Name) and target.id == THREAD_SAFE for target in node.targets)
         and isinstance(node.value, ast.Constant)
         and node.value.value is True
-        for node in body
+        for node in _parsed(source, path)
     )
+
+
+def _parsed(source: str, path: str) -> list[ast.stmt]:
+    """Deep nesting ends the parser's memory or its stack of calls, both as an exception."""
+    if len(source) > MAX_SOURCE:
+        raise EntryError(f"{path}: expected at most {MAX_SOURCE} characters, got {len(source)}")
+    try:
+        return ast.parse(source, path).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise EntryError(f"{path}: expected Python, got {str(error) or type(error).__name__}") from error
 
 
 def check_names(names: set[str], path: str) -> None:

@@ -15,7 +15,7 @@ from cloud_hub.errors import Unprocessable
 from cloud_hub.fpga.module import is_of_overlay, overlay_in
 from cloud_hub.registry import ModelVersion
 from modules.bundle import check_path
-from modules.entry import THREAD_SAFE, check_source, says_thread_safe
+from modules.entry import MAX_SOURCE, THREAD_SAFE, check_source, says_thread_safe
 from modules.environment import FOLDER, LOCK_PATH, is_inside
 from modules.overlay import OVERLAY_PATH
 from modules.runtime import Runtime
@@ -66,7 +66,7 @@ def check_instances(runs: Runtime, sources: Mapping[str, Path]) -> None:
     """That a script which shall be called several times at once says that it may. Raises Unprocessable."""
     entries = {runs.entry, *(stage.entry for stage in runs.stages)} - {""}
     for entry in sorted(entries) if runs.instances > 1 else ():
-        if not says_thread_safe(sources[entry].read_text(), entry):
+        if not says_thread_safe(sources[entry].read_text(errors="replace"), entry):
             text = f"{entry}: expected {THREAD_SAFE} = True in a script that shall run {runs.instances} calls at once"
             raise Unprocessable("entry-invalid", f"{text} (runtime.instances); nothing was built")
 
@@ -74,6 +74,10 @@ def check_instances(runs: Runtime, sources: Mapping[str, Path]) -> None:
 def _check_script(path: Path) -> None:
     """Raises EntryError. Nothing is run."""
     try:
+        if path.stat().st_size > MAX_SOURCE:
+            raise Unprocessable(
+                "entry-invalid", f"{ENTRY_PATH}: expected at most {MAX_SOURCE} bytes; nothing was built"
+            )
         check_source(path.read_text(), ENTRY_PATH)
     except UnicodeDecodeError as error:
         raise Unprocessable("entry-invalid", f"{ENTRY_PATH}: expected Python in UTF-8, got {error.reason}") from error

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from packaging.utils import canonicalize_name
 
-from cloud_hub.building.requirements import Wanted, read_wanted, refused
+from cloud_hub.building.requirements import MAX_TEXT_BYTES, Wanted, read_wanted, refused
 from cloud_hub.building.resolve import Resolver, Target, pinned
 from cloud_hub.errors import Unprocessable
 from firmware_profiles.profile import DeviceProfile
@@ -38,7 +38,7 @@ async def environment(text: Path, target: Target, resolver: Resolver, folder: Pa
     Raises Unprocessable (`environment-invalid`, `environment-unresolved`, `environment-platform`,
     `environment-too-large`) and Unavailable `index-unreachable`.
     """
-    wanted = read_wanted(await asyncio.to_thread(text.read_bytes), target.python)
+    wanted = await asyncio.to_thread(_wanted, text, target)
     lock = _with_hashes(await resolver.lock(wanted, target, folder), wanted.hashes)
     path = folder / LOCK_PATH
     path.write_text(f"{_heading(target, wanted)}{lock}")
@@ -47,6 +47,11 @@ async def environment(text: Path, target: Target, resolver: Resolver, folder: Pa
         unpacked = await resolver.unpack(path, target, folder)
         found |= await asyncio.to_thread(_files, unpacked, resolver.settings.max_mib)
     return found
+
+
+def _wanted(text: Path, target: Target) -> Wanted:
+    with text.open("rb") as file:
+        return read_wanted(file.read(MAX_TEXT_BYTES + 1), target.python)
 
 
 def _heading(target: Target, wanted: Wanted) -> str:

@@ -36,7 +36,7 @@ class Wanted(msgspec.Struct, frozen=True):
 def read_wanted(data: bytes, python: str) -> Wanted:
     """Raises Unprocessable `environment-invalid` with the line. `python` is the devices' version."""
     if len(data) > MAX_TEXT_BYTES:
-        raise refused(f"expected at most {MAX_TEXT_BYTES} bytes, got {len(data)}")
+        raise refused(f"expected at most {MAX_TEXT_BYTES} bytes, got more")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

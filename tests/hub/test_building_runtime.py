@@ -214,7 +214,10 @@ async def test_python_files_are_only_for_modules_with_a_script(shop: Shop) -> No
         await shop.build(reference=await shop.arrays(x=ROWS))
 
 
-@pytest.mark.parametrize("source", [b"def init(: pass", b"def init(): pass\n", b"\xff\xfe"])
+BOMBS = (b"-" * 1_000_000 + b"1", b"x" + b".b" * 1_000_000, b"#" * 5_000_000, b"(" * 100_000)
+
+
+@pytest.mark.parametrize("source", [b"def init(: pass", b"def init(): pass\n", b"\xff\xfe", *BOMBS], ids=range(7))
 async def test_a_script_that_is_none_is_refused(shop: Shop, source: bytes) -> None:
     await shop.register(notes_txt=b"x")
     with pytest.raises(Unprocessable, match=r"entry\.py"):
