@@ -28,7 +28,9 @@ def open_runtime() -> Any:  # noqa: ANN401 - the module of either package, which
             reasons.append(f"{package} is installed and makes no interpreter: {type(error).__name__}: {error}"[:300])
         else:
             return found
-    raise BackendError("load-failed", f"expected a runtime for TFLite models, got none: {'; '.join(reasons)}")
+    tried = "; ".join(reasons)
+    text = f"expected a runtime for TFLite models, got none (the extra tflite brings one): {tried}"
+    raise BackendError("load-failed", text)
 
 
 def smallest_model() -> bytes:
