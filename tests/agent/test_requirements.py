@@ -96,3 +96,4 @@ def test_an_agent_that_was_renewed_counts_as_what_it_is_now() -> None:
     )
     profile = with_today(config, Possible(Confinement.PROCESS)).profile
     assert (profile.agent_version, profile.confinement) == (__version__, "process")
+    assert profile.python == f"{sys.version_info.major}.{sys.version_info.minor}"

@@ -37,6 +37,13 @@ def test_unknown_memory_refuses_nothing() -> None:
     assert why_not(Requirements(memory_mib=10**6), DeviceProfile("generic-x86_64", "x86_64")) == []
 
 
+def test_libraries_for_one_python_run_on_no_other_and_an_unknown_one_refuses_nothing() -> None:
+    requires = Requirements(python=("3.11",))
+    known, other, unknown = (DeviceProfile("pi", "aarch64", python=python) for python in ("3.11", "3.13", ""))
+    assert why_not(requires, known) == why_not(requires, unknown) == []
+    assert [str(reason) for reason in why_not(requires, other)] == ["python: expected 3.11, got 3.13"]
+
+
 def test_an_accelerator_of_the_wanted_kind_fits() -> None:
     jetson = DeviceProfile("jetson-orin-nano", "aarch64", accelerators=(Accelerator("cuda"),))
     assert why_not(Requirements(accelerators=("cuda",)), jetson) == []
