@@ -309,19 +309,21 @@ class Predictor:
             raise _held()
         if not self._turns.begin(self._deadline_s):
             raise self._no_turn()
+        started = time.perf_counter_ns()
         try:
-            outputs = self._timed(inputs, rows, run)
+            outputs = (run or self._backend.run)(inputs)
         except BaseException as error:
             if self._turns.end() and isinstance(error, BackendError):
                 raise self._too_long() from None
             raise
+        self._pace.learn(rows, (time.perf_counter_ns() - started) / 1000)
         self._turns.end()
         return outputs
 
-    def _timed(self, inputs: Mapping[str, Array], rows: int, run: Run | None = None) -> dict[str, Array]:
+    def _timed(self, inputs: Mapping[str, Array], rows: int) -> dict[str, Array]:
         """Raises BackendError."""
         started = time.perf_counter_ns()
-        outputs = self._backend.run(inputs) if run is None else run(inputs)
+        outputs = self._backend.run(inputs)
         self._pace.learn(rows, (time.perf_counter_ns() - started) / 1000)
         return outputs
 
