@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from agent.formats import check_formats
+from agent.sandbox.protocol import Passed, SelfTest
 from cloud_hub.blobs import Blobs
 from cloud_hub.building.contents import DATA_SUFFIXES, MODEL_SUFFIXES
 from cloud_hub.building.request import BuildRequest
@@ -30,6 +31,7 @@ from support.clock import SetClock
 from support.libraries import resolver, shelf
 from support.shop import PROFILE, Shop, linear
 from support.tflite_models import mlp
+from worker.driver import WorkerDriver
 
 ROWS = np.arange(24, dtype=np.float32).reshape(12, 2)
 X = TensorSpec("x", "FP32", (-1, 2))
@@ -160,6 +162,26 @@ async def test_a_tflite_model_is_read_and_answered_by_the_devices_code(shop: Sho
     high = ROWS[:8] * [1, 2]
     scores = np.exp(high - high.max(axis=1, keepdims=True))
     assert np.allclose(await answers(shop, manifest, "y"), scores / scores.sum(axis=1, keepdims=True), atol=1e-5)
+
+
+async def test_a_worker_gives_the_answers_that_the_build_has_promised(shop: Shop, tmp_path: Path) -> None:
+    net = mlp([(np.diag([1.0, 2.0]).astype(np.float32), np.zeros(2, np.float32))])
+    await shop.register(first_tflite=net, second_onnx=linear(3.0, take="p", give="z"))
+    stages = (
+        stage("first", backend="tflite", model="first.tflite"),
+        stage("second", model="second.onnx", feeds={"p": "first.y"}),
+    )
+    runtime = Runtime(stages=stages, before=(Cast("x", datatype="FP32"),), after=(Softmax("z", "sure"),))
+    pixels = (TensorSpec("x", "UINT8", (-1, 2)),)
+    raw = np.array([[1, 3], [5, 1], [0, 0]], np.uint8)
+    manifest = await shop.build(runtime=runtime, inputs=pixels, golden=await shop.arrays(x=raw))
+    slot = tmp_path / "slot"
+    for entry in manifest.files:
+        (slot / entry.path).parent.mkdir(parents=True, exist_ok=True)
+        (slot / entry.path).write_bytes(await shop.blobs.read(entry.sha256))
+    async with WorkerDriver(slot, manifest) as worker:
+        assert len((await worker.start()).stages) == 2
+        assert (await worker.order(SelfTest(), Passed)).cases == 3
 
 
 async def test_a_sample_as_csv_is_refused_where_it_says_too_little(shop: Shop) -> None:
