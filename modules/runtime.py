@@ -59,7 +59,7 @@ class Runtime(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     see `agent.release`. With `stages`, the module is a chain, and backend, model, entry, providers and fallback are the
     stages' own. `before` and `after` are done to the module's inputs and to the last outputs. `instances` is how many
     predictions run at once (0: as the backend likes); requests that wait are run together, up to `batch_rows` rows
-    (1: never). `environment` is the folder, among the module's files, of the wheels that its script imports.
+    (1: never). `environment` is the folder, among the module's files, of the libraries that its script imports.
     """
 
     kind: Literal["process", "container", "agent"] = "process"
