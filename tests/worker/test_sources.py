@@ -23,7 +23,7 @@ from agent.sandbox.bubblewrap import bubblewrap
 from agent.sandbox.cage import Cages
 from agent.sandbox.given import Given
 from agent.sandbox.level import namespaces
-from agent.sandbox.protocol import Drain, Drained, SourceSeen, Start
+from agent.sandbox.protocol import Drain, Drained, Hold, SourceSeen, Start
 from agent.sandbox.room import NO_ROOM, with_places
 from agent.sources.allowed import SourceNotAllowed, check_allowed, places
 from agent.sources.door import Door, Doors
@@ -242,6 +242,25 @@ async def test_files_that_are_there_and_files_that_appear_are_done_once(tmp_path
         await worker.finish()
         assert (await worker.seen()).taken == 4
         assert sum(window.rows for window in worker.windows) == 5
+
+
+async def test_files_wait_while_their_worker_is_told_to_and_are_done_after(tmp_path: Path, doors: Doors) -> None:
+    async with SourceDriver(tmp_path / "slot", folder_module(tmp_path), doors) as worker:
+        await worker.serve()
+        worker.send(Hold(sources=True))
+
+        async def held() -> bool:
+            return (await worker.seen()).state.startswith("held")
+
+        await until_async(held, "the source to wait", 40)
+        put(tmp_path, "one.json", "[[1, 2]]")
+        answer = await worker.infer({"inputs": [json_input(np.ones((1, 2), np.float32))]})
+        assert answer.status == 200, "requests are answered meanwhile"
+        assert (await worker.seen()).taken == 0
+        worker.send(Hold())
+        await arrived(tmp_path, "one.json.json")
+        assert (await worker.seen()).state == "open"
+        await worker.finish()
 
 
 async def test_another_worker_goes_on_where_the_first_was_killed(tmp_path: Path, doors: Doors) -> None:
