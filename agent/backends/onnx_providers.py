@@ -94,8 +94,8 @@ class Wish(msgspec.Struct, frozen=True):
 def wish(stage: Stage, place: Place) -> Wish:
     """The module's, or what of the device's profile is a provider (the rest is other runtimes'), else the CPU."""
     if stage.providers:
-        names = {provider.name for provider in stage.providers}
-        return Wish(stage.providers, stage.fallback or CPU in names, "the module")
+        named = any(provider.name == CPU for provider in stage.providers)
+        return Wish(stage.providers, stage.fallback or named, "the module")
     names = tuple(name for name in place.providers if name.endswith(_SUFFIX)) or (CPU,)
     return Wish(tuple(map(Provider, names)), stage.fallback or CPU in names, "the device's profile")
 

@@ -89,8 +89,9 @@ def session_options(threads: int, strict: bool = False) -> ort.SessionOptions:
 
 
 def run_options(on_cpu: bool) -> ort.RunOptions:
-    """What can end one thread's run."""
+    """What can end one thread's run. A run that fails tells it by its exception, not in the log as well."""
     options = ort.RunOptions()
+    options.log_severity_level = _FATAL
     if on_cpu:  # the runtime asks for this entry at each bound run; where it is absent, that costs more than the run
         options.add_run_config_entry("gpu_graph_id", "-1")
     return options
