@@ -79,6 +79,11 @@ class Predictor:
         """Whether a run of that size may be made in the loop."""
         return self._pace.is_quick(rows)
 
+    @property
+    def joins(self) -> bool:
+        """Whether requests may be run together: proven, and wanted."""
+        return self._proven and self._batch_rows > 1
+
     def serve(self, desk: Desk) -> None:
         self._desk = desk
 

@@ -25,7 +25,6 @@ from modules.sources import Directory
 
 WAIT_S = 0.25
 MAX_LISTED = 200_000
-MAX_TRIES = 3  # of a file whose prediction was refused for want of time
 
 
 class DirectoryIntake:
@@ -47,7 +46,6 @@ class DirectoryIntake:
         self._closed: set[str] = set()  # names that are whole, as we were told
         self._waiting: list[File] = []
         self._done: dict[str, File] = {}  # what the parent need not be asked about again
-        self._tries: dict[str, int] = {}
         self._next_look = 0.0
 
     def open(self) -> None:
@@ -63,12 +61,7 @@ class DirectoryIntake:
     def answered(self, item: Item, result: Result) -> None:
         file = item.token
         assert isinstance(file, File)  # noqa: S101 - ours
-        if item.repeat:
-            self._tries[file.name] = self._tries.get(file.name, 0) + 1
-            if self._tries[file.name] < MAX_TRIES:
-                return
-            item.repeat = False
-        if self._source.results and is_name(name := f"{file.name}.json"):
+        if not item.repeat and self._source.results and is_name(name := f"{file.name}.json"):
             self._device.write(self._number, name, self._writer.json(result))
 
     def settled(self, items: Sequence[Item]) -> None:
@@ -76,7 +69,6 @@ class DirectoryIntake:
         self._device.note(self._number, files)
         for file in files:
             self._done[file.name] = file
-            self._tries.pop(file.name, None)
 
     def close(self) -> None:
         if self._notices is not None:

@@ -12,7 +12,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -20,6 +20,7 @@ import numpy as np
 from agent.backends import Array, BackendError
 from agent.endpoint.counters import Counters
 from agent.endpoint.exchange import Refused
+from agent.endpoint.oip import refuse_nan
 from agent.endpoint.predictor import Predictor
 from agent.endpoint.recorder import Prediction, Recorder
 from agent.sources.asking import AskError, Device
@@ -31,6 +32,8 @@ FIRST_PAUSE_S = 0.25
 LONGEST_PAUSE_S = 30.0
 TURN_PAUSE_S = 0.1
 FULL_PAUSE_S = 0.002
+LATER = 503
+LATER_PAUSE_S = 0.5
 MAX_LEFT = 1024  # predictions that wait to be counted; more, and the source waits
 MAX_LEFT_BYTES = 64 * 1024 * 1024
 
@@ -38,18 +41,18 @@ log = logging.getLogger(__name__)
 
 
 class Together(msgspec.Struct, frozen=True):
-    """How a module's items may be run together: the inputs with rows; none where they may not."""
+    """What of the inputs a source must know: those with rows, how many rows may run together, and those of which none
+    was ever missing in training.
+    """
 
     batched: tuple[str, ...]
-    joins: bool
     most_rows: int
+    never_missing: frozenset[str] = frozenset()
 
 
-def together(manifest: Manifest) -> Together:
-    """Only where every input and output has rows."""
-    free = [spec.shape[:1] == (-1,) for spec in (*manifest.inputs, *manifest.outputs)]
+def together(manifest: Manifest, never_missing: frozenset[str]) -> Together:
     batched = tuple(spec.name for spec in manifest.inputs if spec.shape[:1] == (-1,))
-    return Together(batched, all(free), manifest.runtime.batch_rows)
+    return Together(batched, manifest.runtime.batch_rows, never_missing)
 
 
 class Feed:
@@ -97,7 +100,9 @@ class Feed:
         """One item at once. Never raises."""
         if not self._going.is_set():
             self._wait()
-        return self._one(Item(name, inputs, rows, token=token))
+        item = Item(name, inputs, rows, token=token)
+        self._check(item)
+        return self._one(item)
 
     def _work(self) -> None:
         while not self._device.begin():
@@ -145,11 +150,12 @@ class Feed:
         self.state = "open"
 
     def _groups(self, items: list[Item]) -> Iterator[list[Item]]:
-        """Neighbours that can be run together."""
+        """Neighbours that can be run together, as the endpoint's requests are."""
         group: list[Item] = []
         rows = 0
         for item in items:
-            joins = self._rules.joins and not item.error
+            self._check(item)
+            joins = self._predictor.joins and not item.error
             if group and (not joins or rows + item.rows > self._rules.most_rows or not _alike(group[0], item)):
                 yield group
                 group, rows = [], 0
@@ -161,6 +167,14 @@ class Feed:
         if group:
             yield group
 
+    def _check(self, item: Item) -> None:
+        """As the endpoint refuses what training never saw."""
+        try:
+            for name in self._rules.never_missing & set(item.inputs):
+                refuse_nan(name, item.inputs[name])
+        except Refused as error:
+            item.error = str(error)
+
     def _run(self, group: list[Item]) -> None:
         if len(group) == 1:
             self.intake.answered(group[0], self._one(group[0]))
@@ -168,7 +182,7 @@ class Feed:
         started = time.perf_counter_ns()
         inputs = {name: np.concatenate([item.inputs[name] for item in group]) for name in group[0].inputs}
         try:
-            outputs = self._predictor.run_here(inputs, sum(item.rows for item in group))
+            outputs = self._predicted(inputs, sum(item.rows for item in group))
         except (BackendError, Refused):  # the others must not suffer for the one that it is
             for item in group:
                 self.intake.answered(item, self._one(item))
@@ -184,13 +198,24 @@ class Feed:
             return self._refused(item, 400, item.error)
         started = time.perf_counter_ns()
         try:
-            outputs = self._predictor.run_here(item.inputs, item.rows)
+            outputs = self._predicted(item.inputs, item.rows)
         except BackendError as error:
             return self._refused(item, 400 if error.key == "bad-input" else 500, str(error))
         except Refused as error:
-            item.repeat = True
+            item.repeat = error.status == LATER
             return self._refused(item, error.status, str(error))
         return self._left(item, outputs, started)
+
+    def _predicted(self, inputs: Mapping[str, Array], rows: int) -> dict[str, Array]:
+        """Waits while there is no turn to be had, or the device cools down. Raises BackendError; Refused when it took
+        too long, or when we are to end.
+        """
+        while True:
+            try:
+                return self._predictor.run_here(inputs, rows)
+            except Refused as error:
+                if error.status != LATER or self._stop.wait(LATER_PAUSE_S):
+                    raise
 
     def _left(self, item: Item, outputs: dict[str, Array], started: int) -> Result:
         """Counted and watched by the loop, soon; not more than it can take up."""

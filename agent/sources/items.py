@@ -21,7 +21,7 @@ class Item(msgspec.Struct, gc=False):
     rows: int = 1
     error: str = ""
     token: object = None
-    repeat: bool = False  # it failed for a reason that may pass: it is not done
+    repeat: bool = False  # we ended before it could be predicted: it is not done
 
 
 class Result(msgspec.Struct, gc=False):

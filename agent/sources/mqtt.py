@@ -106,6 +106,8 @@ class MqttIntake:
         return [self._item(message) for message in messages]
 
     def answered(self, item: Item, result: Result) -> None:
+        if item.repeat:
+            return  # not acknowledged: the next worker gets it
         if self._source.results:
             if len(self._to_send) >= MAX_RESULTS:
                 self._to_send.popleft()

@@ -64,14 +64,20 @@ def load_libraries(sources: Sequence[Source]) -> None:
 
 
 def open_sources(
-    given: Given, manifest: Manifest, slot: Path, predictor: Predictor, recorder: Recorder, counters: Counters
+    given: Given,
+    manifest: Manifest,
+    slot: Path,
+    predictor: Predictor,
+    recorder: Recorder,
+    counters: Counters,
+    never_missing: frozenset[str] = frozenset(),
 ) -> Sources:
     """None are opened yet: their threads do that."""
     sources = manifest.runtime.sources
     if not sources:
         return Sources(())
     device: Device = Parent(given.dial) if given.dial >= 0 else Alone(sources)
-    rules = together(manifest)
+    rules = together(manifest, never_missing)
     feeds = []
     for number, source in enumerate(sources):
         intake = _intake(number, source, manifest, slot, device, rules)

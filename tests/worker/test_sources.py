@@ -29,11 +29,13 @@ from agent.sources.allowed import SourceNotAllowed, check_allowed, places
 from agent.sources.door import Door, Doors
 from agent.sources.memory import LEAST_LINES, Memory
 from agent.sources.talk import LENGTH, Answer, Begin, Claim, Dial, File, Write, answers, framed
-from modules.manifest import Lineage, Manifest, Runtime, SamplingPolicy, encode_manifest
+from modules.manifest import Health, Lineage, Manifest, Runtime, SamplingPolicy, encode_manifest
 from modules.sources import Directory, Mqtt, Script, Source, SourceError, Video, check_sources
 from modules.tensors import TensorSpec
+from modules.windows import ReferenceProfile, encode_reference
 from support.mosquitto import Mosquitto
 from support.waiting import until, until_async
+from worker.conftest import INPUTS, OUTPUTS, Digits, golden_set
 from worker.driver import WorkerDriver, json_input, write_module
 
 DOUBLE = """
@@ -820,3 +822,33 @@ def test_files_that_are_gone_are_forgotten_in_time(tmp_path: Path) -> None:
 def test_a_source_that_does_not_fit_the_module_is_refused_when_it_is_built(source: Source, text: str) -> None:
     with pytest.raises(SourceError, match=text):
         check_sources((source,), (X,), scripted=False)
+
+
+async def test_messages_that_wait_run_together_where_golden_inputs_allow_it(
+    tmp_path: Path, doors: Doors, broker: Mosquitto, digits: Digits, reference: ReferenceProfile
+) -> None:
+    """A model: a script is called for each."""
+    files = {"model.onnx": digits.onnx, "golden": golden_set(digits), "reference": encode_reference(reference)}
+    source = Mqtt("plant/a/x", f"127.0.0.1:{broker.port}", results="plant/answers", content="raw")
+    manifest = write_module(
+        tmp_path / "slot", files, inputs=INPUTS, outputs=OUTPUTS, reference="reference",
+        health=Health(golden="golden"), runtime=Runtime(sources=(source,)),
+    )  # fmt: skip
+    async with (
+        SourceDriver(tmp_path / "slot", manifest, doors) as worker,
+        aiomqtt.Client("127.0.0.1", broker.port) as client,
+    ):
+        await worker.serve()
+        await opened(worker)
+        await client.subscribe("plant/answers", qos=1)
+        rows = [digits.x[at : at + 1 + at % 3] for at in range(100)]
+        rows[50] = np.full((1, 64), np.nan, np.float32)  # never missing in training
+        for some in rows:
+            await client.publish("plant/a/x", some.tobytes(), qos=1)
+        found = [await answer(client) for _ in rows]
+        assert "expected numbers" in found.pop(50)["error"]
+        labels = [output["data"] for one in found for output in one["outputs"] if output["name"] == "label"]
+        expected = [digits.labels[at : at + 1 + at % 3].tolist() for at in range(100) if at != 50]
+        assert labels == expected
+        await worker.finish()
+        assert sum(window.rows for window in worker.windows) == sum(map(len, expected))
