@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from agent.backends import Array
+from modules.execution import Execution
 from modules.manifest import Manifest
 from modules.tensors import TensorSpec
+
+_TENSORRT = "TensorrtExecutionProvider"
 
 
 def has_rows(manifest: Manifest) -> bool:
     """Whether every tensor has a free first size. A script is called once for each request, as its author expects."""
     specs = manifest.inputs + manifest.outputs
     return not manifest.runtime.scripted and bool(manifest.inputs) and all(map(_in_rows, specs))
+
+
+def built_for_shapes(ran: Iterable[Execution], manifest: Manifest) -> bool:
+    """Whether a run of more rows than ever would build anew what runs the model: TensorRT takes minutes for that, where
+    the module does not name the largest shape.
+    """
+    on = {name for one in ran for name in one.got}
+    providers = [*manifest.runtime.providers, *(one for stage in manifest.runtime.stages for one in stage.providers)]
+    return _TENSORRT in on and not any("trt_profile_max_shapes" in one.options for one in providers)
 
 
 def cut(arrays: Mapping[str, Array], start: int, stop: int) -> dict[str, Array]:

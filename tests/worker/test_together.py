@@ -10,9 +10,11 @@ import msgspec
 import numpy as np
 import pytest
 
-from agent.endpoint.batches import differs, has_rows
+from agent.endpoint.batches import built_for_shapes, differs, has_rows
 from agent.sandbox.protocol import Drain, Drained
+from modules.execution import Execution
 from modules.manifest import Lineage, Manifest, Runtime, SamplingPolicy
+from modules.runtime import Provider
 from modules.tensors import TensorSpec
 from modules.windows import ReferenceProfile, unpack_counts
 from support.waiting import until
@@ -124,6 +126,17 @@ def test_only_tensors_in_rows_and_no_scripts_run_together() -> None:
     assert not has_rows(manifest((-1, 3), (1,)))
     assert not has_rows(manifest((-1, 3), ()))
     assert not has_rows(manifest((-1, 3), runtime=Runtime(backend="script", model="")))
+
+
+def test_what_is_built_for_its_shapes_is_not_given_more_rows() -> None:
+    def manifest(**options: str) -> Manifest:
+        provider = Provider("TensorrtExecutionProvider", options)
+        return Manifest("m", 1, "pi", Lineage("m", 1), (), (), (), Runtime(model="", providers=(provider,)))
+
+    there, elsewhere = Execution("onnx", got={"TensorrtExecutionProvider": 3}), Execution("onnx", got={"CPU": 3})
+    assert built_for_shapes([there], manifest())
+    assert not built_for_shapes([elsewhere], manifest())
+    assert not built_for_shapes([there], manifest(trt_profile_max_shapes="x:32x20"))
 
 
 def test_what_differs_between_rows_together_and_alone_is_named() -> None:
