@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO, Final, Self
 
 from cloud_hub.api.devices import DeviceDetail, NewTags, Readmitted
 from cloud_hub.api.models import FileReference, RegisterModel
@@ -43,6 +43,8 @@ from cloud_hub.rollouts.plan import Rollout
 from cloud_hub.rollouts.status import RolloutStatus
 from cloud_hub.trust.ceremony import Outcome, Pending
 from cloud_hub.trust.standing import Repository
+
+BUILD_S: Final = 3600.0  # libraries are resolved, images made, models asked
 
 
 def no_progress(_more: int) -> None:
@@ -161,7 +163,7 @@ class HubClient:
 
     # --- modules ------------------------------------------------------------------------------------------------
     async def build(self, request: BuildRequest) -> ModuleRelease:
-        return await self._http.ask(ModuleRelease, "POST", "/modules", request)
+        return await self._http.ask(ModuleRelease, "POST", "/modules", request, answer_s=BUILD_S)
 
     async def sign(self, name: str, version: int, profile: str) -> ModuleRelease:
         return await self._http.ask(ModuleRelease, "POST", path_of("modules", name, version, profile, "sign"))

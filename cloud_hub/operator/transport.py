@@ -23,7 +23,7 @@ from cloud_hub.operator.context import HubContext
 from cloud_hub.operator.errors import ContextError, FileError, HubUnreachable, Refused
 
 CONNECT_S: Final = 10.0
-ANSWER_S: Final = 120.0  # without a byte: building a module takes the hub a while
+ANSWER_S: Final = 120.0  # without a byte
 PIECE_BYTES: Final = 256 * 1024
 MAX_ANSWER_BYTES: Final = 256 * 1024 * 1024
 Progress = Callable[[int], None]  # how many more bytes have gone over the wire
@@ -52,7 +52,7 @@ class Transport:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(ssl=tls),
             headers={"Authorization": f"Bearer {self._context.token}"} | reason,
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=ANSWER_S),
+            timeout=_patience(ANSWER_S),
         )
         return self
 
@@ -63,10 +63,16 @@ class Transport:
             await self._session.close()
 
     async def ask(
-        self, answer: type[_Answer], method: str, path: str, body: msgspec.Struct | None = None, query: Query = NO_QUERY
+        self,
+        answer: type[_Answer],
+        method: str,
+        path: str,
+        body: msgspec.Struct | None = None,
+        query: Query = NO_QUERY,
+        answer_s: float = ANSWER_S,
     ) -> _Answer:
-        """The JSON answer as `answer`. `query` values that are empty are left out."""
-        raw = await self.raw(method, path, body, query)
+        """The JSON answer as `answer`, which may take `answer_s` seconds. `query` values that are empty are left out."""
+        raw = await self.raw(method, path, body, query, answer_s)
         try:
             return msgspec.json.decode(raw, type=answer)
         except msgspec.DecodeError as error:
@@ -74,11 +80,18 @@ class Transport:
                 "answer-invalid", f"{self._context.url}: the answer is not of this version's form ({error})"
             ) from error
 
-    async def raw(self, method: str, path: str, body: msgspec.Struct | None = None, query: Query = NO_QUERY) -> bytes:
+    async def raw(
+        self,
+        method: str,
+        path: str,
+        body: msgspec.Struct | None = None,
+        query: Query = NO_QUERY,
+        answer_s: float = ANSWER_S,
+    ) -> bytes:
         """The answer's bytes, at most MAX_ANSWER_BYTES."""
         data = None if body is None else msgspec.json.encode(body)
         parts: list[bytes] = []
-        async with self._request(method, path, data, query) as response:
+        async with self._request(method, path, data, query, answer_s=answer_s) as response:
             async for part in response.content.iter_chunked(PIECE_BYTES):
                 parts.append(part)
                 if sum(map(len, parts)) > MAX_ANSWER_BYTES:
@@ -141,13 +154,19 @@ class Transport:
         data: bytes | AsyncIterator[bytes] | None,
         query: Query,
         headers: Mapping[str, str] | None = None,
+        answer_s: float = ANSWER_S,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         if self._session is None:
             raise RuntimeError("the transport is not open")
         url = f"{self._context.url.rstrip('/')}{PREFIX}{path}"
         try:
             async with self._session.request(
-                method, URL(url, encoded=True), data=data, params=_params(query), headers=headers
+                method,
+                URL(url, encoded=True),
+                data=data,
+                params=_params(query),
+                headers=headers,
+                timeout=_patience(answer_s),
             ) as response:
                 if response.status >= 400:
                     raise _refusal(response.status, await response.read())
@@ -164,6 +183,10 @@ class Transport:
             raise HubUnreachable(
                 "hub-unreachable", f"{self._context.url}: {error}; is the hub running, and is this its address?"
             ) from error
+
+
+def _patience(answer_s: float) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=answer_s)
 
 
 def _tls(context: HubContext) -> ssl.SSLContext:
