@@ -71,7 +71,7 @@ class Transport:
         query: Query = NO_QUERY,
         answer_s: float = ANSWER_S,
     ) -> _Answer:
-        """The JSON answer as `answer`, which may take `answer_s` seconds. `query` values that are empty are left out."""
+        """The JSON answer as `answer`, within `answer_s` seconds. Values of `query` that are empty are left out."""
         raw = await self.raw(method, path, body, query, answer_s)
         try:
             return msgspec.json.decode(raw, type=answer)
