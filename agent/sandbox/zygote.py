@@ -153,8 +153,8 @@ def become(birth: Birth) -> NoReturn:
         with contextlib.suppress(OSError):
             os.write(said, (str(error) or type(error).__name__).encode()[:500])
         os._exit(1)
-    if numpy := sys.modules.get("numpy"):
-        numpy.random.seed()  # siblings would draw the same numbers
+    if generator := sys.modules.get("numpy.random"):
+        generator.seed()  # siblings would draw the same numbers
     work(birth.numbers[0])
 
 
