@@ -106,7 +106,7 @@ def us_per_row_mlp(rounds: int = 5, blocks_each: int = 4000) -> dict[str, float]
     }
 
 
-def over_raw_conv(rounds: int = 7, frames_each: int = 60) -> dict[str, float]:
+def over_raw_conv(rounds: int = 15, frames_each: int = 20) -> dict[str, float]:
     """The convolution net fed by the source, against the raw runtime with the same frames in this process, in turn."""
     raw = session(model("conv"))
     frames = rows(raw, FRAMES)[:, np.newaxis]
