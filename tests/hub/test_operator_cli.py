@@ -198,6 +198,14 @@ def test_the_runtime_of_a_build_comes_from_a_file_with_the_options_over_it(opera
     assert (manifest.runtime.batch_rows, manifest.runtime.instances) == (4, 2)
     assert [stage.outputs[0].name for stage in manifest.runtime.stages] == ["label"]
     assert [spec.name for spec in manifest.outputs] == ["sure", "label"]
+    again = ("module", "build", "chained:1", "-p", PROFILE, "--reference", files / "train.npz")
+    (files / "base.tar").write_bytes(b"no archive")
+    assert "base image" in operator.refused(*again, "--base", files / "base.tar")
+    assert "images.registries" in operator.refused(*again, "--base", f"registry.test/base@sha256:{'0' * 64}")
+    assert "nowhere:1: expected a tar archive, or an image" in operator.refused(*again, "--base", "nowhere:1")
+    (files / "runtime.toml").write_text("[container]\nwindows = 3\n")
+    wrong = operator.run(*again, "--base", files / "base.tar", "--runtime", files / "runtime.toml", status=2)
+    assert "unknown field `windows`" in wrong.stderr
 
 
 def test_what_the_build_was_told_stands_in_the_manifest(operator: Operator, signed: str) -> None:

@@ -116,9 +116,10 @@ def build(
         given = {name: file for name, file in (files | {"base": archive, "dockerfile": dockerfile}).items() if file}
         named = {"base": base} if base and archive is None else {}
         container = None if not (base or dockerfile or said.container) else {**(said.container or {}), **named}
-        found = act(
-            context, lambda hub: _build_all(hub, profile, _Order(model, fields, given, tuple(wheel), container))
-        )
+        if container is not None:
+            _container(container)  # what is wrong with it is said before anything is sent
+        order = _Order(model, fields, given, tuple(wheel), container)
+        found = act(context, lambda hub: _build_all(hub, profile, order))
     from cloud_hub.operator import render
 
     show(found, output, render.modules)
