@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from agent.backends import Array
@@ -50,3 +50,18 @@ class Desk(Protocol):
         """All of one run, those included that are over."""
 
     def failed(self, job: Job, error: Exception) -> None: ...
+
+
+def portion(jobs: Iterable[Job], most_rows: int, most: int) -> list[Job]:
+    """The first, and those right behind it that can be run with it."""
+    rows = 0
+    some: list[Job] = []
+    for job in jobs:
+        rows += job.rows
+        fits = rows <= most_rows and len(some) < most and not job.single
+        if some and not (fits and job.call.tails == some[0].call.tails):
+            break
+        some.append(job)
+        if job.single:
+            break
+    return some

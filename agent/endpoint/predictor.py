@@ -22,7 +22,7 @@ from agent.backends import Array, Backend, BackendError
 from agent.endpoint.batches import cut, differs
 from agent.endpoint.counters import Counters
 from agent.endpoint.exchange import RETRY, Refused
-from agent.endpoint.jobs import Desk, Job
+from agent.endpoint.jobs import Desk, Job, portion
 from agent.endpoint.pace import Pace
 from agent.endpoint.turns import Turns
 
@@ -131,23 +131,9 @@ class Predictor:
         jobs, self._tick = self._tick, []
         most = self._pace.quick_rows(self._batch_rows)
         while jobs:
-            some = self._portion(jobs, most, len(jobs))
+            some = portion(jobs, most, len(jobs))
             del jobs[: len(some)]
             self._run_or_queue(some)
-
-    def _portion(self, jobs: list[Job] | deque[Job], most_rows: int, most: int) -> list[Job]:
-        """The first, and those right behind it that can be run with it."""
-        first, rows = jobs[0], 0
-        some: list[Job] = []
-        for job in jobs:
-            rows += job.rows
-            fits = rows <= most_rows and len(some) < most and not job.single and job.call.tails == first.call.tails
-            if some and not fits:
-                break
-            some.append(job)
-            if job.single:
-                break
-        return some
 
     def _run_or_queue(self, jobs: list[Job]) -> None:
         rows = jobs[0].rows if len(jobs) == 1 else sum(job.rows for job in jobs)
@@ -209,7 +195,7 @@ class Predictor:
                 self._desk.failed(job, self._too_long() if stopped and isinstance(error, BackendError) else error)
             return
         for job in jobs:
-            job.single, job.thread = True, []
+            job.single, job.thread, job.started_ns = True, [], 0
             if job.over:
                 continue
             if job.timer is not None:
@@ -241,7 +227,7 @@ class Predictor:
         loop = asyncio.get_running_loop()
         while self._waiting and self._running < self._parallel:
             share = -(-len(self._waiting) // (self._parallel - self._running))
-            jobs = self._portion(self._waiting, self._batch_rows if self._proven else 0, share)
+            jobs = portion(self._waiting, self._batch_rows if self._proven else 0, share)
             jobs = jobs if self._pace.pays([job.rows for job in jobs]) else jobs[:1]
             thread: list[int] = []
             for job in jobs:
@@ -257,6 +243,8 @@ class Predictor:
         """What went wrong, whether it was asked to stop, inputs and outputs."""
         if not self._turns.begin(self._deadline_s):
             return self._no_turn(), False, {}, {}
+        if all(job.over for job in jobs):  # while this thread waited for its turn
+            return self._no_turn(), self._turns.end(), {}, {}
         thread.append(threading.get_ident())
         problem: Exception | None = None
         inputs: dict[str, Array] = {}
@@ -287,14 +275,13 @@ class Predictor:
         """Its client, or its module, waits no longer. A run for others goes on, but not over the module's deadline."""
         assert self._desk is not None  # noqa: S101
         ours = not job.due_ns or time.perf_counter_ns() < job.due_ns
-        if job.thread and ours:
-            self._turns.stop(job.thread[0])
+        for thread in [*job.thread] if ours else ():
+            self._turns.stop(thread)
         if job in self._waiting:
             self._waiting.remove(job)
-        waited = not job.thread
         self._leave(job)
         if ours:
-            self._desk.failed(job, self._no_turn() if waited else self._too_long())
+            self._desk.failed(job, self._too_long() if job.started_ns else self._no_turn())
         else:
             self._desk.failed(job, Refused(504, "the client's deadline was over before the answer was there"))
 

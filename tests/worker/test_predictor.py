@@ -21,7 +21,7 @@ from agent.backends.onnx_files import external_files
 from agent.backends.place import Place
 from agent.endpoint.counters import Counters, Latency
 from agent.endpoint.exchange import Refused, Reply, Request
-from agent.endpoint.jobs import Job
+from agent.endpoint.jobs import Job, portion
 from agent.endpoint.oip import Call, Parser
 from agent.endpoint.pace import QUICK_US, TRIES, Pace
 from agent.endpoint.predictor import Predictor
@@ -270,6 +270,41 @@ async def test_a_request_whose_client_waits_no_longer_is_not_run() -> None:
     assert len(backend.threads) == before + 1
     assert counters.in_flight == 0
     predictor.close()
+
+
+async def test_a_request_that_was_given_up_while_it_waited_for_a_turn_is_not_run() -> None:
+    """The pool's thread waits behind a caller's own; meanwhile the request has been answered."""
+    backend, counters = Waiting(), Counters()
+    predictor = predictor_of(backend, counters)
+    desk = Counter(predictor)
+    before = len(backend.threads)
+    backend.gate.clear()
+    here = asyncio.create_task(asyncio.to_thread(predictor.run_here, {"x": np.zeros((1, 1), np.float32)}, 1))
+    await until(lambda: backend.busy == 1, "the run in the caller's thread")
+    given_up = a_job(1.0, alone=True)
+    predictor.submit(given_up)
+    given_up.tell(Reply(503, b""))
+    backend.gate.set()
+    await here
+    predictor.submit(a_job(2.0, alone=True))
+    await until(lambda: len(desk.answers) == 1, "the next one")
+    await until(lambda: len(backend.threads) == before + 2, "two runs")
+    assert desk.answers == [[2.0]]
+    predictor.close()
+
+
+def test_only_requests_of_the_same_sizes_behind_each_other_make_a_portion() -> None:
+    small = [a_job(1.0) for _ in range(3)]
+    large, odd = a_job(*range(10)), a_job(1.0)
+    odd.call.tails = ((7,),)
+    assert portion([*small, large], 8, 9) == small
+    assert portion([*small, odd], 8, 9) == small
+    assert portion([large, *small], 8, 9) == [large]
+    assert portion(small, 8, 2) == small[:2]
+    assert portion(small, 0, 9) == small[:1]
+    small[1].single = True
+    assert portion(small, 8, 9) == small[:1]
+    assert portion(small[1:], 8, 9) == small[1:2]
 
 
 def test_running_together_is_kept_where_it_pays() -> None:
