@@ -36,7 +36,7 @@ def check_runtime(
     `stages` are the manifest's, which makes one where the runtime names none.
     """
     limit = largest_bytes(memory_mib)
-    check_sources(runtime.sources, inputs, runtime.scripted)
+    check_sources(runtime.sources, inputs, runtime.answers_by_script)
     tensors: Specs = flow(runtime.before, {spec.name: spec for spec in inputs}, limit)
     tensors = after_stages(stages, tensors)
     tensors = flow(runtime.after, tensors, limit)

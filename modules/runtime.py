@@ -91,9 +91,14 @@ class Runtime(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     @property
     def scripted(self) -> bool:
         """Whether Python code of the module's own runs."""
-        if self.entry or self.backend == "script" or any(s.entry or s.backend == "script" for s in self.stages):
-            return True
-        return bool(loops(self.sources))
+        return self.answers_by_script or bool(loops(self.sources))
+
+    @property
+    def answers_by_script(self) -> bool:
+        """Whether such code has a part in predictions; a source's loop beside a model has none."""
+        return (
+            bool(self.entry) or self.backend == "script" or any(s.entry or s.backend == "script" for s in self.stages)
+        )
 
     @property
     def paths(self) -> tuple[str, ...]:

@@ -159,7 +159,7 @@ def main() -> int:
             body = msgspec.json.encode(describe(question.stages, slot))
         else:
             manifest = decode_manifest(question.manifest)
-            if manifest.runtime.scripted:
+            if manifest.runtime.answers_by_script:
                 raise ValueError("expected a module without a script, got one with: the build runs none")
             body = msgspec.json.encode(answer(manifest, slot, Path(question.feeds), Path(question.to)))
     except (AgentError, ModuleError, ImportError, ValueError, OSError, MemoryError) as error:

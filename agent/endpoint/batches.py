@@ -17,7 +17,7 @@ _TENSORRT = "TensorrtExecutionProvider"
 def has_rows(manifest: Manifest) -> bool:
     """Whether every tensor has a free first size. A script is called once for each request, as its author expects."""
     specs = manifest.inputs + manifest.outputs
-    return not manifest.runtime.scripted and bool(manifest.inputs) and all(map(_in_rows, specs))
+    return not manifest.runtime.answers_by_script and bool(manifest.inputs) and all(map(_in_rows, specs))
 
 
 def built_for_shapes(ran: Iterable[Execution], manifest: Manifest) -> bool:

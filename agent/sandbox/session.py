@@ -189,7 +189,7 @@ class Session:
         """One row of zeros, to learn how long a run takes. A model that cannot take zeros tells it by its golden; a
         script is not called with what nobody asked for.
         """
-        if self._manifest.runtime.scripted:
+        if self._manifest.runtime.answers_by_script:
             return
         inputs = {spec.name: _zeros(spec) for spec in self._manifest.inputs}
         with contextlib.suppress(BackendError):

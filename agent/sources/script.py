@@ -71,6 +71,7 @@ class ScriptIntake:
         except StopIteration:
             raise Ended("its loop() returned") from None
         if yielded is None:  # nothing at the moment
+            self.stop.wait(JUNK_PAUSE_S)
             return []
         self._number += 1
         name = f"loop {self._number}"

@@ -44,7 +44,7 @@ async def known_answers(
         bench.blobs.size(digest)
     if _is_plain(runs):
         return runs, await probe(_probe_request(request, bench, model=sources[runs.model]))
-    if runs.scripted or not _is_computed(runs):
+    if runs.answers_by_script or not _is_computed(runs):
         return await _recorded(request, runs, sources, bench)
     fit = await fitted(request, runs, sources, _slot(bench))
     return fit.runtime, await _computed(request, fit, sources, bench)
@@ -52,7 +52,9 @@ async def known_answers(
 
 def _is_plain(runs: Runtime) -> bool:
     return (
-        runs.backend == "onnx" and bool(runs.model) and not (runs.scripted or runs.stages or runs.before or runs.after)
+        runs.backend == "onnx"
+        and bool(runs.model)
+        and not (runs.answers_by_script or runs.stages or runs.before or runs.after)
     )
 
 
@@ -68,9 +70,9 @@ async def _recorded(
     """The answers are in the files. Stages and steps are checked all the same."""
     composed = bool(runs.stages or runs.before or runs.after)
     inputs, outputs = _declared(request, runs, sources)
-    if not (inputs and outputs) or (runs.scripted and not request.golden):
+    if not (inputs and outputs) or (runs.answers_by_script and not request.golden):
         what = f"the backend {runs.backend}" if runs.model else "a program of an image"
-        what = "an entry script" if runs.scripted else what
+        what = "an entry script" if runs.answers_by_script else what
         raise Unprocessable(
             "tensors-missing",
             f"expected `inputs`, `outputs` and golden arrays for both with {what}: the hub runs no scripts and no "
@@ -83,7 +85,7 @@ async def _recorded(
 
 def _declared(request: BuildRequest, runs: Runtime, sources: Mapping[str, Path]) -> tuple[Tensors, Tensors]:
     """What the request says, or the description of an overlay."""
-    if runs.scripted or runs.backend != "fpga" or runs.stages or runs.before or runs.after:
+    if runs.answers_by_script or runs.backend != "fpga" or runs.stages or runs.before or runs.after:
         return request.inputs, request.outputs
     overlay = read_overlay(runs.model, sources[runs.model], sources)
     given, answers = (

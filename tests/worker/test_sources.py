@@ -852,3 +852,38 @@ async def test_messages_that_wait_run_together_where_golden_inputs_allow_it(
         assert labels == expected
         await worker.finish()
         assert sum(window.rows for window in worker.windows) == sum(map(len, expected))
+
+
+async def test_a_loop_beside_a_model_feeds_it_and_needs_no_parent(tmp_path: Path, digits: Digits) -> None:
+    """As `mooring module run` starts it: nobody to ask, nothing to wait for."""
+    loop = b"""
+import numpy as np
+def loop(stop):
+    yield None
+    rows = np.load(FILE)
+    rows.flags.writeable = False
+    yield rows
+    yield {"x": rows[:3]}
+"""
+    saved = io.BytesIO()
+    np.save(saved, digits.x[:7])
+    files = {
+        "model.onnx": digits.onnx, "golden": golden_set(digits), "rows.npy": saved.getvalue(),
+        "loop.py": loop.replace(b"FILE", repr(str(tmp_path / "slot" / "rows.npy")).encode()),
+    }  # fmt: skip
+    manifest = write_module(
+        tmp_path / "slot", files, inputs=INPUTS, outputs=OUTPUTS, health=Health(golden="golden"),
+        runtime=Runtime(sources=(Script("loop.py"),)),
+    )  # fmt: skip
+    assert manifest.runtime.scripted
+    assert not manifest.runtime.answers_by_script
+    async with WorkerDriver(tmp_path / "slot", manifest, ALL) as worker:
+        await worker.serve()
+
+        async def ten() -> bool:
+            return (await worker.stats()).rows == 10
+
+        await until_async(ten, "ten rows", 40)
+        await worker.order(Drain(10.0), Drained)
+        found = sorted(int(np.frombuffer(sample.outputs[0].data, "<i8")[0]) for sample in worker.samples)
+        assert found == sorted([*digits.labels[:7].tolist(), *digits.labels[:3].tolist()])
