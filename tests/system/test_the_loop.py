@@ -12,6 +12,7 @@ from cloud_hub.operator.errors import Refused
 from cloud_hub.rollouts.controller import NewRollout
 from cloud_hub.rollouts.plan import ExecutionState, RolloutState
 from modules.manifest import Health
+from mooring_client import AsyncClient
 from support.built import rows
 from support.predict import served_version
 from system.traffic import Traffic, json_request, post, predict
@@ -30,8 +31,10 @@ async def test_a_released_model_is_served_on_a_device_and_every_prediction_comes
         assert (answer["model_name"], answer["model_version"], answer["id"]) == (MODEL, "1", "json-1")
         labels = {output["name"]: output["data"] for output in answer["outputs"]}["label"]
         assert await _binary(address, "binary-1") == labels == [0]
+        async with AsyncClient(MODEL, state=device.state, transport="shared-memory") as client:
+            assert (await client.ask({"X": rows(1)}, id="shared-1"))["label"].tolist() == labels
         more = await predict(address, "more", 40)
-        await world.arrived(device, (1,), ["json-1", "binary-1", *more])
+        await world.arrived(device, (1,), ["json-1", "binary-1", "shared-1", *more])
 
 
 async def _binary(address: str, id_: str) -> list[int]:
