@@ -42,6 +42,7 @@ ASK_S = 0.1  # between two questions whether it is ready
 ANSWER_S = 5.0
 SHARE = 0.8  # of the deadline for loading: then it is known what it is that does not come
 GOLDEN_S = 60.0
+ACCEPTED_S = 0.1  # what has been accepted before the end becomes a connection that is carried
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 MAX_CONNECTIONS = 1024
 _BLOCK = 64 * 1024
@@ -112,6 +113,7 @@ class Relay:
         """How many connections were cut."""
         for server in self._servers:
             server.close()
+        await asyncio.sleep(ACCEPTED_S)
         if self._carrying:
             await asyncio.wait(set(self._carrying), timeout=deadline_s)
         cut = len(self._carrying)
@@ -176,10 +178,11 @@ class Relay:
         self._connections += 1
         try:
             await self._carry(reader, writer)
-        except (OSError, asyncio.CancelledError):
-            pass  # one side went away, or the drain's deadline came
-        finally:
             writer.close()
+            await writer.wait_closed()  # what is on its way is part of the answer
+        except (OSError, asyncio.CancelledError):
+            writer.transport.abort()  # one side went away, or the drain's deadline came
+        finally:
             self._carrying.discard(task)
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -95,7 +95,8 @@ async def test_it_is_handed_over_to_and_from_our_own_worker_without_a_refused_re
     for module, version in ((contained(*foreign(version=2)), 2), (build(version=3), 3)):
         target = rig.set(module)
         await rig.keeper.switch(target, {"iris": await rig.keeper.spare(target.modules[0])})
-        await until(lambda version=version: version in seen, f"version {version} to answer")  # type: ignore[misc]
+        await until(lambda: version in seen or asking.done(), f"version {version} to answer", 40)  # noqa: B023
+        assert not asking.done()
     stop.set()
     await asking
     assert seen == {1, 2, 3}

@@ -76,7 +76,8 @@ async def test_a_container_follows_a_process_and_another_container_it_and_nobody
     for version in (2, 3):
         target = rig.set(contained(build(version=version)))
         await rig.keeper.switch(target, {"iris": await rig.keeper.spare(target.modules[0])})
-        await until(lambda version=version: version in seen, f"version {version} to answer")  # type: ignore[misc]
+        await until(lambda: version in seen or asking.done(), f"version {version} to answer", 40)  # noqa: B023
+        assert not asking.done()
     stop.set()
     await asking
     assert seen == {1, 2, 3}

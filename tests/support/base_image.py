@@ -15,17 +15,20 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-# What a worker with the ONNX backend has imported; everything else may stay away from the image.
+# What a worker with the ONNX backend has imported, and which libraries that has loaded; the rest may stay away.
 _ASK = """
 import sys, agent.containers.inside, agent.sandbox.session, agent.sandbox.standalone, agent.backends.onnx, msgspec
-import agent.endpoint.http, pyseccomp, httptools
+import agent.endpoint.http, pyseccomp, httptools, http.server, ssl, sqlite3, lzma, bz2, multiprocessing.pool, zoneinfo
 for module in list(sys.modules.values()):
     print(getattr(module, "__file__", None) or "")
+for line in open("/proc/self/maps"):
+    print(line.split()[-1])
 """
 _LEFT_OUT = re.compile(
     r"/(__pycache__|tests?|idlelib|ensurepip|tkinter|turtledemo|lib2to3|pydoc_data|config-3[^/]*|site-packages)(/|$)"
     r"|/_tkinter\.|\.(a|pyi|c|h|pyx|pxd)$|/onnxruntime/(transformers|tools|quantization|datasets|backend)(/|$)|/f2py(/|$)"
 )
+LIBRARIES = "lib64"  # where the loader is, too
 PYTHON = "/opt/python/bin/python3"
 
 
@@ -35,6 +38,10 @@ def write_base(target: Path) -> None:
     with tarfile.open(layer, "w", format=tarfile.PAX_FORMAT) as tar:
         for name, path in sorted(_files().items()):
             tar.add(path, name, recursive=False)
+            for shorter in _shorter(name) if name.startswith(f"{LIBRARIES}/") else ():
+                link = tarfile.TarInfo(shorter)
+                link.type, link.linkname, link.mode = tarfile.SYMTYPE, path.name, 0o777
+                tar.addfile(link)
         for folder in ("tmp", "proc", "sys", "dev", "etc", "mooring"):
             entry = tarfile.TarInfo(folder)
             entry.type, entry.mode = tarfile.DIRTYPE, 0o755
@@ -44,7 +51,9 @@ def write_base(target: Path) -> None:
     config = {
         "architecture": {"x86_64": "amd64", "aarch64": "arm64"}[_machine()],
         "os": "linux",
-        "config": {"Env": [f"PATH={Path(PYTHON).parent}:/usr/bin:/bin", "PYTHONHOME=/opt/python"]},
+        "config": {
+            "Env": [f"PATH={Path(PYTHON).parent}:/bin", "PYTHONHOME=/opt/python", f"LD_LIBRARY_PATH=/{LIBRARIES}"]
+        },
         "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]},
     }
     with tarfile.open(target, "w") as tar:
@@ -69,24 +78,32 @@ def _files() -> dict[str, Path]:
     found = {PYTHON.lstrip("/"): Path(sys.executable).resolve()}
     stdlib = Path(sysconfig.get_path("stdlib"))
     found |= dict(_tree(stdlib, f"opt/python/lib/{version}"))
-    for root in _packages():
+    asked = subprocess.run([sys.executable, "-c", _ASK], capture_output=True, text=True, check=True, timeout=60)
+    loaded = [Path(line) for line in dict.fromkeys(asked.stdout.split()) if line.startswith("/")]
+    sites = {Path(sysconfig.get_path(name)) for name in ("purelib", "platlib")}
+    for root in _packages(loaded, sites):
         found |= dict(_tree(root, f"opt/python/lib/{version}/site-packages/{root.name}"))
-    binaries = [path for path in found.values() if path.suffix == ".so" or ".so." in path.name]
-    for library in _libraries([Path(sys.executable).resolve(), *binaries]):
-        if not any(library.resolve() == path for path in found.values()):
-            found[str(library).lstrip("/")] = library.resolve()
+    for library in loaded:
+        outside = not any(library.is_relative_to(root) for root in (*sites, stdlib))
+        if outside and (library.suffix == ".so" or ".so." in library.name):
+            found[f"{LIBRARIES}/{library.name}"] = library
     return found
 
 
-def _packages() -> list[Path]:
-    """The packages, and what stands beside them (`numpy.libs`), that a worker has imported."""
-    asked = subprocess.run([sys.executable, "-c", _ASK], capture_output=True, text=True, check=True, timeout=60)
-    sites = {Path(sysconfig.get_path(name)) for name in ("purelib", "platlib")}
+def _shorter(library: str) -> Iterator[str]:
+    """The names under which it may be looked for: libstdc++.so.6.0.30 is known as libstdc++.so.6."""
+    while re.search(r"\.so\..*\.", library):
+        library = library.rpartition(".")[0]
+        yield library
+
+
+def _packages(loaded: list[Path], sites: set[Path]) -> list[Path]:
+    """The packages, and what stands beside them (`numpy.libs`)."""
     roots: set[Path] = set()
-    for line in asked.stdout.split():
+    for path in loaded:
         for site in sites:
-            if Path(line).is_relative_to(site):
-                name = Path(line).relative_to(site).parts[0]
+            if path.is_relative_to(site):
+                name = path.relative_to(site).parts[0]
                 roots.add(site / name)
                 roots |= {other for other in (site / f"{name}.libs",) if other.is_dir()}
     return sorted(roots)
@@ -99,13 +116,3 @@ def _tree(root: Path, name: str) -> Iterator[tuple[str, Path]]:
     for path in root.rglob("*"):
         if path.is_file() and not _LEFT_OUT.search(f"/{root.name}/{path.relative_to(root)}"):
             yield f"{name}/{path.relative_to(root)}", path
-
-
-def _libraries(binaries: list[Path]) -> set[Path]:
-    """Shared libraries from outside, and the loader, by the paths under which they are looked for."""
-    said = subprocess.run(["ldd", *map(str, binaries)], capture_output=True, text=True, check=False, timeout=60).stdout
-    named = [
-        name for name in re.findall(r"(?:=>\s*|^\s*)(/\S+)\s+\(0x", said, re.MULTILINE) if "-packages/" not in name
-    ]
-    seccomp = list(Path("/usr/lib").rglob("libseccomp.so.2"))
-    return {Path(name) for name in named} | set(seccomp)
