@@ -56,7 +56,7 @@ class AsyncClient:
         """Either "shared-memory" or "http". Raises Gone, Timeout, Refused."""
         return await self._locked(self._timeout_s, lambda link: _now(link.transport))
 
-    async def predict(self, **inputs: object) -> Prediction:
+    async def predict(self, /, **inputs: object) -> Prediction:
         """Outputs by name. Raises Refused, Gone, Timeout."""
         return await self.ask(inputs)
 

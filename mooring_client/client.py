@@ -78,7 +78,7 @@ class Client:
         with self._lock:
             return self._linked(self._timeout_s).transport
 
-    def predict(self, **inputs: object) -> Prediction:
+    def predict(self, /, **inputs: object) -> Prediction:
         """Outputs by name. Raises Refused, Gone, Timeout."""
         return self._asked(inputs, (), b"", self._timeout_s)
 

@@ -32,6 +32,7 @@ from modules.manifest import Manifest
 
 log = logging.getLogger(__name__)
 
+AREA_S = 10.0  # from the welcome to the client's area
 IDLE_S = 300.0
 SEND_S = 10.0
 MAX_PLANS = 64  # forms of requests that are remembered per client
@@ -77,9 +78,10 @@ class Seat:
     def serve(self) -> None:
         """Until the client leaves, is idle for too long, says what is no message, or `finish`."""
         try:
-            _limit(self._sock, IDLE_S)
+            _limit(self._sock, AREA_S)
             self._sock.send(wire.welcome(self._service.manifest, self._service.area_bytes, self._service.cpus))
             self._take_area()
+            _limit(self._sock, IDLE_S)
             while message := self._sock.recv(MAX_MESSAGE):
                 self.busy = True
                 if message[0] == _PREDICT:

@@ -121,6 +121,14 @@ async def test_a_wrong_input_is_refused_in_words_and_the_client_goes_on(
     assert await asyncio.to_thread(both) == digits.labels[0]
 
 
+async def test_an_input_may_be_called_anything(worker: WorkerDriver) -> None:
+    def named() -> None:
+        with Client(worker.path, model="digits") as client, pytest.raises(Refused, match="expected x, got self"):
+            client.predict(**{"self": [1.0]})
+
+    await asyncio.to_thread(named)
+
+
 async def test_an_unknown_output_and_a_long_id_are_refused(worker: WorkerDriver, digits: Digits) -> None:
     def tried() -> None:
         with Client(worker.path, model="digits") as client:
