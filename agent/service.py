@@ -41,7 +41,7 @@ from agent.release.environment import Environments
 from agent.release.kind import AgentReleases
 from agent.renew import Renewal
 from agent.report import Reporter, Status, write_status
-from agent.runtimes.heat import Heat
+from agent.runtimes.heat import Heat, Warmth
 from agent.runtimes.keeper import Keeper
 from agent.runtimes.process import ProcessRuntime, first_uid
 from agent.sandbox.cage import Cages, Possible
@@ -161,7 +161,8 @@ async def _build(
     def compose() -> DeviceReport:
         report = _report(config, ledger, keeper, engine, attacks, outbox)
         modules = (*report.modules, *releases.reports(of_kind(engine.serving, AGENT)))
-        return msgspec.structs.replace(report, boot=boot, modules=modules)
+        warmth = heat.warmth.name.lower() if heat.warmth is not Warmth.COOL else ""
+        return msgspec.structs.replace(report, boot=boot, modules=modules, heat=warmth)
 
     news = News(outbox.offer)
     containers = Containers(paths.root / "containers", config.containers, outbox.offer)

@@ -261,7 +261,8 @@ class DeviceReport(msgspec.Struct, frozen=True):
 
     `current` is the update under way (state idle when none), `last` the one that ended most recently. `boot` names one
     life of the agent's process: two that take turns are two devices with one key. `dropped` counts what the outbox has
-    given up, by stream, `dropped_why` the same by stream and reason, such as `sample.age`.
+    given up, by stream, `dropped_why` the same by stream and reason, such as `sample.age`. `heat` is
+    warm or hot where modules give way to it, and empty else.
     """
 
     device: str
@@ -278,6 +279,7 @@ class DeviceReport(msgspec.Struct, frozen=True):
     dropped: dict[str, int] = {}
     dropped_why: dict[str, int] = {}
     boot: str = ""
+    heat: str = ""
 
 
 _Said = TypeVar("_Said")

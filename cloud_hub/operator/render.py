@@ -110,6 +110,7 @@ def device(found: DeviceDetail) -> RenderableType:
         "director": f"version {known.director_version}, the device knows {report.director_version if report else 0}",
         "update": _update(report),
         **(_hardware(report.profile) if report is not None else {}),
+        **({"heat": f"{report.heat}: modules give way"} if report is not None and report.heat else {}),
     }
     desired = [(a.module, str(a.version), a.mode, a.deployment) for a in found.desired]
     differences = [(d.module, d.why, _number(d.desired), _number(d.reported)) for d in found.differences]

@@ -13,9 +13,9 @@ from firmware_profiles.profile import Accelerator, DeviceProfile, Processor
 from modules.messages import DeviceReport, UpdateReport
 
 
-def shown(profile: DeviceProfile | None) -> str:
+def shown(profile: DeviceProfile | None, heat: str = "") -> str:
     idle = UpdateReport("idle")
-    report = None if profile is None else DeviceReport("cam", 1, 1.0, "0.2.0", profile, 1, 1, (), idle, idle)
+    report = None if profile is None else DeviceReport("cam", 1, 1.0, "0.2.0", profile, 1, 1, (), idle, idle, heat=heat)
     device = Device("cam", "pi", {}, 0.0, None, True, 1, 1.0, report)
     console = Console(file=io.StringIO(), width=200)
     console.print(render.device(DeviceDetail(device, (), ())))
@@ -40,3 +40,8 @@ def test_the_hardware_of_a_device_is_shown_with_its_drivers() -> None:
 def test_a_device_that_says_little_is_shown_with_that() -> None:
     assert "aarch64" in shown(DeviceProfile("pi", "aarch64"))
     assert "processor" not in shown(None)
+
+
+def test_a_device_whose_modules_give_way_to_heat_is_shown_so() -> None:
+    assert "hot: modules give way" in shown(DeviceProfile("pi", "aarch64"), heat="hot")
+    assert "heat" not in shown(DeviceProfile("pi", "aarch64"))
