@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,14 +41,14 @@ def write_wheel(
 
 def write_source(folder: Path, name: str, version: str) -> Path:
     """A source archive whose build would leave a mark: nothing may build it."""
-    import io
-    import tarfile
-
     path = folder / f"{name}-{version}.tar.gz"
-    setup = f"open({str(folder / 'was-built')!r}, 'w')\nfrom setuptools import setup\nsetup(name={name!r})\n".encode()
-    about = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n".encode()
+    members = {
+        "pyproject.toml": b'[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n',
+        "backend.py": f"open({str(folder / 'was-built')!r}, 'w')\n".encode(),
+        "PKG-INFO": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n".encode(),
+    }
     with tarfile.open(path, "w:gz") as archive:
-        for member, data in (("setup.py", setup), ("PKG-INFO", about)):
+        for member, data in members.items():
             entry = tarfile.TarInfo(f"{name}-{version}/{member}")
             entry.size = len(data)
             archive.addfile(entry, io.BytesIO(data))
