@@ -69,7 +69,8 @@ class Video(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
 
     Frames have the size that the input wants. `fps` caps how many are taken in a second (0: all). `latest` drops the
     frames that came while a prediction ran; without it a file is read frame by frame. `repeat` begins a file again at
-    its end. `results` is a folder as of Directory, for `<frame's number>.json`.
+    its end. `results` is a folder as of Directory, for the last
+    thousand (`000.json` to `999.json`, by the frame's number).
     """
 
     path: str

@@ -99,7 +99,7 @@ class DirectoryIntake:
             for entry in entries:
                 if len(there) >= MAX_LISTED:
                     raise AskError(f"{self._folder}: expected at most {MAX_LISTED} files")
-                if entry.name[0] == "." or not fnmatch.fnmatchcase(entry.name, self._source.pattern):
+                if not is_name(entry.name) or not fnmatch.fnmatchcase(entry.name, self._source.pattern):
                     continue
                 status = entry.stat(follow_symlinks=False)
                 if not stat.S_ISREG(status.st_mode):

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 import socket
+import stat
 from collections.abc import Sequence
 from contextlib import suppress
 from hashlib import sha256
@@ -23,6 +24,7 @@ from agent.sources.talk import (
     MAX_ASK_BYTES,
     MAX_FILES,
     MAX_RESULT_BYTES,
+    VIDEO_RESULT,
     Answer,
     Ask,
     Begin,
@@ -181,7 +183,8 @@ class Door:
         memory = self._doors.memory(self.module, source.path)
         if isinstance(ask, Claim):
             return Answer(fresh=memory.fresh(ask.files))
-        memory.note(ask.files)
+        # Only what is there is remembered: a worker's words alone must not fill the agent's memory.
+        memory.note(file for file in ask.files if _is_there(source, file.name))
         return Answer()
 
 
@@ -209,8 +212,21 @@ def _written(ask: Write, source: Source | None) -> Answer:
         return Answer("expected a source with a folder for results")
     if not is_name(ask.name) or len(ask.data) > MAX_RESULT_BYTES:
         return Answer(f"expected a file's name and at most {MAX_RESULT_BYTES} bytes")
+    stem, _, suffix = ask.name.rpartition(".")
+    # As many results as there are files, or a ring of them: whatever a worker says, the disk does not fill.
+    known = _is_there(source, stem) if isinstance(source, Directory) else bool(VIDEO_RESULT.fullmatch(stem))
+    if suffix != "json" or not known:
+        return Answer("expected the name of a file that is there, or of a frame, and .json")
     write_durably(Path(source.results) / ask.name, ask.data, mode=0o644)
     return Answer()
+
+
+def _is_there(source: Directory, name: str) -> bool:
+    """Whether it is a plain file of the folder."""
+    try:
+        return is_name(name) and stat.S_ISREG((Path(source.path) / name).lstat().st_mode)
+    except OSError:
+        return False
 
 
 async def _connected(host: str, port: int) -> socket.socket:

@@ -6,6 +6,7 @@ folder, broker or device a source means stands in the signed manifest and the de
 
 from __future__ import annotations
 
+import re
 import struct
 
 import msgspec
@@ -14,7 +15,9 @@ LENGTH = struct.Struct(">I")
 MAX_ASK_BYTES = 2 * 1024 * 1024
 MAX_RESULT_BYTES = 1024 * 1024
 MAX_FILES = 1024  # in one ask
-MAX_NAME = 200
+MAX_NAME = 255
+VIDEO_RESULTS = 1000  # that are kept of a video: the next ones take their places
+VIDEO_RESULT = re.compile(r"[0-9]{3}")
 
 
 class File(msgspec.Struct, frozen=True, array_like=True):
@@ -77,5 +80,9 @@ def framed(message: Ask | Answer) -> bytes:
 
 
 def is_name(name: str) -> bool:
-    """Whether it may be the name of a file that is made: in the folder, and not hidden."""
-    return 0 < len(name.encode(errors="replace")) <= MAX_NAME and name[0] != "." and not set(name) & {"/", "\0"}
+    """Whether it may be the name of a file that is read or made: in the folder, not hidden, and text."""
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:  # bytes that are no UTF-8, which nobody could be told about
+        return False
+    return 0 < size <= MAX_NAME and name[0] != "." and not set(name) & {"/", "\0"}

@@ -19,6 +19,7 @@ from agent.backends.steps.pictures import opencv, resize
 from agent.sources.asking import Device
 from agent.sources.content import checked
 from agent.sources.items import Ended, Item, Result, Writer
+from agent.sources.talk import VIDEO_RESULTS
 from modules.sources import Video
 from modules.tensors import TensorSpec
 
@@ -73,7 +74,8 @@ class VideoIntake:
 
     def answered(self, item: Item, result: Result) -> None:
         if self._source.results:
-            self._device.write(self._number, f"{item.name}.json", self._writer.json(result))
+            place = int(item.name) % VIDEO_RESULTS
+            self._device.write(self._number, f"{place:03d}.json", self._writer.json(result))
 
     def settled(self, items: Sequence[Item]) -> None:
         """Frames do not come again."""

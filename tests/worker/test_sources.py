@@ -28,7 +28,7 @@ from agent.sandbox.room import NO_ROOM, with_places
 from agent.sources.allowed import SourceNotAllowed, check_allowed, places
 from agent.sources.door import Door, Doors
 from agent.sources.memory import LEAST_LINES, Memory
-from agent.sources.talk import LENGTH, Answer, Begin, Claim, Dial, File, Write, answers, framed
+from agent.sources.talk import LENGTH, Answer, Begin, Claim, Dial, File, Note, Write, answers, framed
 from modules.manifest import Health, Lineage, Manifest, Runtime, SamplingPolicy, encode_manifest
 from modules.sources import Directory, Mqtt, Script, Source, SourceError, Video, check_sources
 from modules.tensors import TensorSpec
@@ -325,6 +325,7 @@ async def test_files_that_are_no_inputs_are_told_and_not_tried_again(tmp_path: P
     (place / "link").symlink_to("/etc/passwd")
     (place / ".hidden").write_text("[[1, 2]]")
     os.mkfifo(place / "fifo")
+    Path(os.fsdecode(os.fsencode(place) + b"/\xff.json")).write_text("[[1, 2]]")
     (place / "good.json").write_text("[[1, 2]]")
     bad = ["empty", "short", "large", "deep.json", "words.json", "wide.json", "half.npy", "pickle.npy"]
     async with SourceDriver(tmp_path / "slot", manifest, doors) as worker:
@@ -558,8 +559,8 @@ async def test_every_frame_of_a_video_comes_in_its_order(tmp_path: Path, doors: 
     )
     async with SourceDriver(tmp_path / "slot", manifest, doors) as worker:
         await worker.serve()
-        found = await arrived(tmp_path, *(f"{n:09d}.json" for n in range(1, 13)))
-        means = [found[f"{n:09d}.json"]["outputs"][0]["data"][0] for n in range(1, 13)]
+        found = await arrived(tmp_path, *(f"{n:03d}.json" for n in range(1, 13)))
+        means = [found[f"{n:03d}.json"]["outputs"][0]["data"][0] for n in range(1, 13)]
         np.testing.assert_allclose(means, np.arange(12) * 10, atol=3)
 
         async def ended() -> bool:
@@ -745,12 +746,17 @@ async def test_the_door_gives_only_what_the_manifest_names(tmp_path: Path, doors
     assert not (await caller.ask(Begin())).why
     assert "another worker" in (await other.ask(Begin())).why
     assert "not this worker's turn" in (await other.ask(Claim(0, ()))).why
+    (tmp_path / "a").touch()
     assert not (await caller.ask(Write(0, "a.json", b"{}"))).why
+    for name in ("b.json", "a", "a.txt", "out.json"):  # not there, or no file
+        assert "a file that is there" in (await caller.ask(Write(0, name, b"{}"))).why
     for name in ("../a", "a/b", ".hidden", "", "x" * 300, "nul\0"):
         assert "expected a file's name" in (await caller.ask(Write(0, name, b""))).why
     assert "folder for results" in (await caller.ask(Write(1, "a", b""))).why
     assert "folder for results" in (await caller.ask(Write(7, "a", b""))).why
     assert "expected files" in (await caller.ask(Claim(1, (File("a", 1, 1),)))).why
+    assert not (await caller.ask(Note(0, (File("a", 1, 1), File("b", 1, 1), File("../x", 1, 1))))).why
+    assert (await caller.ask(Claim(0, (File("a", 1, 1), File("b", 1, 1))))).fresh == (1,)  # only what is there
     assert "expected a source with a broker" in (await caller.ask(Dial(0))).why
     assert (await caller.ask(Dial(1))).why  # nobody listens there
     with pytest.raises((EOFError, ConnectionError)):
