@@ -14,7 +14,9 @@ from datetime import UTC, datetime
 
 from agent.checks import Check
 from agent.config import AgentConfig, ServingSettings, StatePaths
+from agent.containers.settings import ContainerSettings
 from agent.doctor_backends import backends
+from agent.doctor_containers import containers
 from agent.doctor_hardware import hardware
 from agent.errors import AgentError
 from agent.hardening import check_private
@@ -35,6 +37,7 @@ async def examine(paths: StatePaths) -> list[Check]:
     checks = [_clock(time.time()), _disk(paths), _memory(), _sockets(paths), *hardware()]
     checks.append(await _confinement(_serving(paths)))
     checks += await backends(_config(paths))
+    checks.append(await containers(_containers(paths)))
     try:
         config = AgentConfig.load(paths)
         identity = Identity.load(paths)
@@ -54,6 +57,11 @@ def _config(paths: StatePaths) -> AgentConfig | None:
 def _serving(paths: StatePaths) -> ServingSettings:
     config = _config(paths)
     return config.serving if config is not None else ServingSettings()
+
+
+def _containers(paths: StatePaths) -> ContainerSettings:
+    config = _config(paths)
+    return config.containers if config is not None else ContainerSettings()
 
 
 def _identity(identity: Identity, now: float) -> Check:
