@@ -152,15 +152,16 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     to workers when the agent runs as root (0 = workers keep the agent's user). `isolation`: whether workers are started
     in namespaces of their own (by bubblewrap), where that works (auto), never (off), or else not at all (require).
     `confinement_floor` is the level below which no module is run, whatever it asks for itself. `preload`: whether
-    workers are forked from a process that has the libraries in memory (auto), which makes them quick and small, or each
-    started afresh (off), which gives each its own layout of memory. `fpga_emulation`: whether an emulation may answer
-    for FPGA modules where the board cannot, also when a module does not ask for it; it is always reported. `cache_mib`
-    bounds what the runtimes may keep compiled for one module, such as an optimised copy of its model or a TensorRT
-    engine (0 = nothing is kept). `token`: whether clients must show the token in `endpoints/token` on TCP; `group` may
-    read it, and use the Unix sockets. `users` are the user ids that may use the Unix sockets, beside root and the
-    agent's own (empty = all whom the file's mode lets). `shared_memory`: whether clients may pass tensors in /dev/shm,
-    which opens that folder to modules. `sources` is what modules may take inputs from by themselves: paths of folders,
-    video files and cameras, `write:` and a folder for their results, `mqtt:host:port`, `gstreamer` (empty = nothing).
+    workers are forked from a process that has the libraries in memory, which makes them quick and small: from a
+    device's second module on (auto), always (on), or never (off), which gives each its own layout of memory.
+    `fpga_emulation`: whether an emulation may answer for FPGA modules where the board cannot, also when a module does
+    not ask for it; it is always reported. `cache_mib` bounds what the runtimes may keep compiled for one module, such
+    as an optimised copy of its model or a TensorRT engine (0 = nothing is kept). `token`: whether clients must show the
+    token in `endpoints/token` on TCP; `group` may read it, and use the Unix sockets. `users` are the user ids that may
+    use the Unix sockets, beside root and the agent's own (empty = all whom the file's mode lets). `shared_memory`:
+    whether clients may pass tensors in /dev/shm, which opens that folder to modules. `sources` is what modules may take
+    inputs from by themselves: paths of folders, video files and cameras, `write:` and a folder for their results,
+    `mqtt:host:port`, `gstreamer` (empty = nothing).
 
     `pin` keeps modules away from the first processor, and those of low priority on the upper half of the others (on).
     `gpu_memory_mib` is what a module may take of an accelerator's memory that says nothing itself (0 = no limit). A
@@ -173,7 +174,7 @@ class ServingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     uid_first: int = 60_800
     isolation: Literal["auto", "off", "require"] = "auto"
     confinement_floor: Confinement = Confinement.UNKNOWN
-    preload: Literal["auto", "off"] = "auto"
+    preload: Literal["auto", "on", "off"] = "auto"
     fpga_emulation: bool = False
     token: bool = False
     group: str = ""

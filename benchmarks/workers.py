@@ -1,7 +1,7 @@
 """What workers cost: seconds from the order to a loaded, tested worker, and memory of many small modules on one device.
 
 Two devices are made, one whose workers are forked from a process that has imported the libraries (serving.preload =
-auto) and one without, both confined as highly as this machine can. Memory is the proportional share (PSS) of every
+on) and one without, both confined as highly as this machine can. Memory is the proportional share (PSS) of every
 process below the agent's, whatever it is for, so that the process that forks and the sandbox's own are in it.
 """
 
@@ -43,7 +43,7 @@ def main() -> None:
         root.chmod(0o711)
         # In a process of its own: libraries that this one had loaded would make the workers look smaller.
         subprocess.run([sys.executable, __file__, "--make", folder], check=True)
-        metrics = {**asyncio.run(_device(root, "auto")), **asyncio.run(_device(root, "off"))}
+        metrics = {**asyncio.run(_device(root, "on")), **asyncio.run(_device(root, "off"))}
     metrics["level"] = {"none": 0, "process": 1, "confined": 2, "isolated": 3}[_reached(metrics)]
     report("workers", {key: value for key, value in metrics.items() if isinstance(value, (int, float))})
 
@@ -52,7 +52,7 @@ def _reached(metrics: dict[str, float | str]) -> str:
     return str(metrics["reached"])
 
 
-async def _device(root: Path, preload: Literal["auto", "off"]) -> dict[str, float | str]:
+async def _device(root: Path, preload: Literal["on", "off"]) -> dict[str, float | str]:
     """One device's numbers; those of the one that does not preload are called cold."""
     settings = ServingSettings(host="", preload=preload)
     paths = StatePaths(root / preload)
@@ -67,7 +67,7 @@ async def _device(root: Path, preload: Literal["auto", "off"]) -> dict[str, floa
             pss, loads = await _many(runtime, [_install(root, paths, "mlp", f"small-{i}") for i in range(SMALL)])
         finally:
             runtime.close()
-    sign = "" if preload == "auto" else "cold_"
+    sign = "" if preload == "on" else "cold_"
     return {
         f"{sign}ready_s": median(starts),
         f"{sign}first_ready_s": first,

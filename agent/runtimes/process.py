@@ -48,6 +48,7 @@ from modules.runtime import CPU
 
 BACKLOG = 1024  # what waits while one worker hands over to the next; the kernel may have a lower limit
 MAX_LAST_WORDS = 300
+MANY = 2  # modules, from which it pays to share the libraries; measured with benchmarks/workers.py
 MAX_SOCKET_PATH = 107  # sun_path of Linux, without its end
 # CAP_KILL, CAP_SETGID, CAP_SETUID: to give a worker another user, and to be able to end it then.
 _SET_IDS = 1 << 5 | 1 << 6 | 1 << 7
@@ -133,7 +134,7 @@ class ProcessRuntime:
         self._containers = containers
         self._providers = providers
         self._caches = Caches(paths.root / "caches", settings.cache_mib)
-        self._nursery = Nursery() if settings.preload == "auto" else None
+        self._nursery = Nursery() if settings.preload != "off" else None
         self._fabric = fabric or Fabric(settings.fpga_emulation)
         self._access = Access(paths, settings)
         self._doors = Doors(paths.root / "sources")
@@ -240,13 +241,18 @@ class ProcessRuntime:
         box = BlackBox() if self.evidence.crashes(name) else None
         try:
             inherited = (*listen, *([box.handle] if box is not None else []))
-            worker = await spawn(name, inherited, log, self._on_item, cage=cage, nursery=self._nursery)
+            worker = await spawn(name, inherited, log, self._on_item, cage=cage, nursery=self._forks())
         except BaseException:
             if box is not None:
                 box.close()
             raise
         worker.keep(box)
         return self._ranked(worker, slot), cage
+
+    def _forks(self) -> Nursery | None:
+        """Who forks the next worker. For a single module, the process that forks costs more memory than it saves."""
+        alone = self._settings.preload == "auto" and len(self._endpoints) < MANY
+        return None if alone else self._nursery
 
     def _ranked(self, worker: WorkerProcess, slot: Slot) -> WorkerProcess:
         worker.resources = slot.manifest.resources

@@ -218,8 +218,9 @@ def public(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("public")
+@pytest.mark.parametrize("preload", ["on", "off"])
 async def test_a_module_in_namespaces_of_its_own_serves_and_is_started_again(
-    cages: Cages, state_dir: StatePaths, agent_store: AgentStore
+    cages: Cages, state_dir: StatePaths, agent_store: AgentStore, preload: str
 ) -> None:
     if not cages.bwrap:
         pytest.skip(f"bubblewrap does not work here: {'; '.join(cages.possible.why_not_higher)}")
@@ -227,7 +228,7 @@ async def test_a_module_in_namespaces_of_its_own_serves_and_is_started_again(
     install(slots, module, state_dir.staging)
     for folder in (state_dir.root, state_dir.slots):
         folder.chmod(0o711)
-    settings = msgspec.structs.replace(SERVING, isolation="require")
+    settings = msgspec.structs.replace(SERVING, isolation="require", preload=preload)
     runtime = ProcessRuntime(state_dir, settings, agent_store, slots, lambda stream, item: None, cages)
     keeper = Keeper(runtime, settings, lambda: None)
     await keeper.start(ModuleSet(1, 1, (Installed("iris", 1, module.sha256, 1, "d", verified=True),)))

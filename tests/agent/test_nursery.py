@@ -14,14 +14,17 @@ from typing import Any
 
 import pytest
 
-from agent.config import StatePaths
+from agent.config import ServingSettings, StatePaths
 from agent.errors import WorkerError
+from agent.installed import Installed
+from agent.runtimes.process import ProcessRuntime
 from agent.sandbox.birth import MAX_BYTES, NotBorn, Ready, encode
 from agent.sandbox.cage import Cage
 from agent.sandbox.host import WorkerProcess, spawn
 from agent.sandbox.nursery import MAX_DEATHS, NoFork, Nursery
 from agent.sandbox.protocol import Start
 from agent.slots import Slots
+from agent.store import AgentStore
 from modules.manifest import SamplingPolicy
 from modules.messages import Stream
 from support.built import Built, build, build_script, install
@@ -190,6 +193,24 @@ async def test_namespaces_that_cannot_be_entered_are_left_to_bubblewrap(tmp_path
         with pytest.raises(NoFork, match="setns: EPERM"):
             await nursery.fork((0, 1), (str(echo), "--"))
     nursery.close()
+
+
+async def test_a_devices_second_module_is_forked_and_a_single_one_is_not(
+    state_dir: StatePaths, agent_store: AgentStore
+) -> None:
+    slots = Slots(state_dir.slots)
+    runtime = ProcessRuntime(state_dir, ServingSettings(host="", confine=False), agent_store, slots, ignore)
+    workers = []
+    try:
+        for name in ("one", "two"):
+            module = build(name)
+            install(slots, module, state_dir.staging)
+            workers.append(await runtime.load(Installed(name, 1, module.sha256, 1, "d", verified=True)))
+        assert [parent(worker.pid) == os.getpid() for worker in workers] == [True, False]
+    finally:
+        for worker in workers:
+            await worker.kill()
+        runtime.close()
 
 
 async def test_a_scope_of_systemd_cannot_be_entered_by_a_fork() -> None:
