@@ -72,13 +72,17 @@ class OnnxBackend:
         if not (bindable(inputs, self._inputs, False) and bindable(outputs, self._outputs, True)):
             return None
         try:
-            binding = Binding(self._session, inputs, outputs, self._on_cpu)
+            binding = Binding(self._session, inputs, outputs)
         except Exception as error:  # the runtime's: arrays that are not what the model takes
             raise _refused(error) from error
 
+        session, io, known, renew = self._session, binding.io, self._run_options, not self._on_cpu
+
         def run() -> None:
             try:
-                binding.run(self._options())
+                if renew:
+                    binding.renew()
+                session.run_with_iobinding(io, known.get(threading.get_ident()) or self._options())
             except Exception as error:
                 raise _refused(error) from error
 

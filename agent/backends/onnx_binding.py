@@ -22,30 +22,26 @@ def bindable(arrays: Mapping[str, Array], names: list[str], writing: bool) -> bo
 
 
 class Binding:
-    """Made once, run often: making one costs more than a small model's run."""
+    """`io` is what the session runs with. Made once, run often: making one costs more than a small model's run."""
 
     def __init__(
         self,
         session: ort.InferenceSession,
         inputs: Mapping[str, Array],
         outputs: Mapping[str, Array],
-        on_cpu: bool,
     ) -> None:
         """Raises the runtime's own exceptions."""
-        self._session = session
         self._inputs = dict(inputs)
         self._outputs = dict(outputs)  # whose memory the binding points to
-        self._on_cpu = on_cpu
-        self._binding = session.io_binding()
+        self.io = session.io_binding()
         self._bind_inputs()
         for name, array in self._outputs.items():
-            self._binding.bind_output(name, "cpu", 0, array.dtype.type, list(array.shape), array.ctypes.data)
+            self.io.bind_output(name, "cpu", 0, array.dtype.type, list(array.shape), array.ctypes.data)
 
-    def run(self, options: ort.RunOptions) -> None:
-        if not self._on_cpu:
-            self._bind_inputs()  # an accelerator's copy is made when an array is bound
-        self._session.run_with_iobinding(self._binding, options)
+    def renew(self) -> None:
+        """Before each run on an accelerator: its copy of the inputs is made when they are bound."""
+        self._bind_inputs()
 
     def _bind_inputs(self) -> None:
         for name, array in self._inputs.items():
-            self._binding.bind_cpu_input(name, array)
+            self.io.bind_cpu_input(name, array)

@@ -73,6 +73,8 @@ class Seat:
         self._plans: dict[bytes, Plan] = {}
         self._bound: dict[bytes, BoundPlan] = {}
         self._life = service.life.encode()
+        self._run_here = service.predictor.run_here
+        self._leave = service.recorder.leave
         self._told = -1  # the processor that the client said last
 
     def serve(self) -> None:
@@ -148,14 +150,14 @@ class Seat:
         if bound.may_be_missing() or not id_.isascii():
             return False
         try:
-            self._service.predictor.run_here(bound.inputs, bound.rows, bound.run)
+            self._run_here(bound.inputs, bound.rows, bound.run)
         except BackendError:  # such as outputs of another shape this time
             del self._bound[body]
             return False
         seen = bound.seen(id_)  # before the client may write again
         took_us = (time.perf_counter_ns() - started) // 1000
         self._sock.send(wire.done(id_, bound.layout))
-        self._service.recorder.leave(seen, took_us)
+        self._leave(seen, took_us)
         return True
 
     def _run(self, body: bytes, id_: bytes, started: int) -> None:

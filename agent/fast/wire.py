@@ -26,7 +26,6 @@ AREA_SIZE = struct.Struct("<cQ")
 _BODY = struct.Struct("<QH")  # where outputs may begin, number of inputs
 _PLACED = struct.Struct("<HBQQ")  # which tensor of the manifest, number of dimensions, offset, bytes
 _COUNT = struct.Struct("<H")
-_DONE = struct.Struct("<cB")
 _STATUS = struct.Struct("<cH")
 
 
@@ -105,7 +104,7 @@ def layout(outputs: Iterable[Placed]) -> bytes:
 
 
 def done(id_: bytes, where: bytes) -> bytes:
-    return _DONE.pack(DONE, len(id_)) + id_ + where
+    return b"D%c%b%b" % (len(id_), id_, where)  # DONE; half of a Struct's time
 
 
 def more(size: int) -> bytes:
