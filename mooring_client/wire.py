@@ -25,7 +25,6 @@ _BODY = struct.Struct("<QH")
 _PLACED = struct.Struct("<HBQQ")
 _COUNT = struct.Struct("<H")
 _STATUS = struct.Struct("<cH")
-_DONE_HEAD = 2
 
 
 class Welcome(NamedTuple):
@@ -92,15 +91,11 @@ def body(at: int, inputs: Iterable[Placed], outputs: Sequence[int]) -> bytes:
     return packed
 
 
-def read_done(message: bytes) -> tuple[str, bytes]:
-    """The prediction's id, and where its outputs lie. Raises Refused, MoreRoom, ClientError."""
-    kind = message[:1]
-    if kind == DONE:
-        end = _DONE_HEAD + message[1]
-        return message[_DONE_HEAD:end].decode(), message[end:]
-    if kind == MORE:
-        raise MoreRoom(_SIZE.unpack(message)[1])
-    raise refusal(message)
+def not_done(message: bytes) -> Exception:
+    """What a packet means that is no DONE: MoreRoom, Refused or another ClientError."""
+    if message[:1] == MORE and len(message) == _SIZE.size:
+        return MoreRoom(_SIZE.unpack(message)[1])
+    return refusal(message)
 
 
 def read_layout(layout: bytes) -> list[Placed]:

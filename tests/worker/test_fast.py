@@ -467,7 +467,9 @@ def test_worker_and_client_speak_of_the_same_protocol() -> None:
     read = ours.read_body(wire.body(128, [place], (1, 0)))
     assert (read.at, tuple(map(tuple, read.inputs)), read.outputs) == (128, (tuple(place),), (1, 0))
     assert [tuple(p) for p in wire.read_layout(ours.layout([ours.Placed(*place)]))] == [tuple(place)]
-    assert wire.read_done(ours.done(b"id", b"rest")) == ("id", b"rest")
+    assert ours.done(b"id", b"rest") == wire.DONE + b"\2idrest"
+    assert isinstance(more := wire.not_done(ours.more(4096)), wire.MoreRoom)
+    assert more.size == 4096
     assert ours.read_area(wire.area(4096)) == 4096
     assert str(wire.refusal(ours.refused(503, "later"))) == "later"
 
