@@ -36,7 +36,7 @@ class ContainerRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     command: tuple[str, ...] = ()
 
 
-class BuildRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class BuildRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What to build. `reference`, `golden` and `entry` are digests of uploads, empty where there is none.
 
     `reference` is a sample of the training inputs (.npz by input name, or .csv), `golden` an .npz of inputs whose

@@ -18,7 +18,8 @@ class OtherRelease:
     """Another release in an environment of its own, over the packages that are installed here."""
 
     def __init__(self, folder: Path) -> None:
-        self._python = ("env", "-u", "PYTHONPATH", str(folder / "bin" / "python"), "-P")
+        # Not in this folder: a child that it starts by `-m` would be ours.
+        self._python = ("env", "-C", str(folder), "-u", "PYTHONPATH", str(folder / "bin" / "python"), "-P")
 
     @property
     def agent(self) -> tuple[str, ...]:
