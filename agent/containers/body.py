@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable
+from pathlib import Path
 
 from agent.containers.client import EngineClient, EngineError
 from agent.containers.protocol import End, Ended, Running
@@ -33,7 +34,7 @@ class ContainerBody:
         self._engine = engine
         self._call_s = call_s
         self._gone = gone
-        self._handle = _opened(running.pid)
+        self._handle = _opened(running)
         self._killing: asyncio.Task[Ended] | None = None
         self._over = asyncio.create_task(self._watch(), name=f"container-{name}")
 
@@ -85,8 +86,18 @@ class ContainerBody:
         return self._killing
 
 
-def _opened(pid: int) -> int:
+def _opened(running: Running) -> int:
+    """-1 where it has ended already, or where that number is somebody else's: an engine elsewhere."""
     try:
-        return os.pidfd_open(pid) if pid > 0 else -1
+        handle = os.pidfd_open(running.pid) if running.pid > 0 else -1
     except OSError:
         return -1
+    try:
+        ours = running.container in Path(f"/proc/{running.pid}/cgroup").read_text()
+    except OSError:
+        ours = False
+    if handle >= 0 and not ours:
+        _logger.warning("no process of the container's here: agent and engine must share a machine's process numbers")
+        os.close(handle)
+        return -1
+    return handle

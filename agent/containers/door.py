@@ -41,8 +41,8 @@ class Door:
             self._socket.bind(f"/proc/self/fd/{handle}/{SOCKET}")
             path = folder / SOCKET
             path.chmod(0o600)
-            if os.geteuid() == 0:
-                os.chown(path, uid, uid)
+            if uid != os.geteuid():
+                _give(path, uid)
             self._socket.listen(1)
         except BaseException:
             self.close()
@@ -66,6 +66,14 @@ class Door:
         """Twice does no harm."""
         self._socket.close()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _give(path: Path, uid: int) -> None:
+    """Where we may not give it away, it is open to all who see it; and its folder's parent is closed."""
+    try:
+        os.chown(path, uid, uid)
+    except PermissionError:
+        path.chmod(0o666)
 
 
 def enter(path: str) -> socket.socket:

@@ -42,9 +42,8 @@ ASK_S = 0.1  # between two questions whether it is ready
 ANSWER_S = 5.0
 SHARE = 0.8  # of the deadline for loading: then it is known what it is that does not come
 GOLDEN_S = 60.0
-ACCEPTED_S = 0.1  # what has been accepted before the end becomes a connection that is carried
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
-MAX_CONNECTIONS = 1024
+MAX_CONNECTIONS = 400  # each takes two of the descriptors
 _BLOCK = 64 * 1024
 _NEW_NETWORK = 0x40000000  # CLONE_NEWNET
 _REFUSED = (
@@ -73,7 +72,7 @@ class Relay:
                 raise ConfineError(f"{text}; nothing is served")
         _give_up(order.uid)
         self._sockets = [socket.socket(fileno=fd) for fd in order.listen]
-        self._servers: list[asyncio.Server] = []
+        self._accepting = self._full = False
         self._carrying: set[asyncio.Task[None]] = set()
         self._connections = self._errors = 0
         self._held = False
@@ -107,13 +106,12 @@ class Relay:
     async def serve(self) -> None:
         for one in self._sockets:
             one.setblocking(False)
-            self._servers.append(await asyncio.start_server(self._accepted, sock=one, limit=_BLOCK))
+        self._accept_more(True)
 
     async def drain(self, deadline_s: float) -> int:
         """How many connections were cut."""
-        for server in self._servers:
-            server.close()
-        await asyncio.sleep(ACCEPTED_S)
+        self._full = False
+        self._accept_more(False)
         if self._carrying:
             await asyncio.wait(set(self._carrying), timeout=deadline_s)
         cut = len(self._carrying)
@@ -171,26 +169,49 @@ class Relay:
             raise WorkerError(text, "golden-failed") from error
         return {one.name: from_json(one.name, one.datatype, one.shape, bytes(one.data)) for one in said.outputs}
 
-    async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - a server's callback is one
-        self._carrying.add(task)
+    def _accept_more(self, wanted: bool) -> None:
+        """Not by asyncio's server: that drops what it has accepted just before it is closed."""
+        if wanted == self._accepting:
+            return
+        self._accepting = wanted
+        loop = asyncio.get_running_loop()
+        for one in self._sockets:
+            if wanted:
+                loop.add_reader(one, self._accept, one)
+            else:
+                loop.remove_reader(one)
+
+    def _accept(self, listening: socket.socket) -> None:
+        try:
+            connection, _ = listening.accept()
+        except OSError:  # somebody else took it, or it went away
+            return
+        connection.setblocking(False)
         self._connections += 1
+        task = asyncio.create_task(self._accepted(connection), name="connection")
+        self._carrying.add(task)
+        task.add_done_callback(self._carried)
+        if len(self._carrying) >= MAX_CONNECTIONS:
+            self._accept_more(False)  # others wait in the backlog
+            self._full = True
+
+    def _carried(self, task: asyncio.Task[None]) -> None:
+        self._carrying.discard(task)
+        if self._full:
+            self._full = False
+            self._accept_more(True)
+
+    async def _accepted(self, connection: socket.socket) -> None:
+        reader, writer = await asyncio.open_connection(sock=connection, limit=_BLOCK)
         try:
             await self._carry(reader, writer)
             writer.close()
             await writer.wait_closed()  # what is on its way is part of the answer
         except (OSError, asyncio.CancelledError):
             writer.transport.abort()  # one side went away, or the drain's deadline came
-        finally:
-            self._carrying.discard(task)
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            if len(self._carrying) > MAX_CONNECTIONS:
-                raise OSError("too many connections")
-            if self._held:
-                raise OSError("too hot")
             async with asyncio.timeout(ANSWER_S):
                 there, to = await asyncio.open_connection("127.0.0.1", self._container.port, limit=_BLOCK)
         except OSError:

@@ -76,6 +76,7 @@ class Containers:
     ) -> WorkerProcess:
         """An image that serves by itself, behind a relay. The engine hands on what it prints, to the module's log."""
         name = slot.manifest.name
+        self._made()
         async with self._placing():
             image = await self._load(slot)
             asked = options(slot.manifest, image, self._settings, self._owner, user, None, cpus)
@@ -126,7 +127,6 @@ class Containers:
             self._placed -= 1
 
     async def _load(self, slot: Slot) -> str:
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o711)
         order = Load(str(slot.path), slot.manifest_bytes, self._tag(slot.path.name))
         return (await self._engine.ask(order, Loaded, self._settings.load_s)).image
 
@@ -140,8 +140,13 @@ class Containers:
 
         return ContainerBody(name, running, self._engine, self._settings.call_s, removed)
 
+    def _made(self) -> None:
+        """Closed to everybody else; its being there says that containers have run here. Raises OSError."""
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
     def _door(self, name: str, run: str, user: int) -> Door:
         try:
+            self._made()
             return Door(self._folder / run, user)
         except OSError as error:
             raise WorkerError(f"worker of {name}: no way into its container: {error}", "spawn-failed") from error
