@@ -157,6 +157,6 @@ class EngineClient:
             return await reap(process)
 
     def _kill(self) -> None:
-        if self._process is not None and self._process.poll() is None:
+        if self._process is not None and self._reading is not None and not self._reading.done():  # not reaped yet
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)

@@ -36,7 +36,7 @@ class NotAllowed(WorkerError):
 
 def options(
     manifest: Manifest, image: str, settings: ContainerSettings, owner: str, uid: int, door: Path | None,
-    cpus: tuple[int, ...] = (),
+    cpus: tuple[int, ...] = (), cache: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Of one container. `door` is the folder through which our worker is reached, None for a program of the image's.
 
@@ -54,7 +54,7 @@ def options(
         "Env": [f"{name}={value}" for name, value in sorted(environment.items())],
         "Labels": {MANAGED: owner, MODULE: manifest.name},
         "Healthcheck": {"Test": ["NONE"]},  # the agent asks by itself
-        "HostConfig": _host(manifest, container, door, cpus),
+        "HostConfig": {**_host(manifest, container, cpus), "Mounts": _mounts(door, cache)},
     }
 
 
@@ -64,7 +64,17 @@ def seen_at(manifest: Manifest, slot: Path) -> str:
     return SLOT if container is not None and container.serves == "worker" else str(slot)
 
 
-def _host(manifest: Manifest, container: Container, door: Path | None, cpus: tuple[int, ...]) -> dict[str, Any]:
+def _mounts(door: Path | None, cache: Path | None) -> list[dict[str, Any]]:
+    """The way in, and what the module's runtime has compiled before, at its own path."""
+    shown = [(door, INSIDE, True)] if door is not None else []
+    shown += [(cache, str(cache), False)] if cache is not None else []
+    return [
+        {"Type": "bind", "Source": str(path), "Target": target, "ReadOnly": read_only}
+        for path, target, read_only in shown
+    ]
+
+
+def _host(manifest: Manifest, container: Container, cpus: tuple[int, ...]) -> dict[str, Any]:
     its = share(manifest.resources)
     folder = f"rw,noexec,nosuid,nodev,mode=1777,size={container.writable_mib}m"
     host: dict[str, Any] = {
@@ -75,7 +85,6 @@ def _host(manifest: Manifest, container: Container, door: Path | None, cpus: tup
         "PidsLimit": MAX_PROCESSES,
         "Tmpfs": dict.fromkeys(container.writable, folder),
         "ShmSize": container.writable_mib * _MIB,
-        "Binds": [f"{door}:{INSIDE}:ro"] if door is not None else [],
         "Devices": [
             {"PathOnHost": path, "PathInContainer": path, "CgroupPermissions": "rw"} for path in container.devices
         ],

@@ -31,7 +31,7 @@ from agent.sandbox.protocol import Notice, Order, Passed, Ready, Start, Stats
 from agent.sandbox.worker import Worker
 from modules.containers import Container
 from modules.errors import MALFORMED
-from modules.execution import Execution
+from modules.execution import StageExecution
 from modules.manifest import SamplingPolicy, decode_manifest
 from modules.tensors import decode_golden
 
@@ -76,7 +76,7 @@ class Relay:
         self._carrying: set[asyncio.Task[None]] = set()
         self._connections = self._errors = 0
         self._held = False
-        execution = Execution("image", note=f"served by {container.digest[:19]} on port {container.port}")
+        execution = StageExecution("image", note=f"served by {container.digest[:19]} on port {container.port}")
         self.ready = Ready("+".join(words), str(execution), 0.0, level, (execution,))
 
     async def wait(self) -> None:

@@ -50,9 +50,17 @@ class Containers:
         self._placed = 0  # images on their way
 
     async def spawn(
-        self, slot: Slot, uid: int, listen: tuple[int, ...], log: Path, cpus: tuple[int, ...] = ()
+        self,
+        slot: Slot,
+        uid: int,
+        listen: tuple[int, ...],
+        log: Path,
+        cpus: tuple[int, ...] = (),
+        cache: Path | None = None,
     ) -> WorkerProcess:
-        """A fresh worker that waits for its Start; `listen` are the descriptors it gets. Raises WorkerError."""
+        """A fresh worker that waits for its Start; `listen` are the descriptors it gets, `cache` a folder that it sees
+        where it is here. Raises WorkerError.
+        """
         name, user = slot.manifest.name, uid or os.geteuid() or USER
         container = slot.manifest.runtime.container
         if container is not None and container.serves == "http":
@@ -62,7 +70,7 @@ class Containers:
         try:
             async with self._placing():
                 image = await self._load(slot)
-                asked = options(slot.manifest, image, self._settings, self._owner, user, door.folder, cpus)
+                asked = options(slot.manifest, image, self._settings, self._owner, user, door.folder, cpus, cache)
                 body = await self._run(name, Run(run, asked), door.close)
         except BaseException:
             door.close()

@@ -229,7 +229,7 @@ class ProcessRuntime:
             if self._containers is None:
                 raise WorkerError(f"module {name}: this agent runs no containers", "engine-absent")
             pinned = cpus(resources, sorted(os.sched_getaffinity(0)), self._settings.pin == "on", capped=True)
-            return self._ranked(await self._containers.spawn(slot, uid, listen, log, pinned), slot), NO_CAGE
+            return self._ranked(await self._containers.spawn(slot, uid, listen, log, pinned, cache), slot), NO_CAGE
         room = room_for(
             slot.manifest.requires.accelerators,
             cache,

@@ -48,11 +48,20 @@ class Dockerd:
     def kill(self) -> None:
         """SIGKILL, as the kernel does it to who takes too much memory."""
         self._end(signal.SIGKILL)
-        (self.root / "docker.pid").unlink(missing_ok=True)
+        # The kernel ends its containerd, too; where nobody reaps that, its number looks taken for ever.
+        for name in ("docker.pid", "run/containerd/containerd.pid"):
+            (self.root / name).unlink(missing_ok=True)
 
     def stop(self) -> None:
         """With its containers, and what it has kept."""
         self._end(signal.SIGTERM)
+        for command in Path("/proc").glob("[0-9]*/cmdline"):  # shims of an engine that was killed
+            with suppress(OSError, ValueError):
+                if str(self.root).encode() in command.read_bytes():
+                    os.kill(int(command.parent.name), signal.SIGKILL)
+        for line in Path("/proc/self/mounts").read_text().splitlines():
+            if (place := line.split()[1]).startswith(str(self.root)):
+                subprocess.run(["umount", "--lazy", place], check=False, capture_output=True)
         shutil.rmtree(self.root, ignore_errors=True)
 
     def client(self) -> docker.APIClient:
@@ -97,9 +106,6 @@ class Dockerd:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait(20)
-        if how is signal.SIGTERM:  # its containerd is in its session
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
 
     def _last_words(self) -> str:
         with suppress(OSError):
