@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 
 
-class Execution(msgspec.Struct, frozen=True, omit_defaults=True):
+class StageExecution(msgspec.Struct, frozen=True, omit_defaults=True):
     """Of one stage. `asked` are the providers (or delegates) in the order wished for; `got` counts the graph's nodes by
     the one that runs them, empty where the runtime does not tell. `why` says what kept a wish from being met.
     `emulated` is true when a model of the hardware answers in its place, bit for bit but not in its time.

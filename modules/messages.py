@@ -13,7 +13,7 @@ import msgspec
 from firmware_profiles.profile import DeviceProfile
 from modules.enrolment import RenewRequest
 from modules.errors import MALFORMED, MessageError
-from modules.execution import Execution
+from modules.execution import StageExecution
 from modules.tensors import Tensor
 
 MAX_MESSAGE_BYTES = 1_000_000  # the shipped broker configuration allows packets of 1 MiB
@@ -230,7 +230,7 @@ class ModuleReport(msgspec.Struct, frozen=True):
     execution: str = ""
     endpoint: str = ""
     level: str = ""
-    stages: tuple[Execution, ...] = ()
+    stages: tuple[StageExecution, ...] = ()
     sources: tuple[str, ...] = ()
 
 

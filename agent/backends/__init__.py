@@ -14,7 +14,7 @@ import numpy as np
 
 from agent.backends.place import Place
 from agent.errors import AgentError
-from modules.execution import Execution
+from modules.execution import StageExecution
 from modules.runtime import Stage
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]  # any datatype of the protocol; BYTES is an object array of bytes
@@ -51,7 +51,7 @@ class Backend(Protocol):
 
     def interrupt(self, thread: int) -> bool: ...
 
-    def execution(self) -> tuple[Execution, ...]: ...
+    def execution(self) -> tuple[StageExecution, ...]: ...
 
     def close(self) -> None: ...
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from agent.backends import Array, Backend, BackendError
 from agent.backends.place import Place
 from modules.chain import Wiring, wiring
-from modules.execution import Execution
+from modules.execution import StageExecution
 from modules.runtime import Stage
 
 
@@ -63,7 +63,7 @@ class ChainBackend:
         self._ended.add(thread)
         return backend.interrupt(thread)
 
-    def execution(self) -> tuple[Execution, ...]:
+    def execution(self) -> tuple[StageExecution, ...]:
         return tuple(one for _, backend in self._stages for one in backend.execution())
 
     def close(self) -> None:

@@ -27,7 +27,7 @@ import numpy as np
 
 from agent.backends import Array, Backend, BackendError, Binds, Prepares
 from agent.backends.place import Place
-from modules.execution import Execution
+from modules.execution import StageExecution
 from modules.runtime import Stage
 from modules.tensors import TensorSpec
 
@@ -84,7 +84,7 @@ class BackendConformance:
     def test_it_says_what_runs_where(self, tmp_path: Path) -> None:
         for case, backend in self._loaded(tmp_path):
             told = backend.execution()
-            sound = bool(told) and all(isinstance(one, Execution) for one in told)
+            sound = bool(told) and all(isinstance(one, StageExecution) for one in told)
             _expect(sound, case, f"executions, got {told!r}")
             for one in told:
                 says = sum(one.got.values()) > 0 or one.note or one.why

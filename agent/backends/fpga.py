@@ -18,7 +18,7 @@ import numpy as np
 from agent.backends import Array, BackendError, Bound
 from agent.backends.place import Place
 from modules.errors import ModuleError
-from modules.execution import Execution
+from modules.execution import StageExecution
 from modules.overlay import BOARD, EMULATION, MAX_OVERLAY_BYTES, Overlay, Port, decode_overlay
 from modules.runtime import Stage
 from modules.tensors import TensorSpec
@@ -43,7 +43,7 @@ class FpgaBackend:
     def __init__(self) -> None:
         self.parallel = 1  # one circuit
         self._device: Device | None = None
-        self._execution = Execution("fpga")
+        self._execution = StageExecution("fpga")
 
     def load(self, stage: Stage, place: Place) -> None:
         """Raises BackendError("load-failed"), which says why there is neither board nor emulation."""
@@ -80,7 +80,7 @@ class FpgaBackend:
         """Neither a circuit nor native code can be ended from outside: the worker is."""
         return False
 
-    def execution(self) -> tuple[Execution, ...]:
+    def execution(self) -> tuple[StageExecution, ...]:
         return (self._execution,)
 
     def close(self) -> None:
@@ -114,7 +114,7 @@ def _check_port(kind: str, specs: tuple[TensorSpec, ...], port: Port) -> None:
         raise BackendError("load-failed", f"{kind}s: the overlay has {expected}, the manifest says {said}")
 
 
-def _opened(overlay: Overlay, stage: Stage, place: Place) -> tuple[Device, Execution]:
+def _opened(overlay: Overlay, stage: Stage, place: Place) -> tuple[Device, StageExecution]:
     asked = tuple(provider.name for provider in stage.providers) or (BOARD,)
     if unknown := sorted({*asked} - {BOARD, EMULATION}):
         raise BackendError("load-failed", f"providers: expected {BOARD} or {EMULATION}, got {', '.join(unknown)}")
@@ -123,14 +123,14 @@ def _opened(overlay: Overlay, stage: Stage, place: Place) -> tuple[Device, Execu
     if BOARD in asked:
         try:
             device = _on_board(overlay, place, folder)
-            return device, Execution("fpga", asked, note=f"{device.note} on {overlay.board}")
+            return device, StageExecution("fpga", asked, note=f"{device.note} on {overlay.board}")
         except BackendError as error:
             why = str(error)
     if not (EMULATION in asked or stage.fallback or place.circuit.emulation):
         allowed = "an emulation was neither asked for by the module nor allowed by this device (serving.fpga_emulation)"
         raise BackendError("load-failed", f"{stage.model}: {why}; {allowed}")
     device = _emulated(overlay, folder)
-    return device, Execution("fpga", asked, why=why, emulated=True, note=f"{device.note} for {overlay.board}")
+    return device, StageExecution("fpga", asked, why=why, emulated=True, note=f"{device.note} for {overlay.board}")
 
 
 def _on_board(overlay: Overlay, place: Place, folder: Path) -> Device:

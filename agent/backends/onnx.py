@@ -19,7 +19,7 @@ from agent.backends.onnx_files import check_contained, external_files
 from agent.backends.onnx_session import first_line, open_session, run_options
 from agent.backends.onnx_specs import as_bytes, as_text, check_specs
 from agent.backends.place import Place
-from modules.execution import Execution
+from modules.execution import StageExecution
 from modules.runtime import Stage
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class OnnxBackend:
     def __init__(self) -> None:
         self.parallel = 1
         self._session: Any = None  # onnxruntime ships no types
-        self._execution = Execution("onnx")
+        self._execution = StageExecution("onnx")
         self._on_cpu = True
         self._inputs: list[str] = []
         self._outputs: list[str] = []
@@ -95,7 +95,7 @@ class OnnxBackend:
             options.terminate = True
         return options is not None
 
-    def execution(self) -> tuple[Execution, ...]:
+    def execution(self) -> tuple[StageExecution, ...]:
         return (self._execution,)
 
     def close(self) -> None:

@@ -24,7 +24,7 @@ from agent.backends import BackendError
 from agent.backends.onnx_cache import Optimised, find
 from agent.backends.onnx_providers import Wish, options, wish
 from agent.backends.place import Place
-from modules.execution import Execution
+from modules.execution import StageExecution
 from modules.runtime import CPU, Provider, Stage
 
 _NO_MEMORY = ("bad_alloc", "Failed to allocate memory", "bad allocation", "CUDA out of memory", "out of memory")
@@ -45,7 +45,7 @@ Settings: TypeAlias = list[tuple[Provider, dict[str, str]]]
 class Opened:
     """A session and what is known of where it runs."""
 
-    def __init__(self, session: ort.InferenceSession, execution: Execution) -> None:
+    def __init__(self, session: ort.InferenceSession, execution: StageExecution) -> None:
         self.session = session
         self.execution = execution
 
@@ -70,7 +70,7 @@ def open_session(stage: Stage, place: Place) -> Opened:
     reasons = _reasons(wanted, missing, session, got)
     if not wanted.cpu and CPU in got:
         raise _unmet(stage, wanted, missing | {"the session": f"{got[CPU]} nodes run on {CPU}"})
-    return Opened(session, Execution("onnx", wanted.names, got, "; ".join(reasons)))
+    return Opened(session, StageExecution("onnx", wanted.names, got, "; ".join(reasons)))
 
 
 def session_options(threads: int, strict: bool = False) -> ort.SessionOptions:

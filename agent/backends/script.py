@@ -30,7 +30,7 @@ from modules.entry import (
     run_text,
     typed_parameters,
 )
-from modules.execution import Execution
+from modules.execution import StageExecution
 from modules.runtime import Stage
 from modules.tensors import TensorSpec
 
@@ -84,9 +84,9 @@ class ScriptBackend:
         """Python code cannot be ended from outside: the worker is."""
         return False
 
-    def execution(self) -> tuple[Execution, ...]:
+    def execution(self) -> tuple[StageExecution, ...]:
         called = f"{PREDICT}()" if self._run is None or self._predict is not None else self._run.form
-        return (Execution("script", note=f"{self._path}, {called}"),)
+        return (StageExecution("script", note=f"{self._path}, {called}"),)
 
     def close(self) -> None:
         self._predict = self._run = None

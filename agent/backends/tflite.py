@@ -17,7 +17,7 @@ from agent.backends.tflite_delegates import KERNELS, Wish, installed, load, took
 from agent.backends.tflite_instance import Instance
 from agent.backends.tflite_runtime import open_runtime
 from modules.errors import TensorError
-from modules.execution import Execution
+from modules.execution import StageExecution
 from modules.runtime import Stage
 from modules.tensors import TensorSpec
 
@@ -31,7 +31,7 @@ class TfliteBackend:
         self._tried: dict[str, str] = {}
         self._free: queue.SimpleQueue[Instance] = queue.SimpleQueue()
         self._outputs: list[str] = []
-        self._execution = Execution("tflite")
+        self._execution = StageExecution("tflite")
 
     def prepare(self, stage: Stage) -> None:
         """See `agent.backends.Prepares`: tries the delegates that are libraries."""
@@ -61,7 +61,7 @@ class TfliteBackend:
     def interrupt(self, thread: int) -> bool:
         return False
 
-    def execution(self) -> tuple[Execution, ...]:
+    def execution(self) -> tuple[StageExecution, ...]:
         return (self._execution,)
 
     def close(self) -> None:
@@ -105,7 +105,7 @@ class TfliteBackend:
         return made
 
 
-def _ran(stage: Stage, wanted: Wish, got: dict[str, int], reasons: dict[str, str]) -> Execution:
+def _ran(stage: Stage, wanted: Wish, got: dict[str, int], reasons: dict[str, str]) -> StageExecution:
     """Raises BackendError where the wish is not met."""
     for name in wanted.names:
         if name not in got and name not in reasons and name != KERNELS:
@@ -114,7 +114,7 @@ def _ran(stage: Stage, wanted: Wish, got: dict[str, int], reasons: dict[str, str
     if failed:
         raise BackendError("load-failed", f"{stage.model}: {failed}")
     why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-    return Execution("tflite", wanted.names, got, why)
+    return StageExecution("tflite", wanted.names, got, why)
 
 
 def _check_specs(kind: str, specs: tuple[TensorSpec, ...], found: tuple[TensorSpec, ...], complete: bool) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from agent.backends import Array
-from modules.execution import Execution
+from modules.execution import StageExecution
 from modules.manifest import Manifest
 from modules.tensors import TensorSpec
 
@@ -20,7 +20,7 @@ def has_rows(manifest: Manifest) -> bool:
     return not manifest.runtime.answers_by_script and bool(manifest.inputs) and all(map(_in_rows, specs))
 
 
-def built_for_shapes(ran: Iterable[Execution], manifest: Manifest) -> bool:
+def built_for_shapes(ran: Iterable[StageExecution], manifest: Manifest) -> bool:
     """Whether a run of more rows than ever would build anew what runs the model: TensorRT takes minutes for that, where
     the module does not name the largest shape.
     """

@@ -17,7 +17,7 @@ import msgspec
 from agent.sandbox.given import Given
 from firmware_profiles.confinement import Confinement
 from modules.errors import MALFORMED
-from modules.execution import Execution
+from modules.execution import StageExecution
 from modules.manifest import SamplingPolicy
 
 MAX_FRAME_BYTES = 4 * 1024 * 1024
@@ -95,7 +95,7 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
     execution: str
     load_ms: float
     level: Confinement = Confinement.UNKNOWN
-    stages: tuple[Execution, ...] = ()
+    stages: tuple[StageExecution, ...] = ()
 
 
 class Broken(msgspec.Struct, frozen=True, tag="broken"):

@@ -23,7 +23,7 @@ from agent.fpga.fabric import Fabric
 from agent.sandbox.host import WorkerProcess
 from agent.store import AgentStore
 from fpga.conftest import MACHINE, Made
-from modules.execution import Execution
+from modules.execution import StageExecution
 from modules.manifest import Runtime, encode_manifest
 from modules.overlay import EMULATION
 from support.built import Built
@@ -78,7 +78,7 @@ def board(tmp_path: Path, made: Made) -> Callable[..., Board]:
     return lambda **options: Board(tmp_path / "machine", made.emulated, made.overlay.input.row, **options)
 
 
-def execution(worker: WorkerProcess) -> Execution:
+def execution(worker: WorkerProcess) -> StageExecution:
     assert worker.ready is not None
     (stage,) = worker.ready.stages
     return stage

@@ -210,7 +210,7 @@ ACME = {
         """Runs models that are one number: what to multiply with."""
         import numpy as np
         from agent.backends import BackendError
-        from modules.execution import Execution
+        from modules.execution import StageExecution
 
         class AcmeBackend:
             parallel = 1
@@ -236,7 +236,7 @@ ACME = {
                 return False
 
             def execution(self):
-                return (Execution("acme", ("ACME",), {"ACME": 1}),)
+                return (StageExecution("acme", ("ACME",), {"ACME": 1}),)
 
             def close(self):
                 pass

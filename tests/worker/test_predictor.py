@@ -28,7 +28,7 @@ from agent.endpoint.predictor import Predictor
 from agent.endpoint.recorder import Prediction
 from agent.sandbox.protocol import SampleTaken, WindowClosed
 from agent.sandbox.watch import Watch
-from modules.execution import Execution
+from modules.execution import StageExecution
 from modules.manifest import Lineage, Manifest, Runtime, SamplingPolicy
 from modules.runtime import Stage
 from modules.tensors import TensorSpec
@@ -69,8 +69,8 @@ class Waiting:
     def interrupt(self, thread: int) -> bool:
         return False
 
-    def execution(self) -> tuple[Execution, ...]:
-        return (Execution("waiting"),)
+    def execution(self) -> tuple[StageExecution, ...]:
+        return (StageExecution("waiting"),)
 
     def close(self) -> None: ...
 

@@ -12,7 +12,7 @@ import pytest
 
 from agent.endpoint.batches import built_for_shapes, differs, has_rows
 from agent.sandbox.protocol import Drain, Drained
-from modules.execution import Execution
+from modules.execution import StageExecution
 from modules.manifest import Lineage, Manifest, Runtime, SamplingPolicy
 from modules.runtime import Provider
 from modules.tensors import TensorSpec
@@ -133,7 +133,8 @@ def test_what_is_built_for_its_shapes_is_not_given_more_rows() -> None:
         provider = Provider("TensorrtExecutionProvider", options)
         return Manifest("m", 1, "pi", Lineage("m", 1), (), (), (), Runtime(model="", providers=(provider,)))
 
-    there, elsewhere = Execution("onnx", got={"TensorrtExecutionProvider": 3}), Execution("onnx", got={"CPU": 3})
+    there = StageExecution("onnx", got={"TensorrtExecutionProvider": 3})
+    elsewhere = StageExecution("onnx", got={"CPU": 3})
     assert built_for_shapes([there], manifest())
     assert not built_for_shapes([elsewhere], manifest())
     assert not built_for_shapes([there], manifest(trt_profile_max_shapes="x:32x20"))

@@ -16,7 +16,7 @@ from agent.backends.steps.pictures import opencv
 from agent.backends.steps.prepared import Compute, prepared
 from modules.chain import after_stages, largest_bytes
 from modules.errors import ModuleError
-from modules.execution import Execution
+from modules.execution import StageExecution
 from modules.runtime import Stage
 from modules.steps import Decode, Step, flow
 from modules.steps.specs import Specs, row_bytes
@@ -73,7 +73,7 @@ class StepsBackend:
     def interrupt(self, thread: int) -> bool:
         return self._inner.interrupt(thread)
 
-    def execution(self) -> tuple[Execution, ...]:
+    def execution(self) -> tuple[StageExecution, ...]:
         return self._inner.execution()
 
     def close(self) -> None:
