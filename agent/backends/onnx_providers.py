@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import re
 
-import msgspec
-
 from agent.backends import BackendError
 from agent.backends.place import Place
+from agent.backends.wish import Wish
 from modules.runtime import CPU, Provider, Stage
 
 _FLAG, _NUMBER, _BYTES = r"0|1|true|false|True|False", r"\d{1,9}", r"\d{1,15}"
@@ -74,16 +73,8 @@ _SUFFIX = "ExecutionProvider"
 _SAME_AS_REQUESTED = "kSameAsRequested"  # else the arena doubles, past any cap
 
 
-class Wish(msgspec.Struct, frozen=True):
-    """What is asked for, in order; whether the CPU may take what is left; who says so, in words."""
-
-    asked: tuple[Provider, ...]
-    cpu: bool
-    whose: str
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(provider.name for provider in self.asked)
+class Providers(Wish, frozen=True):
+    """Execution providers."""
 
     def given(self, missing: frozenset[str]) -> tuple[Provider, ...]:
         """Those to hand to the runtime: without what it does not have, with the CPU last where that is allowed."""
@@ -91,13 +82,13 @@ class Wish(msgspec.Struct, frozen=True):
         return (*there, Provider(CPU)) if self.cpu and CPU not in self.names else there
 
 
-def wish(stage: Stage, place: Place) -> Wish:
+def wish(stage: Stage, place: Place) -> Providers:
     """The module's, or what of the device's profile is a provider (the rest is other runtimes'), else the CPU."""
     if stage.providers:
         named = any(provider.name == CPU for provider in stage.providers)
-        return Wish(stage.providers, stage.fallback or named, "the module")
+        return Providers(stage.providers, stage.fallback or named, "the module")
     names = tuple(name for name in place.providers if name.endswith(_SUFFIX)) or (CPU,)
-    return Wish(tuple(map(Provider, names)), stage.fallback or CPU in names, "the device's profile")
+    return Providers(tuple(map(Provider, names)), stage.fallback or CPU in names, "the device's profile")
 
 
 def options(provider: Provider, stage: Stage, place: Place) -> dict[str, str]:

@@ -22,7 +22,7 @@ import onnxruntime as ort
 
 from agent.backends import BackendError
 from agent.backends.onnx_cache import Optimised, find
-from agent.backends.onnx_providers import Wish, options, wish
+from agent.backends.onnx_providers import Providers, options, wish
 from agent.backends.place import Place
 from modules.execution import StageExecution
 from modules.runtime import CPU, Provider, Stage
@@ -98,7 +98,7 @@ def run_options(on_cpu: bool) -> ort.RunOptions:
 
 
 def _first_that_opens(
-    path: Path, settings: Settings, threads: int, stage: Stage, wanted: Wish, missing: dict[str, str]
+    path: Path, settings: Settings, threads: int, stage: Stage, wanted: Providers, missing: dict[str, str]
 ) -> ort.InferenceSession:
     """A session on what is left of the list once those are out that do not start here: they go to `missing`.
 
@@ -227,7 +227,9 @@ def _assigned(session: ort.InferenceSession) -> dict[str, int]:
     return dict(nodes)
 
 
-def _reasons(wanted: Wish, missing: dict[str, str], session: ort.InferenceSession, got: dict[str, int]) -> list[str]:
+def _reasons(
+    wanted: Providers, missing: dict[str, str], session: ort.InferenceSession, got: dict[str, int]
+) -> list[str]:
     """What kept each wish from being met, and what proves too little."""
     known = set(session.get_providers())
     reasons = [f"{name}: {why}" for name, why in missing.items()]
@@ -256,7 +258,7 @@ def _library(name: str) -> str:
     return ""
 
 
-def _unmet(stage: Stage, wanted: Wish, reasons: dict[str, str]) -> BackendError:
+def _unmet(stage: Stage, wanted: Providers, reasons: dict[str, str]) -> BackendError:
     told = "; ".join(f"{name}: {why}" for name, why in reasons.items()) or "they do not take every node of this model"
     return BackendError(
         "load-failed",

@@ -13,7 +13,7 @@ from typing import Any
 
 from agent.backends import Array, BackendError
 from agent.backends.place import Place
-from agent.backends.tflite_delegates import KERNELS, Wish, installed, load, took, try_libraries, unmet, wish
+from agent.backends.tflite_delegates import KERNELS, Delegates, installed, load, took, try_libraries, unmet, wish
 from agent.backends.tflite_instance import Instance
 from agent.backends.tflite_runtime import open_runtime
 from modules.errors import TensorError
@@ -67,7 +67,7 @@ class TfliteBackend:
     def close(self) -> None:
         self._free = queue.SimpleQueue()
 
-    def _instance(self, path: Path, stage: Stage, threads: int, wanted: Wish) -> Instance:
+    def _instance(self, path: Path, stage: Stage, threads: int, wanted: Delegates) -> Instance:
         reasons: dict[str, str] = {}
         delegates = self._delegates(wanted, reasons)
         resolver = self._runtime.OpResolverType
@@ -90,7 +90,7 @@ class TfliteBackend:
         self._execution = _ran(stage, wanted, took(before, after, tuple(delegates)), reasons)
         return instance
 
-    def _delegates(self, wanted: Wish, reasons: dict[str, str]) -> dict[str, Any]:
+    def _delegates(self, wanted: Delegates, reasons: dict[str, str]) -> dict[str, Any]:
         """Those that can be loaded; of the others the reasons."""
         made: dict[str, Any] = {}
         for provider in wanted.libraries:
@@ -105,7 +105,7 @@ class TfliteBackend:
         return made
 
 
-def _ran(stage: Stage, wanted: Wish, got: dict[str, int], reasons: dict[str, str]) -> StageExecution:
+def _ran(stage: Stage, wanted: Delegates, got: dict[str, int], reasons: dict[str, str]) -> StageExecution:
     """Raises BackendError where the wish is not met."""
     for name in wanted.names:
         if name not in got and name not in reasons and name != KERNELS:

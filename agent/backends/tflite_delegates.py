@@ -19,6 +19,7 @@ import msgspec
 
 from agent.backends import BackendError
 from agent.backends.place import Place
+from agent.backends.wish import Wish
 from modules.runtime import CPU, Provider, Stage
 
 XNNPACK, KERNELS, EDGETPU, GPU = "XNNPACK", "CPU", "EdgeTPU", "GPU"
@@ -35,16 +36,8 @@ _TRIAL = "import sys; from importlib import import_module as i; i(sys.argv[1]).l
 _DELEGATE = "DELEGATE"
 
 
-class Wish(msgspec.Struct, frozen=True):
-    """What is asked for, in order; whether the CPU may take what is left; who says so, in words."""
-
-    asked: tuple[Provider, ...]
-    cpu: bool
-    whose: str
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(provider.name for provider in self.asked)
+class Delegates(Wish, frozen=True):
+    """Delegates of LiteRT."""
 
     @property
     def plain(self) -> bool:
@@ -56,17 +49,17 @@ class Wish(msgspec.Struct, frozen=True):
         return tuple(provider for provider in self.asked if provider.name in _LIBRARIES)
 
 
-def wish(stage: Stage, place: Place) -> Wish:
+def wish(stage: Stage, place: Place) -> Delegates:
     """The module's, or of the device's profile what is a delegate, then XNNPACK and the CPU. Raises BackendError."""
     if not stage.providers:
         known = dict.fromkeys(_ALSO.get(name, name) for name in place.providers)
         asked = [name for name in known if name in _LIBRARIES] + [XNNPACK, KERNELS]
-        return Wish(tuple(map(Provider, asked)), True, "the device's profile")
+        return Delegates(tuple(map(Provider, asked)), True, "the device's profile")
     asked_for = tuple(msgspec.structs.replace(one, name=_ALSO.get(one.name, one.name)) for one in stage.providers)
     for provider in asked_for:
         _check(provider)
     names = {provider.name for provider in asked_for}
-    return Wish(asked_for, stage.fallback or KERNELS in names, "the module")
+    return Delegates(asked_for, stage.fallback or KERNELS in names, "the module")
 
 
 def try_libraries(names: Iterable[str], package: str) -> dict[str, str]:
@@ -95,7 +88,7 @@ def took(before: list[dict[str, Any]], after: list[dict[str, Any]], libraries: t
     return {name: count for name, count in counts.items() if count}
 
 
-def unmet(wanted: Wish, got: Mapping[str, int], reasons: Mapping[str, str]) -> str:
+def unmet(wanted: Delegates, got: Mapping[str, int], reasons: Mapping[str, str]) -> str:
     """What of the wish was not met, empty where all was or the CPU may take the rest."""
     stray = {name: count for name, count in got.items() if name not in wanted.names}
     if wanted.cpu or not stray:

@@ -16,11 +16,12 @@ from urllib.parse import unquote_to_bytes
 
 import msgspec
 
-from agent.backends import Array, BackendError
+from agent.backends import Array
 from agent.endpoint.counters import Counters
 from agent.endpoint.documents import Documents
 from agent.endpoint.encoding import packed, unpacked
 from agent.endpoint.exchange import TEXT, Refused, Reply, Request
+from agent.endpoint.failures import as_refused
 from agent.endpoint.jobs import Job
 from agent.endpoint.metrics import metrics
 from agent.endpoint.oip import Parser
@@ -94,7 +95,7 @@ class Resources:
             body = unpacked(request.body, request.encoding, self._limit) if request.encoding else request.body
             call = self._parser.parse(body, request.json_length)
         except Exception as error:
-            return self._raised(error)
+            return self.refused(as_refused(error))
         job = Job(request, call)
         self._predictor.submit(job)
         return job if job.reply is None else job.reply
@@ -125,7 +126,7 @@ class Resources:
 
     def failed(self, job: Job, error: Exception) -> None:
         self._counters.failed_us += (time.perf_counter_ns() - job.request.arrived_ns) // 1000
-        job.tell(self._raised(error))
+        job.tell(self.refused(as_refused(error)))
 
     def _told(self, job: Job, reply: Reply) -> None:
         arrived = job.request.arrived_ns
@@ -163,7 +164,7 @@ class Resources:
             try:
                 return answer(request)
             except Exception as error:
-                return self._raised(error)
+                return self.refused(as_refused(error))
         if get is None and post is None:
             if request.method == b"POST":
                 self._counters.answered(404)
@@ -215,15 +216,6 @@ class Resources:
         return Reply(200, b"")
 
     # Failures
-
-    def _raised(self, error: Exception) -> Reply:
-        """The one place where an exception becomes a status."""
-        if isinstance(error, Refused):
-            return self.refused(error)
-        if isinstance(error, BackendError):
-            return self.refused(Refused(400 if error.key == "bad-input" else 500, str(error)))
-        log.error("a request failed for a reason of our own", exc_info=error)
-        return self.refused(Refused(500, f"the worker failed on this request: {type(error).__name__}"))
 
     def _failed(self, status: int, text: str, headers: bytes = b"") -> Reply:
         return Reply(status, msgspec.json.encode({"error": text}), headers=headers)

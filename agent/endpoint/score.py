@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
-from agent.backends import Array, BackendError
+from agent.backends import Array
 from agent.backends.script_answers import ScoreAnswer, as_array
 from agent.backends.script_run import ScoreCall
 from agent.endpoint.counters import Counters
 from agent.endpoint.encoding import unpacked
 from agent.endpoint.exchange import RETRY, Handler, Later, Refused, Reply, Request
+from agent.endpoint.failures import as_refused
 from agent.endpoint.recorder import Prediction, Recorder
 from modules.entry import ONLY_INPUT, EntryError, run_result
 from modules.errors import MALFORMED
@@ -52,6 +54,7 @@ class Score:
         self._manifest = manifest
         self._capacity = manifest.resources.max_queue + threads
         self._waiting = 0
+        self._life, self._made = os.urandom(8).hex(), 0  # of the ids of predictions
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="score")
 
     def handle(self, request: Request) -> Reply | Later | Awaitable[Reply]:
@@ -82,7 +85,7 @@ class Score:
             self._recorder.count(prediction.rows, (time.perf_counter_ns() - request.arrived_ns) // 1000)
             return _reply(answer, lambda: self._watch(prediction))
         except Exception as error:
-            return self._raised(error)
+            return self.refused(as_refused(error))
         finally:
             self._waiting -= 1
 
@@ -110,16 +113,9 @@ class Score:
 
     def _watch(self, prediction: Prediction) -> None:
         if prediction.inputs:
-            prediction.id = f"score-{self._counters.requests:x}"
+            self._made += 1
+            prediction.id = f"{self._life}{self._made:x}"
             self._recorder.observe(prediction)
-
-    def _raised(self, error: Exception) -> Reply:
-        if isinstance(error, Refused):
-            return self.refused(error)
-        if isinstance(error, BackendError):
-            return self.refused(Refused(400 if error.key == "bad-input" else 500, str(error)))
-        log.error("a request failed for a reason of our own", exc_info=error)
-        return self.refused(Refused(500, f"the worker failed on this request: {type(error).__name__}"))
 
 
 def _call(request: Request, most: int) -> ScoreCall:

@@ -65,10 +65,7 @@ class Resize(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     geometry: str = ""
 
     def gives(self, have: Specs) -> tuple[TensorSpec, ...]:
-        spec = read("resize", have, self.tensor, PIXELS, 4)
-        _check_sides("resize", self.height, self.width)
-        image = _sized(spec, self.to or self.tensor, self.height, self.width, self.layout)
-        return (image, *_geometry(self.geometry, spec.shape[0]))
+        return _placed("resize", self, have)
 
 
 class Letterbox(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="letterbox"):
@@ -84,10 +81,7 @@ class Letterbox(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
     geometry: str = ""
 
     def gives(self, have: Specs) -> tuple[TensorSpec, ...]:
-        spec = read("letterbox", have, self.tensor, PIXELS, 4)
-        _check_sides("letterbox", self.height, self.width)
-        image = _sized(spec, self.to or self.tensor, self.height, self.width, self.layout)
-        return (image, *_geometry(self.geometry, spec.shape[0]))
+        return _placed("letterbox", self, have)
 
 
 class Crop(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="crop"):
@@ -128,6 +122,14 @@ class ScaleBoxes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
 def _check_sides(step: str, height: int, width: int) -> None:
     fits = 1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE
     require(step, fits, f"expected sides of 1 to {MAX_SIDE} pixels, got {height} x {width}")
+
+
+def _placed(what: str, step: Resize | Letterbox, have: Specs) -> tuple[TensorSpec, ...]:
+    """The picture in its new size, and where it lies in it where that is asked for."""
+    spec = read(what, have, step.tensor, PIXELS, 4)
+    _check_sides(what, step.height, step.width)
+    image = _sized(spec, step.to or step.tensor, step.height, step.width, step.layout)
+    return (image, *_geometry(step.geometry, spec.shape[0]))
 
 
 def _sized(spec: TensorSpec, name: str, height: int, width: int, layout: Layout) -> TensorSpec:
