@@ -22,7 +22,8 @@ from agent.errors import AgentError
 from agent.hardening import check_private
 from agent.identity import Identity
 from agent.neighbours import device_authorities
-from agent.runtimes.process import MAX_SOCKET_PATH, first_uid
+from agent.runtimes.endpoints import MAX_SOCKET_PATH
+from agent.runtimes.users import first_uid
 from agent.sandbox.cage import Cages
 from firmware_profiles.confinement import Confinement
 

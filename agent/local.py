@@ -26,7 +26,8 @@ from agent.containers.runtime import Containers
 from agent.containers.settings import ContainerSettings
 from agent.errors import AgentError
 from agent.installed import Installed
-from agent.runtimes.process import ProcessRuntime, first_uid
+from agent.runtimes.process import ProcessRuntime
+from agent.runtimes.users import first_uid
 from agent.sandbox.cage import Cages
 from agent.sandbox.host import WorkerProcess
 from agent.slots import MANIFEST_FILE, Slot, Slots, verify_file

@@ -43,7 +43,8 @@ from agent.renew import Renewal
 from agent.report import Reporter, Status, write_status
 from agent.runtimes.heat import Heat, Warmth
 from agent.runtimes.keeper import Keeper
-from agent.runtimes.process import ProcessRuntime, first_uid
+from agent.runtimes.process import ProcessRuntime
+from agent.runtimes.users import first_uid
 from agent.sandbox.cage import Cages, Possible
 from agent.slots import Slots
 from agent.status import LOCK_FILE

@@ -22,7 +22,8 @@ import msgspec
 
 from agent.config import ServingSettings, StatePaths
 from agent.installed import Installed
-from agent.runtimes.process import ProcessRuntime, first_uid
+from agent.runtimes.process import ProcessRuntime
+from agent.runtimes.users import first_uid
 from agent.sandbox.cage import Cages
 from agent.slots import Slots
 from agent.store import AgentStore

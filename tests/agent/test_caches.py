@@ -14,7 +14,8 @@ import pytest
 from agent.config import ServingSettings, StatePaths
 from agent.installed import Installed
 from agent.runtimes.caches import Caches
-from agent.runtimes.process import ProcessRuntime, first_uid
+from agent.runtimes.process import ProcessRuntime
+from agent.runtimes.users import first_uid
 from agent.sandbox import landlock
 from agent.sandbox.bubblewrap import bubblewrap
 from agent.sandbox.cage import Cages

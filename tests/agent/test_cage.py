@@ -16,7 +16,8 @@ from agent.config import ServingSettings, StatePaths
 from agent.errors import WorkerError
 from agent.installed import Installed, ModuleSet
 from agent.runtimes.keeper import Keeper
-from agent.runtimes.process import ProcessRuntime, first_uid
+from agent.runtimes.process import ProcessRuntime
+from agent.runtimes.users import first_uid
 from agent.sandbox.cage import Cage, Cages
 from agent.sandbox.cgroup import MEMBERSHIP, ROOT, Cgroup, CgroupError, Subtree
 from agent.sandbox.host import spawn

@@ -17,9 +17,11 @@ import pytest
 from agent.config import ServingSettings, StatePaths
 from agent.errors import WorkerError
 from agent.installed import Installed, ModuleSet
-from agent.runtimes import priority, process
+from agent.runtimes import endpoints, priority, process
+from agent.runtimes.endpoints import EndpointError
 from agent.runtimes.keeper import Keeper
-from agent.runtimes.process import EndpointError, ProcessRuntime, may_become
+from agent.runtimes.process import ProcessRuntime
+from agent.runtimes.users import Users, may_become
 from agent.sandbox.host import WorkerProcess
 from agent.slots import Slots
 from agent.store import AgentStore
@@ -42,7 +44,7 @@ class Bench:
         self.items: list[tuple[Stream, bytes]] = []
         self.changes = 0
         self.slots = Slots(paths.slots)
-        self.paths = paths
+        self.paths, self.store, self.settings = paths, store, settings
         self.runtime = ProcessRuntime(paths, settings, store, self.slots, lambda s, p: self.items.append((s, p)))
         self.told: list[tuple[str, str, str]] = []
         self.keeper = Keeper(self.runtime, settings, self._changed, lambda _, *told: self.told.append(told))
@@ -134,7 +136,7 @@ async def test_the_port_stays_the_same_over_restarts_of_the_agent(make: Callable
 async def test_a_port_that_somebody_else_took_is_replaced(
     bench: Bench, agent_store: AgentStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(process, "PORT_WAIT_S", 0.5)
+    monkeypatch.setattr(endpoints, "PORT_WAIT_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as thief:
         port = thief.getsockname()[1]
         await agent_store.put_port("iris", port)
@@ -319,8 +321,8 @@ async def test_sockets_that_a_killed_agent_has_left_are_removed(bench: Bench) ->
 def test_a_user_is_given_only_to_workers_that_can_be_ended_then(capabilities: str, may: bool) -> None:
     kept = 1 << 6 | 1 << 7 | (1 << 5 if capabilities else 0)
     code = (
-        f"from agent.sandbox import confine; from agent.runtimes import process; confine._keep_capabilities({kept})\n"
-        "print(process.may_become(60900))"
+        f"from agent.sandbox import confine; from agent.runtimes import users; confine._keep_capabilities({kept})\n"
+        "print(users.may_become(60900))"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert said.stdout.strip() == str(may and may_become(60_900))
@@ -418,7 +420,8 @@ async def test_a_damaged_slot_does_not_keep_a_new_policy_from_being_settled(benc
 
 
 async def test_modules_that_start_together_get_users_that_differ(make: Callable[..., Bench]) -> None:
-    runtime = make(ServingSettings(host="", uid_first=60_900)).runtime
-    uids = await asyncio.gather(*(runtime._uid(name) for name in ("one", "two", "three")))
-    assert await runtime._store.get("uids", list[str]) == ["one", "two", "three"]
+    bench = make(ServingSettings(host="", uid_first=60_900))
+    users = Users(bench.settings, bench.store)
+    uids = await asyncio.gather(*(users.uid(name) for name in ("one", "two", "three")))
+    assert await bench.store.get("uids", list[str]) == ["one", "two", "three"]
     assert not may_become(60_900) or sorted(uids) == [60_900, 60_901, 60_902]

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from agent.config import ServingSettings
-from agent.runtimes.process import may_become
+from agent.runtimes.users import may_become
 from agent.sandbox.bubblewrap import bubblewrap
 from agent.sandbox.cage import Cages
 from agent.sandbox.given import Given
