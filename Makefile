@@ -2,6 +2,8 @@
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint format bench soak lock clean
 ARGS ?=
+# Processes of pytest side by side: tests wait more than they compute. 0 runs them in one, as a debugger wants it.
+JOBS ?= 3
 BIN := .venv/bin
 
 help: ## this list
@@ -13,8 +15,8 @@ setup: ## system packages, .venv, pinned and hash-checked requirements; at once 
 demo: setup ## the whole loop on this machine; ARGS="--devices 5 --keep --json"
 	@$(BIN)/mooring demo $(ARGS)
 
-test: setup lint ## lint, then every test but the soak; ARGS="tests/agent -k words"
-	@$(BIN)/pytest $(ARGS)
+test: setup lint ## lint, then every test but the soak; ARGS="tests/agent -k words", JOBS=0
+	@$(BIN)/pytest -n $(JOBS) --dist loadgroup $(ARGS)
 
 lint: setup ## ruff (rules and format) and mypy strict
 	@$(BIN)/ruff check .
