@@ -20,7 +20,9 @@ from modules.tensors import TensorSpec
 CPU = "CPUExecutionProvider"  # ONNX Runtime's own, which runs every node
 MAX_STAGES = 16
 MAX_INSTANCES = 64
-BACKEND_PATTERN = r"^[a-z][a-z0-9_-]{0,31}$"
+OUR_BACKENDS = ("onnx", "tflite", "fpga", "script")
+# Of others: who makes it, and its name. A list of ours and a form for the rest, so that no word of a format is one.
+THEIR_BACKENDS = r"^[a-z][a-z0-9]{1,31}\.[a-z][a-z0-9_-]{0,31}$"
 
 
 class Provider(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -117,5 +119,6 @@ class Runtime(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
 
 
 def check_backend(where: str, backend: str) -> None:
-    if not re.fullmatch(BACKEND_PATTERN, backend):
-        raise ManifestError(f"{where}: expected a backend as {BACKEND_PATTERN}, got {backend[:80]!r}")
+    if backend not in OUR_BACKENDS and not re.fullmatch(THEIR_BACKENDS, backend):
+        known = ", ".join(OUR_BACKENDS)
+        raise ManifestError(f"{where}: expected a backend among {known} or VENDOR.NAME, got {backend[:80]!r}")

@@ -73,7 +73,7 @@ class Reader:
             case "image":
                 return {spec.name: self._picture(spec, data)}
             case "numpy":
-                return {spec.name: checked(spec, np.load(io.BytesIO(data), allow_pickle=False))}
+                return {spec.name: checked(spec, _npy(data))}
         return {spec.name: _raw(spec, data)}
 
     def _plain(self, spec: TensorSpec) -> str:
@@ -154,3 +154,16 @@ def _nested(spec: TensorSpec, data: bytes) -> Array:
     if len(shape) == len(spec.shape) - 1 and spec.shape[:1] in ((-1,), (1,)):
         shape, data = [1, *shape], b"[" + data + b"]"
     return checked(spec, from_json(spec.name, spec.datatype, tuple(shape), data))
+
+
+def _npy(data: bytes) -> Array:
+    """One array of numbers as NumPy saves it: never an archive, never an object. Raises ValueError."""
+    file = io.BytesIO(data)
+    version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"expected .npy of version 1 or 2, got {version}")
+    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, by_columns, dtype = header(file)
+    if dtype.hasobject:
+        raise ValueError("expected numbers, got Python objects")
+    return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape, order="F" if by_columns else "C")

@@ -225,7 +225,7 @@ def _with_text(built: Built, old: bytes, new: bytes) -> Built:
 def test_only_a_module_of_the_fpga_may_bring_circuits_and_emulations(build: Build) -> None:
     built = build(bitstream=BITSTREAM, device_tree=b"tree")
     check_formats(built.manifest)
-    plain = msgspec.structs.replace(built.manifest, runtime=Runtime(backend="third", model="overlay.json"))
+    plain = msgspec.structs.replace(built.manifest, runtime=Runtime(backend="acme.npu", model="overlay.json"))
     with pytest.raises(FormatError, match="expected a format that runs no code"):
         check_formats(plain)
     other = build({"libevil.so": b"\x7fELF"})

@@ -20,6 +20,11 @@ PICKLES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "torch", "marsh
 SHELLS = {"os.system", "os.popen", "subprocess.getoutput", "asyncio.create_subprocess_shell", "pty"}
 # The agent's own wheels, signed by who may sign agents; what they may not do is in tests/agent/test_release_unpack.py.
 WHEELS = "agent/release/unpack.py"
+# Runs on the hub, in a child process, and reads what an operator has uploaded; no device starts it.
+ANSWERS = "agent/backends/answers.py"
+# Writes the headers of a layer for an engine; it opens none.
+LAYERS = "modules/layers.py"
+HEADERS = {f"tarfile.{name}" for name in ("TarInfo", "REGTYPE", "DIRTYPE", "BLOCKSIZE", "GNU_FORMAT")} | {"tarfile"}
 NUMPY_FILES = {"np.load", "numpy.load", "np.fromfile", "numpy.fromfile"}
 NAMES = ("digits; reboot", "$(reboot)", "`id`", "a b", "a\nb", "-rf", "../x", "a|b", "a&b", "a>b", "a'b", 'a"b')
 
@@ -48,7 +53,10 @@ def test_no_archive_pickle_or_shell_is_ever_opened_on_a_device(family: set[str],
         (path, name)
         for path, tree in sources(repository)
         for name in used(tree)
-        if (name in family or name.partition(".")[0] in family) and (path, family) != (WHEELS, ARCHIVES)
+        if (name in family or name.partition(".")[0] in family)
+        and not (path == WHEELS and family is ARCHIVES)
+        and not (path == ANSWERS and family in (ARCHIVES, NUMPY_FILES))
+        and not (path == LAYERS and name in HEADERS)
     ]
     assert found == []
 
@@ -78,7 +86,9 @@ def test_a_name_that_a_shell_would_obey_is_no_name(field: str, name: str) -> Non
         decode_manifest(spoilt(**{field: name}))
 
 
-@pytest.mark.parametrize("backend", ["pickle", "torch", "keras", "joblib", "tensorrt", "sh", ""])
+@pytest.mark.parametrize(
+    "backend", ["pickle", "torch", "keras", "joblib", "tensorrt", "sh", "", "acme.", ".acme", "a/b.c"]
+)
 def test_a_format_that_runs_code_is_no_backend(backend: str) -> None:
     """Row 44: what a module may be is an allow-list."""
     with pytest.raises(ManifestError, match="backend"):

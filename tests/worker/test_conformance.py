@@ -172,7 +172,7 @@ class Unsound(BackendConformance):
         return Keeping()  # type: ignore[return-value]
 
     def cases(self) -> list[Case]:
-        return [echo_case("keeping", "m", b"m", "FP32")]
+        return [echo_case("acme.keeping", "m", b"m", "FP32")]
 
 
 @pytest.mark.parametrize(
@@ -201,8 +201,8 @@ ACME = {
         name = "acme-mooring-backend"
         version = "1.0"
         [project.entry-points."mooring.backends"]
-        acme = "acme_backend:AcmeBackend"
-        acme_broken = "acme_backend:Broken"
+        "acme.scaler" = "acme_backend:AcmeBackend"
+        "acme.broken" = "acme_backend:Broken"
         [tool.setuptools]
         py-modules = ["acme_backend"]
     """,
@@ -251,7 +251,8 @@ ACME = {
         from modules.runtime import Stage
         from modules.tensors import TensorSpec
 
-        STAGE = Stage("s", (TensorSpec("x", "FP32", (-1, 2)),), (TensorSpec("y", "FP32", (-1, 2)),), "acme", "m.acme")
+        X, Y = (TensorSpec(name, "FP32", (-1, 2)) for name in "xy")
+        STAGE = Stage("s", (X,), (Y,), "acme.scaler", "m.acme")
 
         class TestAcme(BackendConformance):
             def make(self):
@@ -307,7 +308,7 @@ async def test_a_worker_serves_a_third_partys_backend(
     inputs, outputs = specs("FP32")
     manifest = write_module(
         tmp_path / "slot", {"m.bin": b"acme 3"}, inputs=inputs, outputs=outputs,
-        runtime=Runtime(backend="acme", model="m.bin"),
+        runtime=Runtime(backend="acme.scaler", model="m.bin"),
     )  # fmt: skip
     async with WorkerDriver(tmp_path / "slot", manifest) as worker:
         ready = await worker.serve()
@@ -321,7 +322,7 @@ def test_a_backend_that_nobody_has_installed_is_named_with_those_there_are(
 ) -> None:
     monkeypatch.syspath_prepend(acme)
     inputs, outputs = specs("FP32")
-    with pytest.raises(BackendError, match=r"expected a backend among acme, acme_broken, .*onnx.*, got other"):
-        open_stage(Stage("s", inputs, outputs, "other", "m"))
-    with pytest.raises(BackendError, match=r"acme_broken \(acme_backend:Broken\) does not start: RuntimeError: no lic"):
-        open_stage(Stage("s", inputs, outputs, "acme_broken", "m"))
+    with pytest.raises(BackendError, match=r"among acme.broken, acme.scaler, .*onnx.*, got acme.other"):
+        open_stage(Stage("s", inputs, outputs, "acme.other", "m"))
+    with pytest.raises(BackendError, match=r"acme.broken \(acme_backend:Broken\) does not start: RuntimeError: no lic"):
+        open_stage(Stage("s", inputs, outputs, "acme.broken", "m"))
