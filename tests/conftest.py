@@ -18,6 +18,7 @@ def repository() -> Path:
 _TOGETHER = ("containers", "fpga")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """`make test` runs several processes side by side, since tests wait more than they compute (`-n`, pytest-xdist).
     The tests of a file stay in one of them, because they share its fixtures.
