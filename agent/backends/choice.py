@@ -44,7 +44,7 @@ def whole(manifest: Manifest) -> Stage:
     """What to load the module's backend with: the module's own tensors, where it has stages or steps."""
     if not _is_composed(manifest):
         return manifest.stages[0]
-    return Stage(manifest.name, manifest.inputs, manifest.outputs, "chain")
+    return Stage(manifest.name, manifest.inputs, manifest.outputs, "mooring.chain")
 
 
 def _is_composed(manifest: Manifest) -> bool:
