@@ -16,7 +16,7 @@ demo: setup ## the whole loop on this machine; ARGS="--devices 5 --keep --json"
 	@$(BIN)/mooring demo $(ARGS)
 
 test: setup lint ## lint, then every test but the soak; ARGS="tests/agent -k words", JOBS=0
-	@$(BIN)/pytest -n $(JOBS) --dist loadgroup $(ARGS)
+	@$(BIN)/pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 lint: setup ## ruff (rules and format) and mypy strict
 	@$(BIN)/ruff check .

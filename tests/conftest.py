@@ -6,6 +6,7 @@ Helpers that are not fixtures live in tests/support and are imported as `support
 from pathlib import Path
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 
 @pytest.fixture(scope="session")
@@ -18,12 +19,17 @@ def repository() -> Path:
 _TOGETHER = ("containers", "fpga")
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """`make test` runs several processes side by side, since tests wait more than they compute (`-n`, pytest-xdist).
-    The tests of a file stay in one of them, because they share its fixtures.
+class _ByFile(LoadScopeScheduling):  # type: ignore[misc]
+    """`make test` runs several processes side by side, since tests wait more than they compute. The tests of a file
+    stay in one of them, because they share its fixtures.
     """
-    for item in items:
-        room = item.path.parent.name
-        group = room if room in _TOGETHER else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        room = Path(file).parent.name
+        return room if room in _TOGETHER else file
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    return _ByFile(config, log)
