@@ -420,3 +420,13 @@ async def test_a_watch_that_stops_while_rows_wait_leaves_nothing_behind() -> Non
     await watch.stop()
     await asyncio.sleep(0)
     assert complaints == []
+
+
+def test_rows_that_take_long_are_not_even_tried_together() -> None:
+    """What a runtime has allocated for a large batch it keeps."""
+    pace = Pace()
+    pace.learn(1, 7000.0)
+    assert not pace.pays([1, 1])
+    quick = Pace()
+    quick.learn(1, 400.0)
+    assert quick.pays([1] * 20)
