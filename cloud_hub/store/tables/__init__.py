@@ -1,0 +1,43 @@
+"""Every table of the hub, as SQLAlchemy Core metadata. No queries here: each room keeps its own.
+
+Times are seconds since the epoch (float, UTC). JSON columns hold what msgspec.to_builtins gives. Bytes that were
+signed or received are kept exactly as they came. Alembic migrations under `migrations/` make this schema; a test
+compares the two.
+"""
+
+from __future__ import annotations
+
+from cloud_hub.store.tables.base import metadata
+from cloud_hub.store.tables.devices import assignments, devices, revocations
+from cloud_hub.store.tables.events import events
+from cloud_hub.store.tables.monitoring import alerts, looks, samples, streams, windows
+from cloud_hub.store.tables.people import api_tokens, users
+from cloud_hub.store.tables.registry import model_counters, model_files, model_versions, modules, patches
+from cloud_hub.store.tables.rollouts import executions, rollouts
+from cloud_hub.store.tables.trust import claim_tokens, director_files, image_files, pending_metadata
+
+__all__ = [
+    "alerts",
+    "api_tokens",
+    "assignments",
+    "claim_tokens",
+    "devices",
+    "director_files",
+    "events",
+    "executions",
+    "image_files",
+    "looks",
+    "metadata",
+    "model_counters",
+    "model_files",
+    "model_versions",
+    "modules",
+    "patches",
+    "pending_metadata",
+    "revocations",
+    "rollouts",
+    "samples",
+    "streams",
+    "users",
+    "windows",
+]

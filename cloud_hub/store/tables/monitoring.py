@@ -1,0 +1,78 @@
+"""What devices send back: windows, looks, samples, and the alerts found in them."""
+
+from __future__ import annotations
+
+from sqlalchemy import JSON, BigInteger, Column, Float, Index, LargeBinary, String, Table
+
+from cloud_hub.store.tables.base import Id, metadata
+
+# How far each outbox stream of each device is committed: the end-to-end ack comes from here.
+streams = Table(
+    "streams",
+    metadata,
+    Column("device", String(63), primary_key=True),
+    Column("stream", String(16), primary_key=True),
+    Column("epoch", String(63), primary_key=True),
+    Column("mark", BigInteger, nullable=False),
+    Column("heard_at", Float),  # when the mark last moved; null: before 0.2
+)
+windows = Table(
+    "windows",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=True),
+    Column("device", String(63), nullable=False),
+    Column("module", String(63), nullable=False),
+    Column("manifest_sha256", String(64), nullable=False),
+    Column("start", Float, nullable=False),
+    Column("end", Float, nullable=False),
+    Column("received_at", Float, nullable=False),
+    Column("rows", BigInteger, nullable=False),
+    Column("body", LargeBinary, nullable=False),  # modules.windows.Window as received
+    Index("ix_windows_manifest_sha256_end", "manifest_sha256", "end"),
+)
+# Windows merged per period of the look length: what evidence is computed from. Integers only, so that merging is exact.
+looks = Table(
+    "looks",
+    metadata,
+    Column("manifest_sha256", String(64), primary_key=True),
+    Column("device", String(63), primary_key=True),  # "*" for the whole fleet
+    Column("start", Float, primary_key=True),
+    Column("module", String(63), nullable=False),
+    Column("windows", BigInteger, nullable=False),
+    Column("rows", BigInteger, nullable=False),
+    Column("errors", BigInteger, nullable=False),
+    Column("refused", BigInteger, nullable=False),
+    Column("counts", LargeBinary, nullable=False),  # int64, little-endian, one per cell of the reference
+    Column("moments", LargeBinary, nullable=False),  # int64, little-endian, in units of monitoring.looks.TICK
+    Column("latency", LargeBinary, nullable=False),  # int64, little-endian, one per latency bin
+    Index("ix_looks_module_device_start", "module", "device", "start"),
+)
+samples = Table(
+    "samples",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=True),
+    Column("device", String(63), nullable=False),
+    Column("module", String(63), nullable=False),
+    Column("manifest_sha256", String(64), nullable=False, index=True),
+    Column("prediction_id", String(200), nullable=False, index=True),
+    Column("at", Float, nullable=False),
+    Column("received_at", Float, nullable=False),
+    Column("stratum", String(63), nullable=False),
+    Column("probability", Float, nullable=False),
+    Column("body", LargeBinary, nullable=False),  # modules.messages.Sample as received
+    Index("ix_samples_module_at", "module", "at"),
+)
+alerts = Table(
+    "alerts",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=True),
+    Column("kind", String(32), nullable=False),  # drift, quality
+    Column("module", String(63), nullable=False),
+    Column("manifest_sha256", String(64), nullable=False),
+    Column("scope", String(80), nullable=False),  # "fleet" or "device:<id>"
+    Column("state", String(16), nullable=False, index=True),  # open, resolved
+    Column("opened_at", Float, nullable=False),
+    Column("updated_at", Float, nullable=False),
+    Column("resolved_at", Float),
+    Column("evidence", JSON, nullable=False),
+)
