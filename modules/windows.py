@@ -22,6 +22,10 @@ from modules.errors import MALFORMED, WindowError
 MAX_REFERENCE_BYTES = 16 * 1024 * 1024
 MAX_CELLS = 1_000_000
 LATENCY_BINS = 32  # bin i counts predictions that took [2^i, 2^(i+1)) microseconds
+JOINT_CUT = 4.0  # standard deviations: one wild value moves no more than any other
+JOINT_TICK = 1 / 8  # unit of the sums sent, a small part of the standard deviation of one row
+MAX_DIMENSIONS = 512
+STILL_ROWS = 30
 
 
 class Numeric(msgspec.Struct, frozen=True, tag="numeric"):
@@ -77,12 +81,35 @@ class Categorical(msgspec.Struct, frozen=True, tag="categorical"):
 Feature = Numeric | Categorical
 
 
-class ReferenceProfile(msgspec.Struct, frozen=True):
+class Joint(msgspec.Struct, frozen=True):
+    """Bounded features of several numeric inputs together, whose means tell of changes that no single input shows.
+
+    `inputs` are places in the profile's inputs. With z the row's values of them, (x - mean) / scale and cut at
+    JOINT_CUT, the row's features are cos(frequencies z + offsets); a row with one missing does not count. A device
+    sends whiten (sum of features - rows mean), whose parts have mean 0 and variance 1 per row, and are uncorrelated,
+    over the `rows` training rows. float32, little-endian, row by row: frequencies (dimensions, inputs), offsets and
+    mean (dimensions,), whiten (dimensions, dimensions).
+
+    Source: Rahimi and Recht, Random Features for Large-Scale Kernel Machines (2007); the squared length of the
+    difference of means estimates the maximum mean discrepancy.
+    """
+
+    inputs: tuple[int, ...]
+    dimensions: int
+    rows: int
+    frequencies: bytes
+    offsets: bytes
+    mean: bytes
+    whiten: bytes
+
+
+class ReferenceProfile(msgspec.Struct, frozen=True, omit_defaults=True):
     """What the model was trained on: `rows` rows profiled into features of inputs and outputs."""
 
     rows: int
     inputs: tuple[Feature, ...]
     outputs: tuple[Feature, ...] = ()
+    joint: Joint | None = None
 
     def __post_init__(self) -> None:
         if self.cells > MAX_CELLS:
@@ -103,6 +130,11 @@ class Window(msgspec.Struct, frozen=True):
 
     `counts` packs all cells in the reference's order; `moments` is float32, little-endian, two per numeric feature;
     `latency` packs LATENCY_BINS counts. `errors` are requests answered 5xx, `refused` those answered 4xx.
+
+    `id` is the device's own for this window: a second one is dropped ("" from agents before 0.2). `late` are rows, of
+    those counted, whose period had been closed. `joint` packs the rows and the whitened sums of `Joint` (`pack_joint`).
+    `still` has a bit per numeric feature, in order, low bit first: STILL_ROWS rows or more, all of one value.
+    `clock_jumps` counts how often the wall clock was set in the period, `clock_jump_s` is the largest of them.
     """
 
     module: str
@@ -116,6 +148,12 @@ class Window(msgspec.Struct, frozen=True):
     counts: bytes
     moments: bytes
     latency: bytes
+    id: str = ""
+    late: int = 0
+    joint: bytes = b""
+    still: bytes = b""
+    clock_jumps: int = 0
+    clock_jump_s: float = 0.0
 
 
 def encode_reference(profile: ReferenceProfile) -> bytes:
