@@ -24,12 +24,25 @@ MAX_CELLS = 1_000_000
 LATENCY_BINS = 32  # bin i counts predictions that took [2^i, 2^(i+1)) microseconds
 JOINT_CUT = 4.0  # standard deviations: one wild value moves no more than any other
 JOINT_TICK = 1 / 8  # unit of the sums sent, a small part of the standard deviation of one row
+JOINT_MOST = 4096.0  # standard deviations: no row of any values can move a sum further, so no window may say so
 MAX_DIMENSIONS = 512
 STILL_ROWS = 30
 
 
-class Numeric(msgspec.Struct, frozen=True, tag="numeric"):
-    """A number per row: `take` says how it is read from `tensor` (its flat element `index`, or the row's maximum)."""
+Take = Literal[
+    "column", "max", "length", "brightness", "contrast", "sharpness", "energy", "crossings", "projection"
+]  # fmt: skip
+
+
+class Numeric(msgspec.Struct, frozen=True, tag="numeric", omit_defaults=True):
+    """A number per row: `take` says how it is read from `tensor`.
+
+    `column` is the row's flat element `index` (true is 1) and `max` its largest element. `length` is the number of
+    bytes of the text at `index`. Of all elements of a row: `brightness` is their mean, `contrast` their standard
+    deviation, `energy` the root of their mean square, `sharpness` the mean size of the differences between neighbours
+    along the row's `axes`, `crossings` the share of neighbours along these axes of which one is below zero and the
+    other is not. `projection` is the sum of the elements that `modules.projection` draws for number `index`.
+    """
 
     name: str
     tensor: str
@@ -37,8 +50,9 @@ class Numeric(msgspec.Struct, frozen=True, tag="numeric"):
     counts: tuple[int, ...]
     mean: float
     scale: float
-    take: Literal["column", "max"] = "column"
+    take: Take = "column"
     index: int = 0
+    axes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.edges) < 2 or any(a > b for a, b in zip(self.edges, self.edges[1:], strict=False)):
@@ -58,7 +72,9 @@ class Numeric(msgspec.Struct, frozen=True, tag="numeric"):
 
 
 class Categorical(msgspec.Struct, frozen=True, tag="categorical"):
-    """A category per row: the element at `index` as text, or (`argmax`) the category at the row's largest element."""
+    """A category per row: the element at `index` as text (a boolean: "False" or "True"), or (`argmax`) the category at
+    the row's largest element.
+    """
 
     name: str
     tensor: str
@@ -124,6 +140,12 @@ class ReferenceProfile(msgspec.Struct, frozen=True, omit_defaults=True):
     def cells(self) -> int:
         return sum(feature.cells for feature in self.inputs + self.outputs)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether agents of before version 0.2 can read it: they know two ways to take a number."""
+        takes = {feature.take for feature in self.features if isinstance(feature, Numeric)}
+        return takes <= {"column", "max"}
+
 
 class Window(msgspec.Struct, frozen=True):
     """What one worker counted in one period. Times are seconds since the epoch by the device's clock.
@@ -135,6 +157,8 @@ class Window(msgspec.Struct, frozen=True):
     those counted, whose period had been closed. `joint` packs the rows and the whitened sums of `Joint` (`pack_joint`).
     `still` has a bit per numeric feature, in order, low bit first: STILL_ROWS rows or more, all of one value.
     `clock_jumps` counts how often the wall clock was set in the period, `clock_jump_s` is the largest of them.
+    With `rho` above 0 the window is private (`modules.privacy`): it spent that, each of its counts carries noise of
+    variance `noise` and has a sign (`pack_signed`), and what is no count of cells is left out.
     """
 
     module: str
@@ -154,6 +178,8 @@ class Window(msgspec.Struct, frozen=True):
     still: bytes = b""
     clock_jumps: int = 0
     clock_jump_s: float = 0.0
+    rho: float = 0.0
+    noise: float = 0.0
 
 
 def encode_reference(profile: ReferenceProfile) -> bytes:
@@ -216,6 +242,25 @@ def unpack_counts(data: bytes, cells: int) -> list[int]:
     if len(counts) != cells or shift or inflater.unconsumed_tail or inflater.unused_data:
         raise WindowError(f"window counts: expected {cells} cells, got {len(counts)}")
     return counts
+
+
+def pack_joint(rows: int, sums: Sequence[float]) -> bytes:
+    """`rows` and their whitened sums (in standard deviations of one row), to the nearest JOINT_TICK.
+
+    Packed as `pack_counts` does, with the sign in the lowest bit.
+    """
+    ticks = (round(value / JOINT_TICK) for value in sums)
+    return pack_counts((rows, *(tick << 1 if tick >= 0 else (-tick << 1) - 1 for tick in ticks)))
+
+
+def unpack_joint(data: bytes, dimensions: int) -> tuple[int, list[int]]:
+    """Rows, and the sums in JOINT_TICK. Raises WindowError, also for sums that so many rows cannot have."""
+    rows, *packed = unpack_counts(data, 1 + dimensions)
+    sums = [-((value + 1) >> 1) if value & 1 else value >> 1 for value in packed]
+    most = rows * JOINT_MOST / JOINT_TICK
+    if any(abs(value) > most for value in sums):
+        raise WindowError(f"window joint: expected sums of at most {most:.0f} for {rows} rows")
+    return rows, sums
 
 
 def _check_index(name: str, index: int) -> None:

@@ -7,7 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modules.errors import WindowError
+from modules.projection import TERMS, projection
 from modules.windows import (
+    JOINT_MOST,
+    JOINT_TICK,
     Categorical,
     Numeric,
     ReferenceProfile,
@@ -17,7 +20,9 @@ from modules.windows import (
     encode_reference,
     encode_window,
     pack_counts,
+    pack_joint,
     unpack_counts,
+    unpack_joint,
 )
 
 
@@ -92,3 +97,44 @@ def test_a_window_survives_the_wire() -> None:
     assert decode_window(encode_window(window)) == window
     with pytest.raises(WindowError, match="window"):
         decode_window(b"junk")
+
+
+@given(st.integers(0, 2**40), st.lists(st.floats(-4000, 4000), max_size=64))
+def test_joint_sums_come_back_to_the_tick(rows: int, means: list[float]) -> None:
+    sums = [mean * rows for mean in means]
+    back, ticks = unpack_joint(pack_joint(rows, sums), len(sums))
+    assert back == rows
+    assert all(abs(tick * JOINT_TICK - value) <= JOINT_TICK * 0.501 for tick, value in zip(ticks, sums, strict=True))
+
+
+@given(st.binary(max_size=100), st.integers(0, 20))
+def test_any_bytes_are_joint_sums_or_are_refused(data: bytes, dimensions: int) -> None:
+    for raw in (data, zlib.compress(data)):
+        try:
+            assert len(unpack_joint(raw, dimensions)[1]) == dimensions
+        except WindowError:
+            continue
+
+
+def test_sums_that_so_few_rows_cannot_have_are_refused() -> None:
+    assert unpack_joint(pack_joint(2, [2 * JOINT_MOST]), 1) == (2, [round(2 * JOINT_MOST / JOINT_TICK)])
+    with pytest.raises(WindowError, match="expected sums of at most 65536 for 2 rows"):
+        unpack_joint(pack_joint(2, [-2 * JOINT_MOST - JOINT_TICK]), 1)
+
+
+def test_a_reference_with_a_new_way_to_take_a_number_says_that_old_agents_cannot_read_it() -> None:
+    old = Numeric("x", "x", (0.0, 1.0), (1, 0, 0, 0), 0.5, 1.0)
+    assert ReferenceProfile(1, (old,)).is_plain
+    new = Numeric("x.sharpness", "x", (0.0, 1.0), (1, 0, 0, 0), 0.5, 1.0, "sharpness", axes=(0, 1))
+    profile = ReferenceProfile(1, (old, new))
+    assert not profile.is_plain
+    assert decode_reference(encode_reference(profile)) == profile
+
+
+def test_a_projection_is_the_same_everywhere() -> None:
+    places, weights = projection(3, 1000)
+    assert places[:4] == [597, 13, 941, 128]
+    assert [weight * 16 for weight in weights[:4]] == [-1, 1, -1, -1]
+    assert len(places) == len(weights) == TERMS
+    assert all(0 <= place < 1000 for place in places)
+    assert projection(4, 1000) != (places, weights) != projection(3, 1001)
