@@ -244,19 +244,24 @@ def unpack_counts(data: bytes, cells: int) -> list[int]:
     return counts
 
 
-def pack_joint(rows: int, sums: Sequence[float]) -> bytes:
-    """`rows` and their whitened sums (in standard deviations of one row), to the nearest JOINT_TICK.
+def pack_signed(values: Iterable[int]) -> bytes:
+    """As `pack_counts`, with the sign in the lowest bit."""
+    return pack_counts(value << 1 if value >= 0 else (-value << 1) - 1 for value in values)
 
-    Packed as `pack_counts` does, with the sign in the lowest bit.
-    """
-    ticks = (round(value / JOINT_TICK) for value in sums)
-    return pack_counts((rows, *(tick << 1 if tick >= 0 else (-tick << 1) - 1 for tick in ticks)))
+
+def unpack_signed(data: bytes, cells: int) -> list[int]:
+    """Raises WindowError, as `unpack_counts`."""
+    return [-((value + 1) >> 1) if value & 1 else value >> 1 for value in unpack_counts(data, cells)]
+
+
+def pack_joint(rows: int, sums: Sequence[float]) -> bytes:
+    """`rows` and their whitened sums (in standard deviations of one row), to the nearest JOINT_TICK."""
+    return pack_signed((rows, *(round(value / JOINT_TICK) for value in sums)))
 
 
 def unpack_joint(data: bytes, dimensions: int) -> tuple[int, list[int]]:
     """Rows, and the sums in JOINT_TICK. Raises WindowError, also for sums that so many rows cannot have."""
-    rows, *packed = unpack_counts(data, 1 + dimensions)
-    sums = [-((value + 1) >> 1) if value & 1 else value >> 1 for value in packed]
+    rows, *sums = unpack_signed(data, 1 + dimensions)
     most = rows * JOINT_MOST / JOINT_TICK
     if any(abs(value) > most for value in sums):
         raise WindowError(f"window joint: expected sums of at most {most:.0f} for {rows} rows")
