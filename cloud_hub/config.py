@@ -20,6 +20,7 @@ from cloud_hub.building_settings import BuildingSettings
 from cloud_hub.ca_settings import CaSettings
 from cloud_hub.errors import BadRequest, NotFound
 from cloud_hub.images.settings import ImageSettings
+from cloud_hub.monitoring.settings import MonitoringSettings
 from cloud_hub.oidc_settings import OidcSettings
 from cloud_hub.patch_settings import PatchSettings
 from cloud_hub.transfer_settings import TransferSettings
@@ -27,7 +28,7 @@ from firmware_profiles.profile import NAME_PATTERN
 
 ENVIRONMENT_PREFIX = "MOORING_HUB_"
 CONFIG_NAME = "hub.toml"
-_TABLES = ("building", "ca", "images", "oidc", "patches", "transfer")
+_TABLES = ("building", "ca", "images", "monitoring", "oidc", "patches", "transfer")
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,7 @@ class HubConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     patches: PatchSettings = PatchSettings()
     building: BuildingSettings = BuildingSettings()
     images: ImageSettings = ImageSettings()
+    monitoring: MonitoringSettings = MonitoringSettings()
 
     def __post_init__(self) -> None:
         for name, port in (("api_port", self.api_port), ("mqtt_port", self.mqtt_port)):
@@ -225,30 +227,27 @@ class HubConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def write(self, folder: Path) -> None:
         """A new file, or in the place of the old one. Comments are not kept."""
         plain: dict[str, Any] = msgspec.to_builtins(self)
-        oidc, ca, transfer, patches = (plain.pop(table) for table in ("oidc", "ca", "transfer", "patches"))
-        building, images = plain.pop("building"), plain.pop("images")
-        lines = [f"{name} = {json.dumps(value)}" for name, value in plain.items()]
-        if self.oidc.issuer:
-            grants = oidc.pop("grants")
-            lines += ["", "[oidc]", *(f"{name} = {json.dumps(value)}" for name, value in oidc.items())]
-            for value, grant in grants.items():
-                lines += ["", f"[oidc.grants.{json.dumps(value)}]"]
-                lines += [f"{name} = {json.dumps(setting)}" for name, setting in grant.items()]
-        if self.ca.command:
-            lines += ["", "[ca]", *(f"{name} = {json.dumps(value)}" for name, value in ca.items())]
-        if self.transfer != TransferSettings():
-            s3 = transfer.pop("s3")
-            lines += ["", "[transfer]", *(f"{name} = {json.dumps(value)}" for name, value in transfer.items())]
-            lines += ["", "[transfer.s3]", *(f"{name} = {json.dumps(value)}" for name, value in s3.items())]
-        if self.patches != PatchSettings():
-            lines += ["", "[patches]", *(f"{name} = {json.dumps(value)}" for name, value in patches.items())]
-        if self.building != BuildingSettings():
-            lines += ["", "[building]", *(f"{name} = {json.dumps(value)}" for name, value in building.items())]
-        if self.images != ImageSettings():
-            lines += ["", "[images]", *(f"{name} = {json.dumps(value)}" for name, value in images.items())]
+        lines = [f"{name} = {json.dumps(value)}" for name, value in plain.items() if name not in _TABLES]
+        for name in _TABLES:
+            if getattr(self, name) != getattr(_DEFAULTS, name):
+                lines += _table(name, plain[name])
         path = HubPaths(folder).config
         path.touch(mode=0o600)
         path.write_text("\n".join(lines) + "\n")
+
+
+_DEFAULTS = HubConfig()
+
+
+def _table(name: str, values: Mapping[str, Any]) -> list[str]:
+    """A table of TOML, and the tables in it. What is null has no word there, and is left out as the default."""
+    plain = {key: value for key, value in values.items() if not isinstance(value, dict) and value is not None}
+    lines = ["", f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in plain.items())]
+    for key, inner in values.items():
+        if isinstance(inner, dict) and inner:
+            word = key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key)
+            lines += _table(f"{name}.{word}", inner)
+    return lines
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from cloud_hub.store.tables.base import metadata
 from cloud_hub.store.tables.devices import assignments, devices, revocations
 from cloud_hub.store.tables.events import events
-from cloud_hub.store.tables.monitoring import alerts, looks, samples, streams, windows
+from cloud_hub.store.tables.monitoring import alerts, look_scopes, looks, samples, streams, windows
 from cloud_hub.store.tables.people import api_tokens, users
 from cloud_hub.store.tables.registry import model_counters, model_files, model_versions, modules, patches
 from cloud_hub.store.tables.rollouts import executions, rollouts
@@ -26,6 +26,7 @@ __all__ = [
     "events",
     "executions",
     "image_files",
+    "look_scopes",
     "looks",
     "metadata",
     "model_counters",

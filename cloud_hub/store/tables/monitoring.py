@@ -28,14 +28,17 @@ windows = Table(
     Column("received_at", Float, nullable=False),
     Column("rows", BigInteger, nullable=False),
     Column("body", LargeBinary, nullable=False),  # modules.windows.Window as received
+    # Digest of the device's own id for it and of whose it is: the same window counts once. Null: from before 0.2.
+    Column("key", LargeBinary(16)),
     Index("ix_windows_manifest_sha256_end", "manifest_sha256", "end"),
+    Index("ix_windows_key", "key", unique=True),
 )
 # Windows merged per period of the look length: what evidence is computed from. Integers only, so that merging is exact.
 looks = Table(
     "looks",
     metadata,
     Column("manifest_sha256", String(64), primary_key=True),
-    Column("device", String(63), primary_key=True),  # "*" for the whole fleet
+    Column("device", String(264), primary_key=True),  # a scope: a device, "*" for the fleet, or a group "key=value"
     Column("start", Float, primary_key=True),
     Column("module", String(63), nullable=False),
     Column("windows", BigInteger, nullable=False),
@@ -45,7 +48,24 @@ looks = Table(
     Column("counts", LargeBinary, nullable=False),  # int64, little-endian, one per cell of the reference
     Column("moments", LargeBinary, nullable=False),  # int64, little-endian, in units of monitoring.looks.TICK
     Column("latency", LargeBinary, nullable=False),  # int64, little-endian, one per latency bin
+    Column("late", BigInteger, nullable=False, server_default="0"),
+    Column("clock_jumps", BigInteger, nullable=False, server_default="0"),
+    Column("joint", LargeBinary),  # int64, little-endian: rows, then sums in JOINT_TICK; null: none was sent
+    Column("still", LargeBinary),  # int64, little-endian, windows per numeric feature; null: none stood still
     Index("ix_looks_module_device_start", "module", "device", "start"),
+    Index("ix_looks_start", "start"),
+)
+# Who has looks, in one row each: asking the looks themselves would mean reading a month of every device.
+look_scopes = Table(
+    "look_scopes",
+    metadata,
+    Column("manifest_sha256", String(64), primary_key=True),
+    Column("device", String(264), primary_key=True),  # a scope, as in `looks`
+    Column("module", String(63), nullable=False),
+    Column("rows", BigInteger, nullable=False),  # ever counted
+    Column("first", Float, nullable=False),  # start of the first look
+    Column("last", Float, nullable=False),  # and of the last
+    Index("ix_look_scopes_last", "last"),
 )
 samples = Table(
     "samples",
