@@ -77,6 +77,7 @@ class Events:
         )
         event = msgspec.structs.replace(event, hash=digest(event))
         await connection.execute(insert(events).values(msgspec.structs.asdict(event)))
+        self._store.ring_after(connection)
 
     async def list(
         self,

@@ -17,21 +17,27 @@ from sqlalchemy import ColumnElement, Connection, Engine, bindparam, create_engi
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from cloud_hub.bell import Bell
 from cloud_hub.errors import Unavailable
 
 WRITE_WAIT_S: Final = 30.0
 BUSY_TIMEOUT_MS: Final = 10_000
 READERS: Final = 4
 MIGRATIONS: Final = Path(__file__).with_name("migrations")
+_RING: Final = "ring"  # in what SQLAlchemy keeps of a connection: whether its transaction tells news
 
 
 class Store:
-    """Transactions. `read` sees one consistent snapshot; `write` commits on a clean exit and else changes nothing."""
+    """Transactions. `read` sees one consistent snapshot; `write` commits on a clean exit and else changes nothing.
+
+    `bell` is rung after the commit of each transaction that was marked by `ring_after`.
+    """
 
     def __init__(self, readers: AsyncEngine, writer: AsyncEngine) -> None:
         self._readers = readers
         self._writer = writer
         self._turn = asyncio.Lock()
+        self.bell = Bell()
 
     @classmethod
     async def open(cls, url: str, migrate: bool = True) -> Store:
@@ -59,9 +65,17 @@ class Store:
             ) from error
         try:
             async with self._writer.begin() as connection:
+                news = connection.info
+                news[_RING] = False
                 yield connection
+            if news[_RING]:
+                self.bell.ring()
         finally:
             self._turn.release()
+
+    def ring_after(self, connection: AsyncConnection) -> None:
+        """Whoever listens is told once this transaction has committed."""
+        connection.info[_RING] = True
 
     async def close(self) -> None:
         await self._readers.dispose()

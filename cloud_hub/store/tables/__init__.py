@@ -11,6 +11,7 @@ from cloud_hub.store.tables.base import metadata
 from cloud_hub.store.tables.devices import assignments, devices, revocations
 from cloud_hub.store.tables.events import events
 from cloud_hub.store.tables.monitoring import alerts, look_scopes, looks, samples, streams, windows
+from cloud_hub.store.tables.outward import cursors, deliveries, webhooks
 from cloud_hub.store.tables.people import api_tokens, users
 from cloud_hub.store.tables.registry import model_counters, model_files, model_versions, modules, patches
 from cloud_hub.store.tables.rollouts import executions, rollouts
@@ -21,6 +22,8 @@ __all__ = [
     "api_tokens",
     "assignments",
     "claim_tokens",
+    "cursors",
+    "deliveries",
     "devices",
     "director_files",
     "events",
@@ -40,5 +43,6 @@ __all__ = [
     "samples",
     "streams",
     "users",
+    "webhooks",
     "windows",
 ]
