@@ -15,13 +15,14 @@ import msgspec
 from firmware_profiles.profile import NAME_PATTERN, Requirements
 from modules.bundle import FileEntry, sha256_hex
 from modules.errors import MALFORMED, ManifestError
+from modules.runtime import NEWER_AGENT as NEWER_AGENT
 from modules.runtime import Runtime as Runtime  # a word of the manifest, too
 from modules.runtime import Stage
+from modules.sampling import SamplingPolicy as SamplingPolicy  # likewise
 from modules.tensors import TensorSpec
 
 Priority = Literal["high", "normal", "low"]
 FORMAT = 1
-NEWER_AGENT = "0.2.0"  # the first that knows Health.error_factor and what a Runtime has had since
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 
 
@@ -107,24 +108,6 @@ class Health(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """The lowest that understands this, empty where all do."""
         says = {self.error_factor, self.latency_factor} != {msgspec.UNSET}
         return NEWER_AGENT if says else ""
-
-
-class SamplingPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What comes back: the share of predictions sampled, the strata above it, and the length of a window in seconds."""
-
-    rate: float = 0.01
-    low_confidence: float = 0.0
-    low_confidence_rate: float = 0.0
-    first: int = 0
-    window_s: float = 300.0
-    salt: str = ""
-
-    def __post_init__(self) -> None:
-        for name, share in (("rate", self.rate), ("low_confidence_rate", self.low_confidence_rate)):
-            if not 0.0 <= share <= 1.0:
-                raise ManifestError(f"sampling.{name}: expected a share from 0 to 1, got {share}")
-        if not 0.05 <= self.window_s <= 86_400:
-            raise ManifestError(f"sampling.window_s: expected 0.05 to 86400 seconds, got {self.window_s}")
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -17,6 +17,7 @@ from modules.sources import Source, loops
 from modules.steps import Step, step_files
 from modules.tensors import TensorSpec
 
+NEWER_AGENT = "0.2.0"  # the first that knows what manifests and policies have had since
 CPU = "CPUExecutionProvider"  # ONNX Runtime's own, which runs every node
 MAX_STAGES = 16
 MAX_INSTANCES = 64

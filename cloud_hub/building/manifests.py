@@ -6,18 +6,22 @@ import msgspec
 
 from cloud_hub.registry import ModelVersion
 from firmware_profiles.profile import DeviceProfile, Requirements
-from modules.manifest import NEWER_AGENT, Health, Lineage, Resources, Runtime
+from modules.manifest import NEWER_AGENT, Health, Lineage, Resources, Runtime, SamplingPolicy
 
 # A module needs the memory of its files about three times: file cache, session, activations; plus the runtime.
 RUNTIME_MEMORY_MIB = 64
 
 
 def understood(
-    requires: Requirements, health: Health | None, runtime: Runtime, resources: Resources | None = None
+    requires: Requirements,
+    health: Health | None,
+    runtime: Runtime,
+    resources: Resources | None = None,
+    sampling: SamplingPolicy | None = None,
 ) -> Requirements:
-    """With the agent version that `health` and `runtime` need, where nobody has said a version."""
-    needed = health.agent_version if health is not None else ""
-    needed = (resources.agent_version if resources is not None else "") or needed
+    """With the agent version that these need, where nobody has said a version."""
+    said = (health, resources, sampling)
+    needed = max((part.agent_version for part in said if part is not None), default="")
     needed = needed if runtime.is_plain else NEWER_AGENT
     return msgspec.structs.replace(requires, agent_version=requires.agent_version or needed)
 

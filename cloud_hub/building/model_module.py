@@ -78,7 +78,7 @@ def _required(
     needs = request.requires or requirements(profile, model, libraries)
     if runs.environment:
         needs = msgspec.structs.replace(needs, python=needs.python or (target.python,))
-    return understood(needs, request.health, runs, request.resources)
+    return understood(needs, request.health, runs, request.resources, request.sampling)
 
 
 def _health(request: BuildRequest, runs: Runtime, golden: bool) -> Health:
