@@ -7,6 +7,7 @@ sensor that sends nothing has not drifted.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -56,6 +57,8 @@ class Layout:
         self.starts: IntArray = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         self.cells = int(self.starts[-1])
         self.reference: IntArray = np.array([c for f in self.features for c in f.counts], np.int64)
+        self.joint = profile.joint
+        self.joint_reference: IntArray | None = None
         parts = [start + _drift_cells(f) for start, f in zip(self.starts, self.features, strict=False)]
         self._drift_cells: IntArray = np.concatenate([np.zeros(0, np.int64), *parts]).astype(np.int64)
         self._drift_starts = _starts([len(part) for part in parts])
@@ -69,6 +72,21 @@ class Layout:
     def numeric(self) -> int:
         """Number of features with moments."""
         return sum(isinstance(feature, Numeric) for feature in self.features)
+
+    def against(self, reference: IntArray, joint: IntArray | None = None) -> Layout:
+        """The same cells with other reference counts (cells,): those of a chosen period, a version, other devices.
+
+        Their noise is in the evidence like that of training data. `joint` are the rows and sums of the same rows. No
+        row may be in both the reference and the looks that are weighed against it. Raises ValueError when the counts
+        do not fit the cells.
+        """
+        counts = np.asarray(reference, np.int64)
+        if counts.shape != self.reference.shape or (counts < 0).any():
+            raise ValueError(f"reference counts: expected {self.cells} of at least 0, got {counts.shape}")
+        other = copy.copy(self)
+        other.reference = counts
+        other.joint_reference = joint
+        return other
 
     def scan(self, looks: IntArray) -> Scan:
         """Weigh the latest of `looks` (looks, cells), oldest first, merged in windows of 1, 2, 4, ... looks."""

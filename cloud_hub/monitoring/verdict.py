@@ -5,7 +5,7 @@ The values here are what the API, the alerts and the command line show.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any, Final, Literal
 
 import msgspec
@@ -80,13 +80,29 @@ class Verdict(msgspec.Struct, frozen=True):
         return tuple(rate for rate in self.rates if rate.alarm)
 
 
+def _none() -> IntArray:
+    return np.zeros((0, 0), np.int64)
+
+
 @dataclass(frozen=True)
 class LookSeries:
-    """Looks of one group, oldest first: counts are (looks, cells), moments (looks, two per numeric feature)."""
+    """Looks of one group, oldest first: counts are (looks, cells), moments (looks, two per numeric feature).
+
+    What else was kept of each look, (0, 0) where it was not read: `joint` (looks, 1 + dimensions) has the rows and the
+    sums in JOINT_TICK, `still` (looks, numeric features) in how many windows each stood still, `windows`, `rows`,
+    `errors` and `refused` (looks,) how many there were, `latency` (looks, LATENCY_BINS) predictions per octave.
+    """
 
     starts: tuple[float, ...]
     counts: IntArray
     moments: FloatArray
+    joint: IntArray = field(default_factory=_none)
+    still: IntArray = field(default_factory=_none)
+    windows: IntArray = field(default_factory=_none)
+    rows: IntArray = field(default_factory=_none)
+    errors: IntArray = field(default_factory=_none)
+    refused: IntArray = field(default_factory=_none)
+    latency: IntArray = field(default_factory=_none)
 
     @classmethod
     def empty(cls, layout: Layout) -> LookSeries:
@@ -97,7 +113,8 @@ class LookSeries:
 
     def until(self, count: int) -> LookSeries:
         """The first `count` looks."""
-        return LookSeries(self.starts[:count], self.counts[:count], self.moments[:count])
+        parts = {f.name: getattr(self, f.name)[:count] for f in fields(self)}
+        return LookSeries(**parts)
 
 
 def judge(layout: Layout, looks: LookSeries, rate: AlarmRate) -> Verdict:

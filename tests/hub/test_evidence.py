@@ -209,3 +209,26 @@ def test_effects_of_equal_and_of_disjoint_samples() -> None:
     assert apart.js == pytest.approx(1.0)
     assert apart.ks == 1.0
     assert apart.psi > 5
+
+
+def test_live_counts_may_be_the_reference_and_bring_their_own_noise() -> None:
+    world = World(10_000, 11)
+    period = world.looks(100, shift=0.5)
+    against = world.layout.against(period.sum(axis=0))
+    looks = world.looks(30, shift=0.5)
+    threshold = group_threshold(world.layout, RATE)
+    assert strength(world.layout, looks, "drift").max() > threshold
+    assert strength(against, looks, "drift").max() < threshold
+    few = world.layout.against(period[:1].sum(axis=0))
+    assert strength(few, world.looks(30), "drift").max() < strength(against, world.looks(30), "drift").max()
+    assert world.layout.reference.sum() == 10_000 * FEATURES
+    with pytest.raises(ValueError, match="expected 260 of at least 0"):
+        world.layout.against(period.sum(axis=0)[1:])
+
+
+def test_a_series_is_cut_with_all_that_it_holds() -> None:
+    counts = np.arange(6).reshape(3, 2)
+    series = LookSeries((0.0, 1.0, 2.0), counts, counts.astype(float), joint=counts, rows=np.arange(3))
+    cut = series.until(2)
+    assert (len(cut), cut.joint.tolist(), cut.rows.tolist()) == (2, [[0, 1], [2, 3]], [0, 1])
+    assert cut.still.shape == (0, 0)
