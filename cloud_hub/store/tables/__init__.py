@@ -7,10 +7,12 @@ compares the two.
 
 from __future__ import annotations
 
+from cloud_hub.store.tables.alerts import alert_changes, alerts, watch_counts, watches
 from cloud_hub.store.tables.base import metadata
 from cloud_hub.store.tables.devices import assignments, devices, revocations
 from cloud_hub.store.tables.events import events
-from cloud_hub.store.tables.monitoring import alerts, look_scopes, looks, samples, streams, windows
+from cloud_hub.store.tables.labels import labels, outcomes, quality_bounds
+from cloud_hub.store.tables.monitoring import look_scopes, looks, samples, streams, windows
 from cloud_hub.store.tables.outward import cursors, deliveries, webhooks
 from cloud_hub.store.tables.people import api_tokens, users
 from cloud_hub.store.tables.registry import model_counters, model_files, model_versions, modules, patches
@@ -18,6 +20,7 @@ from cloud_hub.store.tables.rollouts import executions, rollouts
 from cloud_hub.store.tables.trust import claim_tokens, director_files, image_files, pending_metadata
 
 __all__ = [
+    "alert_changes",
     "alerts",
     "api_tokens",
     "assignments",
@@ -29,6 +32,7 @@ __all__ = [
     "events",
     "executions",
     "image_files",
+    "labels",
     "look_scopes",
     "looks",
     "metadata",
@@ -36,13 +40,17 @@ __all__ = [
     "model_files",
     "model_versions",
     "modules",
+    "outcomes",
     "patches",
     "pending_metadata",
+    "quality_bounds",
     "revocations",
     "rollouts",
     "samples",
     "streams",
     "users",
     "webhooks",
+    "watch_counts",
+    "watches",
     "windows",
 ]
