@@ -49,8 +49,8 @@ __all__ = [
     "samples",
     "streams",
     "users",
-    "webhooks",
     "watch_counts",
     "watches",
+    "webhooks",
     "windows",
 ]

@@ -1,8 +1,8 @@
-"""What devices send back: windows, looks, samples, and the alerts found in them."""
+"""What devices send back: windows, looks, samples. What is found in them: `alerts`."""
 
 from __future__ import annotations
 
-from sqlalchemy import JSON, BigInteger, Column, Float, Index, LargeBinary, String, Table
+from sqlalchemy import BigInteger, Column, Float, Index, LargeBinary, String, Table
 
 from cloud_hub.store.tables.base import Id, metadata
 
@@ -81,18 +81,4 @@ samples = Table(
     Column("probability", Float, nullable=False),
     Column("body", LargeBinary, nullable=False),  # modules.messages.Sample as received
     Index("ix_samples_module_at", "module", "at"),
-)
-alerts = Table(
-    "alerts",
-    metadata,
-    Column("id", Id, primary_key=True, autoincrement=True),
-    Column("kind", String(32), nullable=False),  # drift, quality
-    Column("module", String(63), nullable=False),
-    Column("manifest_sha256", String(64), nullable=False),
-    Column("scope", String(80), nullable=False),  # "fleet" or "device:<id>"
-    Column("state", String(16), nullable=False, index=True),  # open, resolved
-    Column("opened_at", Float, nullable=False),
-    Column("updated_at", Float, nullable=False),
-    Column("resolved_at", Float),
-    Column("evidence", JSON, nullable=False),
 )
