@@ -124,18 +124,20 @@ class OutboxLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What may wait on this device for the hub. Beyond its bounds the oldest entries are dropped, counted by reason.
 
     Each stream has its bytes and its age (seconds that agents have run here; 0 = no bound); beyond `total_bytes`
-    samples go first, then windows, then events. Entries are committed after `commit_every_s`; for windows and samples
-    alone at most once in `lazy_commit_s`, or when 16 KiB have come: what a power cut loses at most. What the hub has
-    acknowledged is forgotten with the next commit, after `forget_s` at the latest. Space is given back to the file
-    system every `tidy_every_s`.
+    blobs of samples go first, then samples, then windows, then events. Entries are committed after `commit_every_s`;
+    where no event is among them at most once in `lazy_commit_s`, or when 16 KiB have come: what a power cut loses at
+    most. What the hub has acknowledged is forgotten with the next commit, after `forget_s` at the latest. Space is
+    given back to the file system every `tidy_every_s`.
     """
 
     total_bytes: int = 256 * 1024 * 1024
     window_bytes: int = 32 * 1024 * 1024
     sample_bytes: int = 256 * 1024 * 1024
+    blob_bytes: int = 128 * 1024 * 1024
     event_bytes: int = 4 * 1024 * 1024
     window_age_s: float = 30 * 86_400.0
     sample_age_s: float = 7 * 86_400.0
+    blob_age_s: float = 7 * 86_400.0
     event_age_s: float = 30 * 86_400.0
     commit_every_s: float = 0.1
     lazy_commit_s: float = 60.0

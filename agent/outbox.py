@@ -2,8 +2,9 @@
 
 Entries of a stream have ascending numbers; they leave in batches and are deleted only on the hub's ack. After a lost
 connection, or an ack that stays away, everything unacknowledged goes out again; the hub drops what it has. Bounded in
-bytes and in age, by stream and in all: samples go before windows, windows before events, the oldest first, counted by
-reason. A hub that lost its database says so, and the stream goes on under a new epoch with what is still here.
+bytes and in age, by stream and in all: blobs of samples go before samples, samples before windows, windows before
+events, the oldest first, counted by reason. A hub that lost its database says so, and the stream goes on under a new
+epoch with what is still here.
 
 Writes are few, for the sake of flash: what comes within a stream's interval shares one commit, and what the hub has
 acknowledged is forgotten along with it. The rows are `agent.outbox_rows`, sending is `agent.outbox_sender`.
@@ -43,7 +44,7 @@ log = logging.getLogger(__name__)
 
 EPOCHS_KEY, DROPS_KEY, CLOCK_KEY = "outbox.epochs", "outbox.drops", "outbox.clock"
 # What matters most goes out first, and is given up last.
-PRIORITY: tuple[Stream, ...] = ("event", "window", "sample")
+PRIORITY: tuple[Stream, ...] = ("event", "window", "sample", "blob")
 RETRY_S = 2.0
 IDLE_S = 3600.0
 KEEP_TIME_EVERY_S = 3600.0
@@ -73,9 +74,9 @@ class Outbox:
 
     async def open(self) -> None:
         """Reads where the streams stand. Before anything else. Raises StoreError."""
-        epochs = await self._store.get(EPOCHS_KEY, dict[str, str])
-        if epochs is None:
-            epochs = {stream: _new_epoch() for stream in self._lanes}
+        epochs = await self._store.get(EPOCHS_KEY, dict[str, str]) or {}
+        if missing := [stream for stream in self._lanes if stream not in epochs]:  # the first start, or a new stream
+            epochs |= {stream: _new_epoch() for stream in missing}
             await self._store.put(EPOCHS_KEY, epochs)
         self._kept_at = await self._store.get(CLOCK_KEY, float) or 0.0
         self._began = self._monotonic() - self._kept_at
@@ -270,10 +271,14 @@ class Outbox:
 
 
 def _bounds(stream: Stream, limits: OutboxLimits) -> Bounds:
-    sizes = {"event": limits.event_bytes, "window": limits.window_bytes, "sample": limits.sample_bytes}
-    ages = {"event": limits.event_age_s, "window": limits.window_age_s, "sample": limits.sample_age_s}
+    of = {
+        "event": (limits.event_bytes, limits.event_age_s),
+        "window": (limits.window_bytes, limits.window_age_s),
+        "sample": (limits.sample_bytes, limits.sample_age_s),
+        "blob": (limits.blob_bytes, limits.blob_age_s),
+    }
     apart_s = 0.0 if stream == "event" else limits.lazy_commit_s
-    return Bounds(sizes[stream], ages[stream], limits.commit_every_s, apart_s, limits.forget_s)
+    return Bounds(*of[stream], limits.commit_every_s, apart_s, limits.forget_s)
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -11,9 +11,11 @@ from typing import Literal, TypeVar
 import msgspec
 
 from firmware_profiles.profile import DeviceProfile
+from modules.commands import Command, CommandResult
 from modules.enrolment import RenewRequest
 from modules.errors import MALFORMED, MessageError
 from modules.execution import StageExecution
+from modules.pieces import Withheld
 from modules.tensors import Tensor
 
 MAX_MESSAGE_BYTES = 1_000_000  # the shipped broker configuration allows packets of 1 MiB
@@ -22,7 +24,7 @@ MAX_BATCH_ITEMS = 512
 MAX_OFFERS = 256
 
 Repository = Literal["image", "director", "blob"]
-Stream = Literal["window", "sample", "event"]
+Stream = Literal["window", "sample", "event", "blob"]
 ModuleState = Literal["serving", "starting", "restarting", "failed", "off"]
 UpdateState = Literal[
     "idle",
@@ -143,7 +145,7 @@ class Doorbell(msgspec.Struct, frozen=True, tag="doorbell"):
 
 
 class Batch(msgspec.Struct, frozen=True, tag="batch"):
-    """up/window, up/sample, up/event: entries of one outbox stream, as (sequence number, encoded item), ascending.
+    """up/window, sample, event, blob: entries of one outbox stream, as (sequence number, encoded item), ascending.
 
     `epoch` names one life of the outbox (sequences restart with it). `previous` is the sequence number before the
     first entry that the device still holds or has sent: the hub takes a batch only when it has committed up to
@@ -178,14 +180,17 @@ class SignedReport(msgspec.Struct, frozen=True, tag="report"):
     signature: bytes
 
 
-Message = Get | Answer | Refusal | Offers | Offered | Renew | Renewed | Doorbell | Batch | Ack | SignedReport
+Message = Get | Answer | Refusal | Offers | Offered | Renew | Renewed | Doorbell | Command | Batch | Ack | SignedReport
 
 
-class Sample(msgspec.Struct, frozen=True):
+class Sample(msgspec.Struct, frozen=True, omit_defaults=True):
     """Item of the sample stream: one prediction with what went in and came out, each of batch size 1.
 
-    `probability` is the chance with which a prediction of this `stratum` was kept, so that estimates can be
-    re-weighted. `at` is seconds since the epoch by the device's clock.
+    `probability` is the chance with which this prediction was kept, so that estimates can be re-weighted; in the
+    stratum `asked`, which the hub asked for with the command `request`, it says nothing, and no estimate may use it.
+    `at` is seconds since the epoch by the device's clock. `withheld` are tensors that are not among `inputs` and
+    `outputs`; `redacted` says what was done to the values of a tensor or of one of its features, by its name. `place`
+    is the prediction's number in the device's ring, 0 where it has none.
     """
 
     module: str
@@ -196,16 +201,21 @@ class Sample(msgspec.Struct, frozen=True):
     probability: float
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
+    withheld: tuple[Withheld, ...] = ()
+    redacted: dict[str, str] = {}
+    request: str = ""
+    place: int = 0
 
 
-class AgentEvent(msgspec.Struct, frozen=True):
-    """Item of the event stream: something an operator should see, with a stable key."""
+class AgentEvent(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Item of the event stream: something an operator should see, with a stable key; or how a command ended."""
 
     at: float
     level: Literal["info", "warning", "error"]
     key: str
     text: str
     module: str = ""
+    command: CommandResult | None = None
 
 
 class ModuleReport(msgspec.Struct, frozen=True):
