@@ -10,14 +10,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cloud_hub.clock import Clock
 from cloud_hub.events import Events
-from cloud_hub.monitoring.alert_book import (
-    CLONE,
-    AlertEvidence,
-    ProblemCount,
-    find_open,
-    insert_alert,
-    update_alert,
-)
+from cloud_hub.monitoring.alert_book import CLONE, AlertEvidence, ProblemCount, find_open
+from cloud_hub.monitoring.alert_life import AlertLife
 from cloud_hub.monitoring.looks import Group
 
 
@@ -27,23 +21,23 @@ class CloneAlerts:
     def __init__(self, events: Events, clock: Clock) -> None:
         self._events = events
         self._clock = clock
+        self._life = AlertLife(events, clock)
 
     async def suspect(self, connection: AsyncConnection, device: str, why: str) -> None:
         """Again only counts."""
-        group, now = Group("", device), self._clock()
+        group = Group("", device)
         alert = await find_open(connection, CLONE, group)
         if alert is None:
-            evidence = AlertEvidence(threshold=0.0, since=now, problems=(ProblemCount(CLONE, 1, why),))
-            await insert_alert(connection, CLONE, "", group, evidence, now)
+            evidence = AlertEvidence(threshold=0.0, since=self._clock(), problems=(ProblemCount(CLONE, 1, why),))
+            await self._life.open(connection, CLONE, "", group, evidence, severity="critical")
             await self._events.record(connection, "device.clone-suspected", device, device, text=why)
             return
         count = sum(problem.count for problem in alert.evidence.problems) + 1
         evidence = msgspec.structs.replace(alert.evidence, problems=(ProblemCount(CLONE, count, why),))
-        await update_alert(connection, alert, evidence, "open", now)
+        await self._life.update(connection, alert.id, evidence)
 
     async def resolve(self, connection: AsyncConnection, device: str) -> None:
         """The device has another key, or none any more."""
         alert = await find_open(connection, CLONE, Group("", device))
         if alert is not None:
-            evidence = msgspec.structs.replace(alert.evidence, resolution="superseded")
-            await update_alert(connection, alert, evidence, "resolved", self._clock())
+            await self._life.resolve(connection, alert, "superseded")

@@ -14,7 +14,6 @@ import math
 from collections.abc import Collection
 from typing import Final
 
-import msgspec
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -22,7 +21,17 @@ from cloud_hub.clock import Clock
 from cloud_hub.errors import HubError
 from cloud_hub.events import Events
 from cloud_hub.monitoring import alert_book, looks
-from cloud_hub.monitoring.alert_book import Alert, AlertEvidence, DeviceShare, ProblemCount
+from cloud_hub.monitoring.alert_book import (
+    Alert,
+    AlertDetail,
+    AlertEvidence,
+    AlertKind,
+    DeviceShare,
+    ProblemCount,
+    Resolution,
+    Severity,
+)
+from cloud_hub.monitoring.alert_life import AlertLife
 from cloud_hub.monitoring.finding import Finding, next_evidence, opening
 from cloud_hub.monitoring.fleet import share_out
 from cloud_hub.monitoring.layout import Layout
@@ -37,6 +46,7 @@ from modules.windows import ReferenceProfile
 KINDS: Final[tuple[Kind, ...]] = ("drift", "quality")
 REFUSED_KINDS: Final = ("window.refused", "sample.refused", "event.refused")
 MAX_PROBLEM_EVENTS: Final = 200
+REOPEN_LOOKS: Final = 24  # one that comes back within so many looks is the same alert
 LONGEST_PAUSE_S: Final = 60.0
 SHORTEST_PAUSE_S: Final = 0.02
 _NOTHING: Final = Layout(ReferenceProfile(0, ()))
@@ -58,7 +68,7 @@ class Alerts:
     ) -> None:
         self.reports = reports
         self._store = store
-        self._events = events
+        self._life = AlertLife(events, clock, REOPEN_LOOKS * settings.look_s)
         self._references = references
         self._clock = clock
         self._settings = settings
@@ -108,6 +118,40 @@ class Alerts:
         async with self._store.read() as connection:
             return await alert_book.list_alerts(connection, state, module, before, limit, devices)
 
+    async def detail(self, number: int) -> AlertDetail:
+        """With its history. Raises NotFound `alert-not-found`."""
+        async with self._store.read() as connection:
+            return await alert_book.detail(connection, number)
+
+    async def raise_alert(
+        self,
+        kind: AlertKind,
+        module: str,
+        group: Group,
+        evidence: AlertEvidence,
+        version: int = 0,
+        severity: Severity | None = None,
+    ) -> int:
+        """For what is not found in counts of looks: opens the alert of this kind and group, or says what it says now.
+
+        Its id. `evidence.facts` say what was measured; `threshold` is 0 where there is none in nats.
+        """
+        async with self._store.write() as connection:
+            alert = await alert_book.find_open(connection, kind, group)
+            if alert is None:
+                return await self._life.open(connection, kind, module, group, evidence, version, severity)
+            await self._life.update(connection, alert.id, evidence, severity)
+            return alert.id
+
+    async def calm(self, kind: AlertKind, group: Group, resolution: Resolution = "calm", reason: str = "") -> bool:
+        """Resolves what `raise_alert` opened; false when there was nothing to resolve."""
+        async with self._store.write() as connection:
+            alert = await alert_book.find_open(connection, kind, group)
+            if alert is None:
+                return False
+            await self._life.resolve(connection, alert, resolution, comment=reason)
+            return True
+
     async def _run(self) -> None:
         while True:
             self._wake.clear()
@@ -135,7 +179,7 @@ class Alerts:
             recent = {group: at for group, at in self._weighed_at.items() if now - at < self._settings.pause_s}
             self._weighed_at = recent
             async with self._store.read() as connection:
-                self._waiting |= await alert_book.open_groups(connection)
+                self._waiting |= await alert_book.open_groups(connection, KINDS)
 
     async def _weigh(self, group: Group) -> None:
         try:
@@ -152,7 +196,7 @@ class Alerts:
             finding = await self._finding(connection, group, watched, kind)
             gone = alert is not None and await self._is_gone(connection, module, group, finding)
         if alert is not None and gone:
-            await self._resolve(alert, _superseded(alert))
+            await self._resolve(alert, "superseded")
             return
         window = await asyncio.to_thread(lambda: finding.window)
         devices: tuple[DeviceShare, ...] = ()
@@ -163,9 +207,13 @@ class Alerts:
             devices = spread.devices
         if alert is None:
             if (evidence := await asyncio.to_thread(opening, finding, devices)) is not None:
-                await self._open(kind, module, group, evidence)
-        elif (evidence := await asyncio.to_thread(next_evidence, alert.evidence, finding, devices)) is not None:
-            await (self._resolve if evidence.resolution else self._update)(alert, evidence)
+                await self._open(kind, watched, group, evidence)
+        elif (evidence := await asyncio.to_thread(next_evidence, alert.evidence, finding, devices)) is None:
+            return
+        elif evidence.resolution:
+            await self._resolve(alert, evidence.resolution, evidence.calm_from)
+        else:
+            await self._update(alert, evidence)
 
     async def _finding(self, connection: AsyncConnection, group: Group, watched: Watched | None, kind: Kind) -> Finding:
         rate = await self.reports.alarm_rate(connection)
@@ -206,43 +254,15 @@ class Alerts:
             return False
         return await looks.superseded(connection, module, group, newest)
 
-    async def _open(self, kind: Kind, module: str, group: Group, evidence: AlertEvidence) -> None:
+    async def _open(self, kind: Kind, watched: Watched | None, group: Group, evidence: AlertEvidence) -> None:
+        module, version = (watched.module, watched.version) if watched else ("", 0)
         async with self._store.write() as connection:
-            now = self._clock()
-            number = await alert_book.insert_alert(connection, kind, module, group, evidence, now)
-            names = [item.name for item in evidence.features if item.alarm] + [item.name for item in evidence.rates]
-            names += [problem.key for problem in evidence.problems]
-            subject = module or group.device
-            await self._events.record(
-                connection,
-                "alert.opened",
-                "hub",
-                subject,
-                alert=number,
-                alert_kind=kind,
-                scope=group.scope,
-                names=names,
-            )
+            await self._life.open(connection, kind, module, group, evidence, version)
 
     async def _update(self, alert: Alert, evidence: AlertEvidence) -> None:
         async with self._store.write() as connection:
-            await alert_book.update_alert(connection, alert, evidence, "open", self._clock())
+            await self._life.update(connection, alert.id, evidence)
 
-    async def _resolve(self, alert: Alert, evidence: AlertEvidence) -> None:
+    async def _resolve(self, alert: Alert, resolution: Resolution, calm_from: float | None = None) -> None:
         async with self._store.write() as connection:
-            await alert_book.update_alert(connection, alert, evidence, "resolved", self._clock())
-            subject = alert.module or alert.scope.removeprefix("device:")
-            await self._events.record(
-                connection,
-                "alert.resolved",
-                "hub",
-                subject,
-                alert=alert.id,
-                alert_kind=alert.kind,
-                scope=alert.scope,
-                resolution=evidence.resolution,
-            )
-
-
-def _superseded(alert: Alert) -> AlertEvidence:
-    return msgspec.structs.replace(alert.evidence, resolution="superseded")
+            await self._life.resolve(connection, alert, resolution, calm_from)
