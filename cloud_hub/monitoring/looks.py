@@ -1,75 +1,53 @@
-"""Looks: windows merged per period, per module and device, and once more for the whole fleet ("*").
+"""Looks: windows merged per period, per module and scope: each device, the whole fleet, and groups of devices.
 
 A window belongs to the look in which it ended. Everything kept is an integer, so the sum is exact and does not
-depend on the order in which windows come. Written by `ingest` in its transaction, read by `alerts` and the API.
+depend on the order in which windows come. Written by `tallies`, read by `alerts` and the API.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
-from sqlalchemy import ColumnElement, Row, and_, func, insert, select, update
+from sqlalchemy import Row, Select, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cloud_hub.monitoring.evidence import MAX_LOOKS, IntArray
+from cloud_hub.monitoring.integers import unpack
 from cloud_hub.monitoring.layout import Layout
-from cloud_hub.monitoring.verdict import MAX_MOMENT, LookSeries
+from cloud_hub.monitoring.scopes import named
+from cloud_hub.monitoring.tallies import TICK, moment_ticks
+from cloud_hub.monitoring.verdict import LookSeries
 from cloud_hub.store.engine import among
-from cloud_hub.store.tables import looks
+from cloud_hub.store.tables import look_scopes, looks
 from modules.windows import LATENCY_BINS
 
-FLEET: Final = "*"
-TICK: Final = 2.0**-10  # unit of stored moments
+__all__ = ["FLEET", "TICK", "moment_ticks"]
 
 
 class Group(NamedTuple):
-    """What is watched together: one module on one device, or on the fleet."""
+    """What is watched together: one module on one device, on a group of devices, or on the fleet.
+
+    `device` is a scope (`scopes`): a device id, "key=value" or "*".
+    """
 
     manifest_sha256: str
     device: str
 
     @property
     def scope(self) -> str:
-        return "fleet" if self.device == FLEET else f"device:{self.device}"
-
-
-class LookKey(NamedTuple):
-    manifest_sha256: str
-    device: str
-    start: float
-
-
-@dataclass(frozen=True)
-class Tally:
-    """Counts of one or more windows. Adding is exact."""
-
-    windows: int
-    rows: int
-    errors: int
-    refused: int
-    counts: IntArray
-    moments: IntArray
-    latency: IntArray
-
-    def __add__(self, other: Tally) -> Tally:
-        return Tally(
-            self.windows + other.windows,
-            self.rows + other.rows,
-            self.errors + other.errors,
-            self.refused + other.refused,
-            self.counts + other.counts,
-            self.moments + other.moments,
-            self.latency + other.latency,
-        )
+        return named(self.device)
 
 
 class LookSummary(msgspec.Struct, frozen=True):
-    """One look without its cells. Times are seconds since the epoch; latencies are upper bounds in milliseconds."""
+    """One look without its cells. Times are seconds since the epoch; latencies are upper bounds in milliseconds.
+
+    `device` is a scope: a device id, "key=value" for a group of devices, or "*" for the fleet. `late` are rows whose
+    period was over when they came.
+    """
 
     module: str
     manifest_sha256: str
@@ -81,6 +59,8 @@ class LookSummary(msgspec.Struct, frozen=True):
     refused: int
     latency_p50_ms: float
     latency_p99_ms: float
+    late: int = 0
+    clock_jumps: int = 0
 
 
 def look_start(end: float, look_s: float) -> float:
@@ -88,58 +68,76 @@ def look_start(end: float, look_s: float) -> float:
     return (math.ceil(end / look_s) - 1) * look_s
 
 
-def moment_ticks(moments: np.ndarray[Any, np.dtype[np.float32]]) -> IntArray:
-    """Moments as whole ticks; what is not a number becomes 0."""
-    bounded = np.clip(np.nan_to_num(moments.astype(np.float64), nan=0.0), -MAX_MOMENT, MAX_MOMENT)
-    return np.asarray(np.rint(bounded / TICK).astype(np.int64))
-
-
-async def merge(connection: AsyncConnection, module: str, tallies: Mapping[LookKey, Tally]) -> None:
-    """Add each tally to its look. Call inside the writing transaction that also moves the stream's mark."""
-    for key, tally in tallies.items():
-        here = _is(key)
-        row = (await connection.execute(select(looks).where(here))).one_or_none()
-        if row is None:
-            values = {"module": module, **key._asdict(), **_columns(tally)}
-            await connection.execute(insert(looks).values(values))
-        else:
-            await connection.execute(update(looks).where(here).values(_columns(_tally(row) + tally)))
-
-
 async def series(
     connection: AsyncConnection, layout: Layout, group: Group, since: float = -math.inf, limit: int = MAX_LOOKS
 ) -> LookSeries:
     """The latest looks of a group that start at `since` or later, oldest first."""
-    query = (
-        select(looks.c.start, looks.c.counts, looks.c.moments)
-        .where(looks.c.manifest_sha256 == group.manifest_sha256, looks.c.device == group.device)
-        .order_by(looks.c.start.desc())
-        .limit(limit)
+    query = _looks_of(group.manifest_sha256, since).where(looks.c.device == group.device)
+    query = query.order_by(looks.c.start.desc()).limit(limit)
+    return _series(layout, (await connection.execute(query)).all()[::-1])
+
+
+async def series_of(
+    connection: AsyncConnection, layout: Layout, manifest_sha256: str, scopes: Collection[str], since: float
+) -> dict[str, LookSeries]:
+    """As `series` of each scope, read at once; without those that have no looks since then."""
+    query = _looks_of(manifest_sha256, since).where(among(looks.c.device, scopes))
+    found: dict[str, list[Row[Any]]] = {}
+    for row in await connection.execute(query.order_by(looks.c.device, looks.c.start)):
+        found.setdefault(row.device, []).append(row)
+    return {scope: _series(layout, rows[-MAX_LOOKS:]) for scope, rows in found.items()}
+
+
+def _looks_of(manifest_sha256: str, since: float) -> Select[Any]:
+    query = select(looks).where(looks.c.manifest_sha256 == manifest_sha256)
+    return query.where(looks.c.start >= since) if math.isfinite(since) else query
+
+
+def _series(layout: Layout, rows: Sequence[Row[Any]]) -> LookSeries:
+    joint = _matrix([row.joint for row in rows])
+    return LookSeries(
+        starts=tuple(row.start for row in rows),
+        counts=_matrix([row.counts for row in rows], layout.cells),
+        moments=_matrix([row.moments for row in rows], 2 * layout.numeric) * TICK,
+        joint=joint if joint.shape[1] else np.zeros((len(rows), 0), np.int64),
+        still=_matrix([row.still for row in rows], layout.numeric),
+        windows=np.array([row.windows for row in rows], np.int64),
+        rows=np.array([row.rows for row in rows], np.int64),
+        errors=np.array([row.errors for row in rows], np.int64),
+        refused=np.array([row.refused for row in rows], np.int64),
+        latency=_matrix([row.latency for row in rows], LATENCY_BINS),
     )
-    if math.isfinite(since):
-        query = query.where(looks.c.start >= since)
-    rows = list(reversed((await connection.execute(query)).all()))
-    counts = np.array([_integers(row.counts) for row in rows], np.int64).reshape(len(rows), layout.cells)
-    moments = np.array([_integers(row.moments) for row in rows], np.float64).reshape(len(rows), 2 * layout.numeric)
-    return LookSeries(tuple(row.start for row in rows), counts, moments * TICK)
+
+
+def _matrix(packed: Sequence[bytes | None], width: int = 0) -> IntArray:
+    """A row per look, of `width` numbers or as many as the longest has; zeros where nothing was kept."""
+    arrays = [unpack(data) for data in packed]
+    width = width or max((len(array) for array in arrays), default=0)
+    matrix = np.zeros((len(arrays), width), np.int64)
+    for place, array in enumerate(arrays):
+        matrix[place, : len(array)] = array
+    return matrix
 
 
 async def devices_of(connection: AsyncConnection, manifest_sha256: str, since: float, limit: int) -> list[str]:
-    """Devices with looks at `since` or later, those with most rows first."""
-    query = (
-        select(looks.c.device)
-        .where(looks.c.manifest_sha256 == manifest_sha256, looks.c.device != FLEET, looks.c.start >= since)
-        .group_by(looks.c.device)
-        .order_by(func.sum(looks.c.rows).desc(), looks.c.device)
-        .limit(limit)
-    )
+    """Devices with looks at `since` or later, those with most rows ever first."""
+    devices = select(look_scopes.c.device).where(look_scopes.c.device != FLEET, look_scopes.c.device.not_like("%=%"))
+    query = devices.where(look_scopes.c.manifest_sha256 == manifest_sha256, look_scopes.c.last >= since)
+    query = query.order_by(look_scopes.c.rows.desc(), look_scopes.c.device).limit(limit)
+    return list((await connection.execute(query)).scalars())
+
+
+async def scopes_since(connection: AsyncConnection, manifest_sha256: str, since: float) -> list[str]:
+    """Every group of devices with looks at `since` or later, without single devices and the fleet."""
+    groups = select(look_scopes.c.device).where(look_scopes.c.device.like("%=%"), look_scopes.c.last >= since)
+    query = groups.where(look_scopes.c.manifest_sha256 == manifest_sha256).order_by(look_scopes.c.device)
     return list((await connection.execute(query)).scalars())
 
 
 async def count_groups(connection: AsyncConnection, since: float) -> int:
     """How many groups have looks at `since` or later."""
-    found = select(looks.c.manifest_sha256, looks.c.device).where(looks.c.start >= since).distinct().subquery()
-    return int((await connection.execute(select(func.count()).select_from(found))).scalar_one())
+    query = select(func.count()).select_from(look_scopes).where(look_scopes.c.last >= since)
+    return int((await connection.execute(query)).scalar_one())
 
 
 async def rows_since(connection: AsyncConnection, group: Group, since: float) -> int:
@@ -184,7 +182,7 @@ async def summaries(
 
 
 def _summary(row: Row[Any]) -> LookSummary:
-    latency = _integers(row.latency)
+    latency = unpack(row.latency)
     return LookSummary(
         module=row.module,
         manifest_sha256=row.manifest_sha256,
@@ -196,6 +194,8 @@ def _summary(row: Row[Any]) -> LookSummary:
         refused=row.refused,
         latency_p50_ms=_latency_bound(latency, 0.5),
         latency_p99_ms=_latency_bound(latency, 0.99),
+        late=row.late,
+        clock_jumps=row.clock_jumps,
     )
 
 
@@ -206,30 +206,3 @@ def _latency_bound(latency: IntArray, share: float) -> float:
         return 0.0
     place = min(int(np.searchsorted(np.cumsum(latency), share * total)), LATENCY_BINS - 1)
     return float(2.0 ** (place + 1) / 1000)
-
-
-def _is(key: LookKey) -> ColumnElement[bool]:
-    return and_(
-        looks.c.manifest_sha256 == key.manifest_sha256, looks.c.device == key.device, looks.c.start == key.start
-    )
-
-
-def _tally(row: Row[Any]) -> Tally:
-    arrays = (_integers(row.counts), _integers(row.moments), _integers(row.latency))
-    return Tally(row.windows, row.rows, row.errors, row.refused, *arrays)
-
-
-def _columns(tally: Tally) -> dict[str, object]:
-    return {
-        "windows": tally.windows,
-        "rows": tally.rows,
-        "errors": tally.errors,
-        "refused": tally.refused,
-        "counts": tally.counts.astype("<i8").tobytes(),
-        "moments": tally.moments.astype("<i8").tobytes(),
-        "latency": tally.latency.astype("<i8").tobytes(),
-    }
-
-
-def _integers(data: bytes) -> IntArray:
-    return np.frombuffer(data, "<i8").astype(np.int64)
