@@ -36,6 +36,7 @@ from agent.offline.install import Installer
 from agent.offline.source import FolderSource
 from agent.outbox import Outbox
 from agent.patching import PATCH_UID, rebuild
+from agent.privacy import Accounts
 from agent.probe.device import described
 from agent.release.environment import Environments
 from agent.release.kind import AgentReleases
@@ -93,6 +94,7 @@ class Rooms:
     transports: Transports
     containers: Containers
     heat: Heat
+    accounts: Accounts
 
 
 async def run(config: AgentConfig, paths: StatePaths) -> int:
@@ -163,12 +165,14 @@ async def _build(
         report = _report(config, ledger, keeper, engine, attacks, outbox)
         modules = (*report.modules, *releases.reports(of_kind(engine.serving, AGENT)))
         warmth = heat.warmth.name.lower() if heat.warmth is not Warmth.COOL else ""
-        return msgspec.structs.replace(report, boot=boot, modules=modules, heat=warmth)
+        return msgspec.structs.replace(report, boot=boot, modules=modules, heat=warmth, privacy=accounts.spent())
 
     news = News(outbox.offer)
-    containers = Containers(paths.root / "containers", config.containers, outbox.offer)
+    accounts = Accounts(store, outbox.offer, lambda name: keeper.policy(name))
+    await accounts.open()
+    containers = Containers(paths.root / "containers", config.containers, accounts.offer)
     runtime = ProcessRuntime(
-        paths, config.serving, store, slots, outbox.offer, cages, containers, providers=config.profile.providers
+        paths, config.serving, store, slots, accounts.offer, cages, containers, providers=config.profile.providers
     )
     keeper = Keeper(runtime, config.serving, changed, news.tell, damaged)
     heat = Heat(config.heat, keeper.endure, news.tell)
@@ -225,7 +229,7 @@ async def _build(
     link.on_change(on_change)
     return Rooms(
         link, outbox, keeper, engine, reporter, verifier, fetcher, renewal, clones, releases, installer, transports,
-        containers, heat,
+        containers, heat, accounts,
     )  # fmt: skip
 
 
@@ -236,6 +240,7 @@ async def _serve(rooms: Rooms, config: AgentConfig, stop: asyncio.Event) -> None
         [
             Unit("link", rooms.link.run),
             Unit("outbox", rooms.outbox.run),
+            Unit("privacy", rooms.accounts.run),
             Unit("report", rooms.reporter.run),
             Unit("renewal", rooms.renewal.run),
             Unit("clones", rooms.clones.run),
@@ -255,6 +260,7 @@ async def _serve(rooms: Rooms, config: AgentConfig, stop: asyncio.Event) -> None
         await asyncio.wait({updating}, timeout=2 * LEAVE_S)
         await _within("drain", config.serving.drain_s + LEAVE_S, rooms.keeper.close())
         await _within("containers", 2 * LEAVE_S, rooms.containers.close())
+        await _within("privacy", LEAVE_S, rooms.accounts.flush())
         await _within("flush", LEAVE_S, rooms.outbox.flush())
     finally:
         stop.set()

@@ -15,6 +15,7 @@ from modules.commands import Command, CommandResult
 from modules.enrolment import RenewRequest
 from modules.errors import MALFORMED, MessageError
 from modules.execution import StageExecution
+from modules.privacy import Spent
 from modules.pieces import Withheld
 from modules.tensors import Tensor
 
@@ -272,7 +273,7 @@ class DeviceReport(msgspec.Struct, frozen=True):
     `current` is the update under way (state idle when none), `last` the one that ended most recently. `boot` names one
     life of the agent's process: two that take turns are two devices with one key. `dropped` counts what the outbox has
     given up, by stream, `dropped_why` the same by stream and reason, such as `sample.age`. `heat` is
-    warm or hot where modules give way to it, and empty else.
+    warm or hot where modules give way to it, and empty else. `privacy` is what private windows have spent lately.
     """
 
     device: str
@@ -290,6 +291,7 @@ class DeviceReport(msgspec.Struct, frozen=True):
     dropped_why: dict[str, int] = {}
     boot: str = ""
     heat: str = ""
+    privacy: tuple[Spent, ...] = ()
 
 
 _Said = TypeVar("_Said")

@@ -1,4 +1,4 @@
-"""What a module's windows may tell of one person, as the signed policy says it, and how the noise follows from it. Pure.
+"""What a module's windows may tell of one person, as the signed policy says it, and the noise that follows. Pure.
 
 Neighbouring: two days that differ in at most `rows_per_person` rows of each window, with the same number of rows. The
 mechanism is the discrete Gaussian on every cell; what it spends is counted in zero-concentrated differential privacy

@@ -14,6 +14,7 @@ from typing import Literal
 import msgspec
 
 from modules.errors import ManifestError
+from modules.privacy import Privacy
 from modules.runtime import NEWER_AGENT
 
 MAX_STRATA = 16
@@ -113,7 +114,8 @@ class SamplingPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tensor, or by feature as in `Stratum`. The device keeps its last predictions in a ring, from which the hub may ask
     for some: at most `ring_rows` of them, in `ring_bytes`, for `ring_s` seconds; where nothing is said of rows there is
     none, and nothing may be asked for. A tensor larger than `blob_bytes` comes apart from its sample, and later.
-    `grace_s`: how long a window stays open for late rows after its end. Agents of before version 0.2 refuse a policy
+    `grace_s`: how long a window stays open for late rows after its end. With `privacy` only windows leave the device,
+    with noise in their counts, and no samples. Agents of before version 0.2 refuse a policy
     that says any of these.
     """
 
@@ -131,6 +133,7 @@ class SamplingPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ring_bytes: int | msgspec.UnsetType = msgspec.UNSET
     ring_s: float | msgspec.UnsetType = msgspec.UNSET
     blob_bytes: int | msgspec.UnsetType = msgspec.UNSET
+    privacy: Privacy | msgspec.UnsetType = msgspec.UNSET
 
     def __post_init__(self) -> None:
         _check_share("sampling.rate", self.rate)
@@ -150,6 +153,7 @@ class SamplingPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 raise ManifestError(f"sampling.{name}: expected {least:g} to {most:g}, got {value}")
         self._check_strata()
         self._check_redact()
+        self._check_privacy()
 
     def _check_strata(self) -> None:
         strata = self.strata or ()
@@ -163,6 +167,14 @@ class SamplingPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         redact = self.redact or {}
         if len(redact) > MAX_REDACTED or any(not 0 < len(name) <= MAX_NAME for name in redact):
             raise ManifestError(f"sampling.redact: expected at most {MAX_REDACTED} names of 1 to {MAX_NAME} characters")
+
+    def _check_privacy(self) -> None:
+        """One sample tells more of a row than all the noise in the windows hides."""
+        if self.privacy and (self.rate or self.low_confidence_rate or self.first or self.strata or self.ring_rows):
+            raise ManifestError(
+                "sampling.privacy: expected no samples beside private windows: "
+                "rate 0, low_confidence_rate 0, first 0, no strata and no ring"
+            )
 
     @property
     def agent_version(self) -> str:

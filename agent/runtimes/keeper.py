@@ -24,6 +24,7 @@ from agent.runtimes.unit import Unit, nothing
 from agent.sandbox.host import WorkerProcess
 from agent.sandbox.protocol import Stats
 from modules.messages import ModuleReport
+from modules.sampling import SamplingPolicy
 
 _logger = logging.getLogger(__name__)
 
@@ -134,6 +135,14 @@ class Keeper:
 
     def unit(self, name: str) -> Unit | None:
         return self._units.get(name)
+
+    def policy(self, name: str) -> SamplingPolicy | None:
+        """What holds for a module's windows and samples; None where it is not kept, or its slot cannot be read."""
+        unit = self._units.get(name)
+        try:
+            return None if unit is None else self._runtime.policy(unit.module)
+        except AgentError:
+            return None
 
     def reports(self) -> tuple[ModuleReport, ...]:
         """One for each module of the set, sorted by name."""
