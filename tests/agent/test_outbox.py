@@ -229,7 +229,7 @@ async def test_beyond_its_bytes_the_oldest_go_and_are_counted(
             await outbox.add("sample", bytes([number]) * 1000)
         await outbox.add("window", b"other streams are not touched")
         assert outbox.dropped() == {"sample": 20}
-        assert outbox.waiting() == {"window": 1, "sample": 10, "event": 0}
+        assert outbox.waiting() == {"window": 1, "sample": 10, "blob": 0, "event": 0}
         async with running(link):
             await until(lambda: not any(outbox.waiting().values()), "all to be acknowledged")
     assert hub.items("sample") == [bytes([number]) * 1000 for number in range(20, 30)]
