@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from cloud_hub.monitoring.evidence import MAX_LOOKS, IntArray
 from cloud_hub.monitoring.integers import unpack
 from cloud_hub.monitoring.layout import Layout
-from cloud_hub.monitoring.scopes import named
+from cloud_hub.monitoring.scopes import FLEET, named
 from cloud_hub.monitoring.tallies import TICK, moment_ticks
 from cloud_hub.monitoring.verdict import LookSeries
 from cloud_hub.store.engine import among
