@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from cloud_hub.claims import Claims
     from cloud_hub.clock import Clock
     from cloud_hub.config import HubConfig, HubPaths
+    from cloud_hub.datasets.room import DataSets
     from cloud_hub.desired import Desired
     from cloud_hub.devices import Devices
     from cloud_hub.events import Events
@@ -69,6 +70,7 @@ class Rooms:
     alerts: Alerts
     patches: Patches
     samples: Samples
+    datasets: DataSets
     broker: Broker
     link: HubLink
     mirror: Mirror | None

@@ -30,6 +30,7 @@ from cloud_hub.claims import Claims
 from cloud_hub.clock import Clock, system_clock
 from cloud_hub.clone_alerts import CloneAlerts
 from cloud_hub.config import HubConfig, HubPaths
+from cloud_hub.datasets.room import data_sets
 from cloud_hub.desired import Desired
 from cloud_hub.devices import Devices
 from cloud_hub.errors import BadRequest, Conflict, Unavailable
@@ -214,6 +215,7 @@ def _build(config: HubConfig, paths: HubPaths, store: Store, catalog: dict[str, 
         alerts=alerts,
         patches=patches,
         samples=Samples(store),
+        datasets=data_sets(store, blobs, config.look_s),
         broker=broker,
         link=link,
         mirror=mirror,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Literal
 
 import msgspec
-from aiohttp import web
 
 from cloud_hub.api.route import Call, Route
 from cloud_hub.bounds import AnyVersion, Limit, RowId
@@ -65,20 +64,6 @@ async def list_samples(rooms: Rooms, call: Call) -> list[SampleRow]:
     return await rooms.samples.list(call.query, await call.access.devices())
 
 
-async def export_samples(rooms: Rooms, call: Call) -> web.StreamResponse:
-    lines = rooms.samples.export(call.query, await call.access.devices())
-    # The first page is read before the answer begins, so that a wrong query is still a proper error.
-    first = await anext(lines, None)
-    response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
-    await response.prepare(call.request)
-    if first is not None:
-        await response.write(first)
-    async for line in lines:
-        await response.write(line)
-    await response.write_eof()
-    return response
-
-
 async def list_windows(rooms: Rooms, call: Call) -> list[LookSummary]:
     query: WindowQuery = call.query
     mine = await call.access.devices()
@@ -111,15 +96,6 @@ ROUTES = (
         "Sampled predictions",
         returns=list[SampleRow],
         query=SampleQuery,
-        role=Role.VIEWER,
-    ),
-    Route(
-        "GET",
-        "/samples/export",
-        export_samples,
-        "All sampled predictions that match, one JSON object per line",
-        query=SampleQuery,
-        media="application/x-ndjson",
         role=Role.VIEWER,
     ),
     Route(

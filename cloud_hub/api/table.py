@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from cloud_hub.api import blobs, devices, models, modules, monitoring, offline, patches, people, rollouts, system, trust
+from cloud_hub.api import (
+    blobs,
+    devices,
+    exports,
+    models,
+    modules,
+    monitoring,
+    offline,
+    patches,
+    people,
+    rollouts,
+    system,
+    trust,
+)
 from cloud_hub.api.route import Route
 
 EVERY_ROUTE: tuple[Route, ...] = (
@@ -16,5 +29,6 @@ EVERY_ROUTE: tuple[Route, ...] = (
     *offline.ROUTES,
     *rollouts.ROUTES,
     *monitoring.ROUTES,
+    *exports.ROUTES,
     *people.ROUTES,
 )

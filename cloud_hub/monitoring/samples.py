@@ -6,12 +6,12 @@ Stored as they came, decoded here. Written by `ingest`, served by `api.monitorin
 from __future__ import annotations
 
 import base64
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Any, Final
 
 import msgspec
 import numpy as np
-from sqlalchemy import Row, Select, select
+from sqlalchemy import Row, Select, func, select
 
 from cloud_hub.bounds import AnyVersion, Limit, RowId
 from cloud_hub.errors import NotFound
@@ -22,7 +22,8 @@ from modules.tensors import NUMPY_CODES, Tensor
 
 MAX_PAGE: Final = 500
 MAX_LISTED: Final = 16_384  # elements; larger tensors are shown as base64
-EXPORT_PAGE: Final = 200
+EXPORT_PAGE: Final = 500
+PAGE_BYTES: Final = 8 * 1024 * 1024
 
 
 class SampleQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -85,20 +86,31 @@ class Samples:
             return [_row(row) for row in rows]
 
     async def export(self, query: SampleQuery, devices: Collection[str] | None = None) -> AsyncIterator[bytes]:
-        """Every sample as one line of JSON, as `list`; `limit` does not apply. Raises NotFound `module-not-found`.
+        """Every sample as one line of JSON, as `list`; `limit` does not apply. Raises NotFound `module-not-found`."""
+        async for page in self.pages(query, devices):
+            for row in page:
+                yield msgspec.json.encode(_row(row)) + b"\n"
 
-        Read page by page, so that neither memory nor a long transaction is held.
+    async def pages(
+        self, query: SampleQuery, devices: Collection[str] | None = None
+    ) -> AsyncIterator[Sequence[Row[Any]]]:
+        """Every sample, page by page, so that neither memory nor a long transaction is held. `limit` does not apply.
+
+        A page has at most EXPORT_PAGE rows and, but for its last row, PAGE_BYTES. Raises NotFound `module-not-found`.
         """
         statement = await self._statement(query, devices)
+        sizes = statement.with_only_columns(samples.c.id, func.length(samples.c.body).label("size"))
         after = query.after
         while True:
             async with self._store.read() as connection:
-                rows = (await connection.execute(statement.where(samples.c.id > after).limit(EXPORT_PAGE))).all()
-            for row in rows:
-                yield msgspec.json.encode(_row(row)) + b"\n"
-            if len(rows) < EXPORT_PAGE:
-                return
-            after = rows[-1].id
+                coming = (await connection.execute(sizes.where(samples.c.id > after).limit(EXPORT_PAGE))).all()
+                if not coming:
+                    return
+                last = _last_within(coming)
+                rows = (await connection.execute(statement.where(samples.c.id > after, samples.c.id <= last))).all()
+            if rows:
+                yield rows
+            after = last
 
     async def _statement(self, query: SampleQuery, devices: Collection[str] | None) -> Select[Any]:
         conditions = [samples.c.id > query.after]
@@ -130,6 +142,16 @@ class Samples:
             what = f"{module} version {version}" if version else module
             raise NotFound("module-not-found", f"no module {what} on this hub", name=module, version=version)
         return found
+
+
+def _last_within(coming: Sequence[Row[Any, Any]]) -> int:
+    """The id of the row with which a page is full."""
+    total = 0
+    for row in coming:
+        total += row.size
+        if total >= PAGE_BYTES:
+            return int(row.id)
+    return int(coming[-1].id)
 
 
 def readable(tensor: Tensor) -> TensorValue:

@@ -30,6 +30,7 @@ from cloud_hub.monitoring.reports import DriftReport
 from cloud_hub.monitoring.samples import SampleQuery, SampleRow
 from cloud_hub.offline import OfflineRequest, OfflineSet
 from cloud_hub.operator.context import HubContext
+from cloud_hub.operator.dataset_calls import DataSetCalls
 from cloud_hub.operator.errors import Refused
 from cloud_hub.operator.transport import Progress, Transport, path_of
 from cloud_hub.packaging import ModuleRelease
@@ -51,7 +52,7 @@ def no_progress(_more: int) -> None:
     """For callers who show none."""
 
 
-class HubClient:
+class HubClient(DataSetCalls):
     """Raises `errors.Refused` for what the hub refuses, `HubUnreachable` when it does not answer."""
 
     def __init__(self, context: HubContext, reason: str = "") -> None:

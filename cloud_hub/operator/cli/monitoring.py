@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-import tempfile
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cloud_hub.operator.cli.session import Format, Output, WatchedRef, act, note, show, transferring
+from cloud_hub.operator.cli.session import Format, Output, WatchedRef, act, show
 
 if TYPE_CHECKING:
     from cloud_hub.monitoring.samples import SampleQuery
-    from cloud_hub.operator.client import HubClient
 
 drift = typer.Typer(no_args_is_help=True, help="Drift: have inputs or answers changed since training?")
 alerts = typer.Typer(no_args_is_help=True, help="Alerts: drift and data quality, with the evidence.")
@@ -90,34 +86,6 @@ def list_samples(
     from cloud_hub.operator import render
 
     show(found, output, render.samples)
-
-
-@samples.command("export", epilog="Example:  mooring samples export digits.ndjson --module digits --version 2")
-def export_samples(
-    context: typer.Context,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="One JSON object per line; - for standard output.")],
-    module: Module = "",
-    version: Version = 0,
-    device: OfDevice = "",
-    stratum: Annotated[str, typer.Option(help="Kept for this reason only.")] = "",
-    since_hours: SinceHours = 0.0,
-) -> None:
-    """Write all sampled predictions that match to a file."""
-
-    async def work(hub: HubClient) -> int:
-        query = _query(module, version, device, stratum, since_hours, 100)
-        if str(file) != "-":
-            with transferring(str(file), None) as progress:
-                return await hub.export_samples(query, file, progress)
-        with tempfile.TemporaryDirectory(prefix="mooring-export-") as folder:
-            whole = Path(folder) / "samples.ndjson"
-            count = await hub.export_samples(query, whole)
-            with whole.open() as lines:
-                sys.stdout.writelines(lines)
-        return count
-
-    count = act(context, work)
-    note(f"{count} bytes to {'standard output' if str(file) == '-' else file}")
 
 
 @events.command("list", epilog="Example:  mooring events list --subject cam-17")

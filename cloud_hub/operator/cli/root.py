@@ -9,7 +9,19 @@ from typing import Annotated
 import typer
 
 from cloud_hub import __version__
-from cloud_hub.operator.cli import audit, devices, fpga, keys, models, modules, monitoring, people, rollouts, trust
+from cloud_hub.operator.cli import (
+    audit,
+    devices,
+    exports,
+    fpga,
+    keys,
+    models,
+    modules,
+    monitoring,
+    people,
+    rollouts,
+    trust,
+)
 from cloud_hub.operator.cli.session import INTERRUPTED, Settings, fail
 
 app = typer.Typer(
@@ -30,6 +42,7 @@ app.add_typer(rollouts.app, name="rollout")
 app.add_typer(monitoring.drift, name="drift")
 app.add_typer(monitoring.alerts, name="alerts")
 app.add_typer(monitoring.samples, name="samples")
+app.add_typer(exports.windows, name="windows")
 app.add_typer(monitoring.events, name="events")
 app.add_typer(people.account)
 app.add_typer(people.users, name="user")

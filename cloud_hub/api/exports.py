@@ -1,0 +1,70 @@
+"""Routes that give samples and windows away whole: as lines of JSON, or as Parquet."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Literal
+
+from aiohttp import web
+
+from cloud_hub.api.route import Call, Route
+from cloud_hub.datasets.counts import CountQuery
+from cloud_hub.datasets.parquet import MEDIA
+from cloud_hub.monitoring.samples import SampleQuery
+from cloud_hub.roles import Role
+from cloud_hub.rooms import Rooms
+
+LINES = "application/x-ndjson"
+
+
+class SampleExport(SampleQuery, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """As for the list of samples. With `format` parquet a module must be named: its tensors are the columns."""
+
+    format: Literal["ndjson", "parquet"] = "ndjson"
+
+
+async def export_samples(rooms: Rooms, call: Call) -> web.StreamResponse:
+    query: SampleExport = call.query
+    mine = await call.access.devices()
+    if query.format == "parquet":
+        return await _streamed(call, rooms.datasets.exports.samples(query, mine), MEDIA)
+    return await _streamed(call, rooms.samples.export(query, mine), LINES)
+
+
+async def export_windows(rooms: Rooms, call: Call) -> web.StreamResponse:
+    return await _streamed(call, rooms.datasets.exports.windows(call.query, await call.access.devices()), MEDIA)
+
+
+async def _streamed(call: Call, pieces: AsyncIterator[bytes], media: str) -> web.StreamResponse:
+    # The first piece is made before the answer begins, so that a wrong query is still a proper error.
+    first = await anext(pieces, None)
+    response = web.StreamResponse(headers={"Content-Type": media})
+    await response.prepare(call.request)
+    if first:
+        await response.write(first)
+    async for piece in pieces:
+        await response.write(piece)
+    await response.write_eof()
+    return response
+
+
+ROUTES = (
+    Route(
+        "GET",
+        "/samples/export",
+        export_samples,
+        "All sampled predictions that match, one JSON object per line, or as one Parquet file",
+        query=SampleExport,
+        media=LINES,
+        role=Role.VIEWER,
+    ),
+    Route(
+        "GET",
+        "/windows/export",
+        export_windows,
+        "The counts of windows, merged per look, as one Parquet file",
+        query=CountQuery,
+        media=MEDIA,
+        role=Role.VIEWER,
+    ),
+)

@@ -1,0 +1,1 @@
+"""Samples and windows as Parquet, and versioned data sets made of them."""
