@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from cloud_hub.monitoring.alternatives import LOG_PRIOR, RATE_LOG_PRIOR, alternatives, rises
+from cloud_hub.monitoring.dispersion import dispersion
 from cloud_hub.monitoring.effects import unbiased_psi
-from cloud_hub.monitoring.evidence import FloatArray, IntArray, log_bayes_factor, merge_latest
+from cloud_hub.monitoring.evidence import FloatArray, IntArray, Weights, merge_latest
 from modules.windows import Categorical, Feature, Numeric, ReferenceProfile
 
-# A change smaller than these is nobody's concern however sure it is: 0.01 is the PSI of a mean moved by 0.1 sd.
-LEAST_PSI = 0.01
+# A change smaller than these is nobody's concern however sure it is: a mean moved by x sd has a PSI of about x * x.
+LEAST_PSI = 0.0025
 LEAST_RATE_RISE = 0.005
 
 BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
@@ -29,7 +31,8 @@ BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
 class Scan:
     """Evidence per window of looks (rows) and test (columns), in nats; `matters` is false for changes too small.
 
-    Rate tests stand as missing of feature 0, outside of feature 0, missing of feature 1, ...
+    Rate tests stand as missing of feature 0, outside of feature 0, missing of feature 1, ... `dispersion` is how many
+    rows of each feature say as much as one: see `dispersion`.
     """
 
     counts: IntArray
@@ -37,6 +40,7 @@ class Scan:
     drift_matters: BoolArray
     rates: FloatArray
     rates_matter: BoolArray
+    dispersion: FloatArray
 
     @property
     def drift_that_matters(self) -> FloatArray:
@@ -61,12 +65,14 @@ class Layout:
         self.joint_reference: IntArray | None = None
         parts = [start + _drift_cells(f) for start, f in zip(self.starts, self.features, strict=False)]
         self._drift_cells: IntArray = np.concatenate([np.zeros(0, np.int64), *parts]).astype(np.int64)
-        self._drift_starts = _starts([len(part) for part in parts])
+        self._drift_sizes = [len(part) for part in parts]
+        self._drift_starts = _starts(self._drift_sizes)
         self._thirds: IntArray = np.array(
             [start + third for start, f in zip(self.starts, self.features, strict=False) for third in _thirds(f)],
             np.int64,
         )
         self._rate_starts = _starts([2] * (2 * len(self.features)))
+        self._weighed: tuple[Weights, Weights] | None = None
 
     @property
     def numeric(self) -> int:
@@ -86,26 +92,32 @@ class Layout:
         other = copy.copy(self)
         other.reference = counts
         other.joint_reference = joint
+        other._weighed = None
         return other
 
     def scan(self, looks: IntArray) -> Scan:
-        """Weigh the latest of `looks` (looks, cells), oldest first, merged in windows of 1, 2, 4, ... looks."""
+        """Weigh the latest of `looks` (looks, cells), oldest first, merged in the spans of WINDOWS."""
         merged = merge_latest(looks)
-        now, before = merged[:, self._drift_cells], self.reference[self._drift_cells]
-        rates_now, rates_before = self._rates(merged), self._rates(self.reference)
-        return Scan(
-            counts=merged,
-            drift=log_bayes_factor(now, before, self._drift_starts),
-            drift_matters=unbiased_psi(now, before, self._drift_starts) >= LEAST_PSI,
-            rates=log_bayes_factor(rates_now, rates_before, self._rate_starts),
-            rates_matter=share_of_second(rates_now) - share_of_second(rates_before) >= LEAST_RATE_RISE,
-        )
+        alike = dispersion(looks[:, self._drift_cells], self._drift_starts)
+        drift, drift_matters = self._weigh_drift(merged, alike)
+        rates, rates_matter = self._weigh_rates(merged)
+        return Scan(merged, drift, drift_matters, rates, rates_matter, alike)
+
+    def drift_that_matters(self, looks: IntArray) -> FloatArray:
+        """That part of `scan`, in less time."""
+        alike = dispersion(looks[:, self._drift_cells], self._drift_starts)
+        drift, matters = self._weigh_drift(merge_latest(looks), alike)
+        return np.where(matters, drift, 0.0)
+
+    def rates_that_matter(self, looks: IntArray) -> FloatArray:
+        """That part of `scan`, in less time."""
+        rates, matter = self._weigh_rates(merge_latest(looks))
+        return np.where(matter, rates, 0.0)
 
     def looks_since_change(self, looks: IntArray, feature: int) -> int:
         """How many of the latest looks hold the most evidence of drift of one feature: the likeliest time of change."""
-        lengths = np.cumsum(looks[::-1], axis=0)
-        now = self.drift_counts(lengths, feature)
-        evidence = log_bayes_factor(now, self.drift_counts(self.reference, feature), np.zeros(1, np.int64))
+        lengths = np.cumsum(self.drift_counts(looks, feature)[::-1], axis=0)
+        evidence = self._feature_weights(feature).evidence(lengths.astype(np.float64))
         return int(evidence[:, 0].argmax()) + 1
 
     def drift_counts(self, counts: IntArray, feature: int) -> IntArray:
@@ -115,6 +127,36 @@ class Layout:
     def rate_counts(self, counts: IntArray) -> IntArray:
         """Pairs (without, with) per rate test: (tests, 2)."""
         return self._rates(counts).reshape(-1, 2)
+
+    def _weigh_drift(self, merged: IntArray, alike: FloatArray) -> tuple[FloatArray, BoolArray]:
+        now, before = merged[:, self._drift_cells], self.reference[self._drift_cells]
+        evidence = self._weights[0].evidence(now / np.repeat(alike, self._drift_sizes))
+        return evidence, unbiased_psi(now, before, self._drift_starts) >= LEAST_PSI
+
+    def _weigh_rates(self, merged: IntArray) -> tuple[FloatArray, BoolArray]:
+        now, before = self._rates(merged), self._rates(self.reference)
+        evidence = self._weights[1].evidence(now.astype(np.float64))
+        return evidence, share_of_second(now) - share_of_second(before) >= LEAST_RATE_RISE
+
+    @property
+    def _weights(self) -> tuple[Weights, Weights]:
+        """Of drift and of rates; made when first asked for, since many layouts only check the size of windows."""
+        if self._weighed is None:
+            drift = [self._alternatives(index) for index in range(len(self.features))]
+            rates = rises(self._rates(self.reference))
+            null = 1.0 + self.reference[self._drift_cells].astype(np.float64)
+            self._weighed = (
+                Weights(null, np.concatenate(drift, axis=1), LOG_PRIOR, self._drift_starts),
+                Weights(1.0 + self._rates(self.reference).astype(np.float64), rates, RATE_LOG_PRIOR, self._rate_starts),
+            )
+        return self._weighed
+
+    def _feature_weights(self, feature: int) -> Weights:
+        null = 1.0 + self.drift_counts(self.reference, feature).astype(np.float64)
+        return Weights(null, self._alternatives(feature), LOG_PRIOR, np.zeros(1, np.int64))
+
+    def _alternatives(self, feature: int) -> FloatArray:
+        return alternatives(self.drift_counts(self.reference, feature), isinstance(self.features[feature], Numeric))
 
     def _rates(self, counts: IntArray) -> IntArray:
         """Per feature: (present, missing), (inside, outside)."""

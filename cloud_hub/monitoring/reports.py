@@ -148,7 +148,7 @@ class Reports:
         if not counted_at <= now < counted_at + settings.look_s:
             groups = await looks.count_groups(connection, now - MAX_LOOKS * settings.look_s)
             self._groups = (now, groups)
-        return AlarmRate(settings.false_alarm_months, settings.look_s, EVALUATIONS_PER_LOOK, groups)
+        return AlarmRate(settings.false_alarm_months, settings.look_s, groups)
 
     async def _builds(self, module: str, version: int) -> list[tuple[int, str]]:
         query = select(modules.c.version, modules.c.manifest_sha256).where(modules.c.name == module)

@@ -135,8 +135,7 @@ def strength(layout: Layout, looks: IntArray, kind: Kind) -> FloatArray:
     """The strongest evidence that matters, per window of looks; 0 without looks."""
     if not len(looks) or not layout.features:
         return np.zeros(len(WINDOWS))
-    scan = layout.scan(looks)
-    matrix = scan.drift_that_matters if kind == "drift" else scan.rates_that_matter
+    matrix = layout.drift_that_matters(looks) if kind == "drift" else layout.rates_that_matter(looks)
     return np.asarray(matrix.max(axis=1))
 
 
