@@ -22,6 +22,7 @@ from cloud_hub.errors import BadRequest, Conflict, HubError
 from cloud_hub.events import Events
 from cloud_hub.roles import EVERYTHING, Scope
 from cloud_hub.rollouts import records
+from cloud_hub.rollouts.gate import CompareGate, GateState
 from cloud_hub.rollouts.plan import Group, Plan, Rollout, RolloutState
 from cloud_hub.rollouts.status import RolloutStatus, status
 from cloud_hub.rollouts.targeting import executions_for
@@ -48,6 +49,7 @@ class NewRollout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     device_deadline_s: float = 3600.0
     deadline_s: float = 7 * 86_400.0
     sampling: SamplingPolicy | None = None
+    gate: CompareGate | None = None
     start: bool = False
 
     def plan(self) -> Plan:
@@ -61,6 +63,7 @@ class NewRollout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 device_deadline_s=self.device_deadline_s,
                 deadline_s=self.deadline_s,
                 sampling=self.sampling,
+                gate=self.gate,
             )
         except ValueError as error:
             raise BadRequest("plan-invalid", f"{error}; nothing was created") from error
@@ -161,6 +164,11 @@ class Controller:
             # The report is stored and does not come again: the next tick takes it in, as after a start.
             self._recovered = False
             raise
+
+    async def answer_gate(self, rollout_id: str, answer: GateState) -> None:
+        """The word of a rollout's gate, with what follows from it. An old one changes nothing."""
+        async with self._turn(rollout_id) as turn:
+            await turn.answer_gate(answer)
 
     async def tick(self) -> None:
         """Deadlines; after a start also the reports and rings that the last process may have left undone."""

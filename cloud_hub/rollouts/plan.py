@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from cloud_hub.rollouts.gate import CompareGate, GateState
 from modules.manifest import SamplingPolicy
 
 MAX_GROUPS = 100
@@ -95,7 +96,8 @@ class Plan(msgspec.Struct, frozen=True):
     `success_threshold` of a group's devices must be verified to open the next group. The rollout stops once at least
     `min_count` executions have ended and more than `error_threshold` of those that ended did not succeed. A device has
     `device_deadline_s` from its assignment, the rollout `deadline_s` from its start. `sampling` takes the place of the
-    manifest's policy on these devices.
+    manifest's policy on these devices. With a `gate` a group that has its threshold is compared with the version
+    before, and the next one opens when it is no worse.
     """
 
     groups: tuple[Group, ...] = (Group(),)
@@ -105,6 +107,7 @@ class Plan(msgspec.Struct, frozen=True):
     device_deadline_s: float = 3600.0
     deadline_s: float = 7 * 86_400.0
     sampling: SamplingPolicy | None = None
+    gate: CompareGate | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.groups) <= MAX_GROUPS:
@@ -133,6 +136,7 @@ class Rollout(msgspec.Struct, frozen=True):
     group_index: int = NOT_STARTED
     started_at: float | None = None
     finished_at: float | None = None
+    gate: GateState | None = None
 
 
 class Execution(msgspec.Struct, frozen=True):
@@ -168,6 +172,12 @@ class StartGroup(msgspec.Struct, frozen=True):
     index: int
 
 
+class WaitAtGate(msgspec.Struct, frozen=True):
+    """The group has its threshold; whether the next one opens is to be found out."""
+
+    group: int
+
+
 class TimeOut(msgspec.Struct, frozen=True):
     """The device's deadline has passed without an outcome."""
 
@@ -185,7 +195,7 @@ class Finish(msgspec.Struct, frozen=True):
     """Every execution has ended and every group has reached its threshold."""
 
 
-Action = StartGroup | TimeOut | Stop | Finish
+Action = StartGroup | WaitAtGate | TimeOut | Stop | Finish
 
 
 def split(devices: Sequence[str], plan: Plan) -> tuple[tuple[str, ...], ...]:
@@ -216,7 +226,7 @@ def decide(rollout: Rollout, executions: Sequence[Execution], now: float) -> lis
     if rollout.state is RolloutState.PAUSED:
         return []
     stop = _too_many_failures(rollout.plan, taking_part)
-    return [stop] if stop else _next(rollout, taking_part)
+    return [stop] if stop else _next(rollout, taking_part, now)
 
 
 def apply(
@@ -225,6 +235,8 @@ def apply(
     """Rollout and executions after the action; `begun` says what became of the devices of a group that starts."""
     if isinstance(action, StartGroup):
         return msgspec.structs.replace(rollout, group_index=action.index), [begun.get(e.device, e) for e in executions]
+    if isinstance(action, WaitAtGate):
+        return msgspec.structs.replace(rollout, gate=GateState(action.group, now)), list(executions)
     if isinstance(action, TimeOut):
         reason = f"no outcome within {rollout.plan.device_deadline_s:g} s"
         return rollout, [
@@ -265,7 +277,7 @@ def _too_many_failures(plan: Plan, executions: Sequence[Execution]) -> Stop | No
     )
 
 
-def _next(rollout: Rollout, executions: Sequence[Execution]) -> list[Action]:
+def _next(rollout: Rollout, executions: Sequence[Execution], now: float) -> list[Action]:
     """Opens the next group, finishes, stops a group that cannot succeed any more, or waits."""
     last = max((e.group_index for e in executions), default=NOT_STARTED)
     if rollout.group_index == NOT_STARTED:
@@ -274,10 +286,27 @@ def _next(rollout: Rollout, executions: Sequence[Execution]) -> list[Action]:
     share = 100 * sum(e.state is ExecutionState.VERIFIED for e in group) / max(1, len(group))
     if share >= rollout.plan.success_threshold:
         if rollout.group_index < last:
-            return [StartGroup(rollout.group_index + 1)]
+            return _through_gate(rollout, now)
         return [Finish()] if all(e.state in DONE for e in executions) else []
     if not all(e.state in DONE for e in group):
         return []
     wanted = rollout.plan.success_threshold
     text = f"group {rollout.group_index + 1}: {share:.4g} % of its devices verified, {wanted:g} % were needed"
     return [Stop("success-threshold", text)]
+
+
+def _through_gate(rollout: Rollout, now: float) -> list[Action]:
+    """Opens the next group, stops, or waits for the gate's word, which may come at any time and is taken once."""
+    gate, state, following = rollout.plan.gate, rollout.gate, [StartGroup(rollout.group_index + 1)]
+    if gate is None:
+        return list(following)
+    if state is None or state.group != rollout.group_index:
+        return [WaitAtGate(rollout.group_index)]
+    where = f"gate after group {rollout.group_index + 1}"
+    if state.word == "worse":
+        return [Stop("gate-worse", f"{where}: {state.reason}")]
+    if state.word == "fine" or (gate.undecided == "open" and now >= state.since + gate.deadline_s):
+        return list(following)
+    if now >= state.since + gate.deadline_s:
+        return [Stop("gate-undecided", f"{where}: no answer within {gate.deadline_s:g} s; {state.reason or 'no data'}")]
+    return []

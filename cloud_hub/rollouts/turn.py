@@ -17,6 +17,7 @@ from cloud_hub.desired import Assignment, Desired
 from cloud_hub.errors import HubError
 from cloud_hub.events import Events
 from cloud_hub.rollouts import records
+from cloud_hub.rollouts.gate import GateState
 from cloud_hub.rollouts.judge import Wanted, brought, judge, runs
 from cloud_hub.rollouts.plan import (
     DONE,
@@ -83,6 +84,18 @@ class Turn:
         await self._events.record(
             self._connection, "rollout.aborted", actor, self._rollout.id, reason=reason, before=before, after="aborted"
         )
+
+    async def answer_gate(self, answer: GateState) -> None:
+        """Takes the gate's word in; one about another group, or of a rollout that does not wait, is an old one."""
+        state = self._rollout.gate
+        if state is None or state.group != answer.group or self._rollout.state is not RolloutState.RUNNING:
+            return
+        self._rollout = msgspec.structs.replace(self._rollout, gate=answer)
+        if answer.word != state.word:
+            await self._events.record(
+                self._connection, "rollout.gate", ACTOR, self._rollout.id, group=answer.group, before=state.word,
+                after=answer.word, reason=answer.reason,
+            )  # fmt: skip
 
     async def refuse_overlap(self) -> None:
         """Raises Conflict `device-in-rollout` when another active rollout of the module has one of the devices."""

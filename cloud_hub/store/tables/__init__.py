@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from cloud_hub.store.tables.alerts import alert_changes, alerts, watch_counts, watches
 from cloud_hub.store.tables.base import metadata
+from cloud_hub.store.tables.datasets import dataset_counters, datasets, retrain_plans, retrain_runs
 from cloud_hub.store.tables.devices import assignments, devices, revocations
 from cloud_hub.store.tables.events import events
 from cloud_hub.store.tables.labels import labels, outcomes, quality_bounds
 from cloud_hub.store.tables.monitoring import look_scopes, looks, samples, streams, windows
 from cloud_hub.store.tables.outward import cursors, deliveries, webhooks
 from cloud_hub.store.tables.people import api_tokens, users
+from cloud_hub.store.tables.privacy import privacy_spent
 from cloud_hub.store.tables.registry import model_counters, model_files, model_versions, modules, patches
 from cloud_hub.store.tables.rollouts import executions, rollouts
 from cloud_hub.store.tables.trust import claim_tokens, director_files, image_files, pending_metadata
@@ -26,6 +28,8 @@ __all__ = [
     "assignments",
     "claim_tokens",
     "cursors",
+    "dataset_counters",
+    "datasets",
     "deliveries",
     "devices",
     "director_files",
@@ -43,7 +47,10 @@ __all__ = [
     "outcomes",
     "patches",
     "pending_metadata",
+    "privacy_spent",
     "quality_bounds",
+    "retrain_plans",
+    "retrain_runs",
     "revocations",
     "rollouts",
     "samples",

@@ -20,6 +20,7 @@ rollouts = Table(
     Column("created_at", Float, nullable=False),
     Column("started_at", Float),
     Column("finished_at", Float),
+    Column("gate", JSON),  # how the gate behind the latest group stands
 )
 executions = Table(
     "executions",
