@@ -55,6 +55,14 @@ class Limiter:
             return False
         return True
 
+    def left(self, key: str) -> float:
+        """How much the key may still take at once."""
+        return self._level(key)
+
+    def spend(self, key: str, amount: float) -> None:
+        """Takes what was used already, up to all that is left."""
+        self._put(key, max(0.0, self._level(key) - amount))
+
     def wait_s(self, key: str) -> float:
         """Seconds until the next request of the key is taken; 0 for at once."""
         return max(0.0, (1 - self._level(key)) / self._rate.per_s)

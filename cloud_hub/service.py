@@ -48,6 +48,7 @@ from cloud_hub.monitoring.reports import Reports, WatchSettings
 from cloud_hub.monitoring.samples import Samples
 from cloud_hub.offline import Offline
 from cloud_hub.oidc import Provider
+from cloud_hub.outward.room import outward
 from cloud_hub.packaging import Packaging
 from cloud_hub.patches.build import Builder
 from cloud_hub.patches.choose import Patches
@@ -134,6 +135,7 @@ async def serve(
             if rooms.mirror is not None:
                 rooms.mirror.open()
                 await parts.enter_async_context(_beside(rooms.mirror.run(), "mirror"))
+            await parts.enter_async_context(_beside(rooms.outward.run(), "outward"))
             await parts.enter_async_context(_listening(rooms))
             await _connected(rooms.link, start_deadline_s)
             address = device_address(rooms.config)
@@ -215,10 +217,11 @@ def _build(config: HubConfig, paths: HubPaths, store: Store, catalog: dict[str, 
         alerts=alerts,
         patches=patches,
         samples=Samples(store),
-        datasets=data_sets(store, blobs, config.look_s),
+        datasets=data_sets(config, store, blobs, events, clock),
         broker=broker,
         link=link,
         mirror=mirror,
+        outward=outward(config, paths, store, events, clock, link),
     )
 
 
@@ -231,7 +234,7 @@ def _monitoring(config: HubConfig, store: Store, blobs: Blobs, events: Events, c
     references = References(store, blobs)
     reports = Reports(store, references, clock, settings)
     alerts = Alerts(store, events, references, reports, clock, settings)
-    return alerts, Ingest(store, events, references, clock, config.look_s, alerts.touched)
+    return alerts, Ingest(store, events, references, clock, config.look_s, alerts.touched, config.monitoring)
 
 
 def _with_broker(config: HubConfig, broker: str) -> HubConfig:

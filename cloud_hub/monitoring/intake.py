@@ -6,22 +6,21 @@ A refused entry is told and skipped; it must never hold up the stream behind it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-import numpy as np
-
-from cloud_hub.monitoring.looks import Tally, moment_ticks
+from cloud_hub.monitoring.merging import Stack, stack
 from cloud_hub.monitoring.references import Watched
+from cloud_hub.store.bulk import in_slices
 from modules.errors import ModuleError
 from modules.messages import AgentEvent, Sample, decode_event, decode_sample
-from modules.windows import LATENCY_BINS, Window, decode_window, unpack_counts
+from modules.windows import Window, decode_window
 
 MAX_WINDOW_BYTES: Final = 900_000
 MAX_SAMPLE_BYTES: Final = 512 * 1024
 MAX_EVENT_BYTES: Final = 16 * 1024
-MAX_ROWS: Final = 2**40  # of one window; keeps sums of many windows far from the end of 64 bits
+MAX_CELLS_AT_ONCE: Final = 2_000_000  # that are in memory as numbers together
 MAX_AHEAD_S: Final = 86_400.0
 MAX_BEHIND_S: Final = 400 * 86_400.0
 MAX_LENGTH_S: Final = 2 * 86_400.0
@@ -41,9 +40,12 @@ class Problem:
 
 @dataclass(frozen=True)
 class CountedWindow:
+    """A window and its row in a stack of such."""
+
     window: Window
     body: bytes
-    tally: Tally
+    stack: Stack
+    row: int
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class KeptSample:
 
 Parsed = CountedWindow | KeptSample | AgentEvent | Problem
 Known = Mapping[str, Watched | None]
+Sent = tuple[Window, bytes]
 _Item = TypeVar("_Item")
 
 
@@ -73,20 +76,20 @@ def read_event(body: bytes) -> AgentEvent | Problem:
     return event
 
 
-def read_window(window: Window, body: bytes, known: Known, now: float) -> CountedWindow | Problem:
-    """Hold a window against its module and the hub's clock."""
-    watched = known.get(window.manifest_sha256)
-    if watched is None:
-        return Problem("unknown-module", f"window of {window.module[:80]}: its manifest is not of this hub")
-    try:
-        _check_origin(window, watched)
-        _check_times(window, now)
-        tally = _tally(window, watched)
-    except _RefusedError as error:
-        return Problem(error.key, str(error), watched.manifest_sha256, watched.module)
-    except ModuleError as error:
-        return Problem("counts", str(error), watched.manifest_sha256, watched.module)
-    return CountedWindow(window, body, tally)
+def read_windows(items: Sequence[Sent], known: Known, now: float) -> list[CountedWindow | Problem]:
+    """Hold windows, with their bytes, against their modules and the hub's clock; all of one module at once."""
+    found: dict[int, CountedWindow | Problem] = {}
+    fitting: dict[Watched, list[int]] = {}
+    for place, (window, _) in enumerate(items):
+        watched = known.get(window.manifest_sha256)
+        if (problem := _problem(window, watched, now)) is not None:
+            found[place] = problem
+        elif watched is not None:
+            fitting.setdefault(watched, []).append(place)
+    for watched, places in fitting.items():
+        for some in in_slices(places, max(1, MAX_CELLS_AT_ONCE // max(1, watched.layout.cells))):
+            found |= _counted(items, some, watched)
+    return [found[place] for place in range(len(items))]
 
 
 def read_sample(sample: Sample, body: bytes, known: Known, now: float) -> KeptSample | Problem:
@@ -97,6 +100,7 @@ def read_sample(sample: Sample, body: bytes, known: Known, now: float) -> KeptSa
         sample.module == watched.module
         and 0 < len(sample.prediction_id) <= MAX_ID
         and len(sample.stratum) <= MAX_NAME
+        and "\0" not in sample.prediction_id + sample.stratum  # which PostgreSQL does not take
         and 0.0 < sample.probability <= 1.0
     )
     if not fits:
@@ -109,14 +113,8 @@ def read_sample(sample: Sample, body: bytes, known: Known, now: float) -> KeptSa
 
 
 def manifests_of(items: Iterable[Window | Sample | Problem]) -> set[str]:
-    """The manifests that must be looked up before `read_window` or `read_sample`."""
+    """The manifests that must be looked up before `read_windows` or `read_sample`."""
     return {item.manifest_sha256 for item in items if not isinstance(item, Problem)}
-
-
-class _RefusedError(Exception):
-    def __init__(self, key: str, text: str) -> None:
-        super().__init__(text)
-        self.key = key
 
 
 def _decoded(body: bytes, limit: int, decode: Callable[[bytes], _Item]) -> _Item | Problem:
@@ -128,48 +126,40 @@ def _decoded(body: bytes, limit: int, decode: Callable[[bytes], _Item]) -> _Item
         return Problem("malformed", str(error))
 
 
-def _check_origin(window: Window, watched: Watched) -> None:
+def _counted(items: Sequence[Sent], places: Sequence[int], watched: Watched) -> dict[int, CountedWindow | Problem]:
+    stacked, fitting, refused = stack([items[place][0] for place in places], watched.layout)
+    found: dict[int, CountedWindow | Problem] = {}
+    for row, place in enumerate(fitting):
+        found[places[place]] = CountedWindow(*items[places[place]], stacked, row)
+    for place, why in refused.items():
+        found[places[place]] = Problem("counts", f"window: {why}", watched.manifest_sha256, watched.module)
+    return found
+
+
+def _problem(window: Window, watched: Watched | None, now: float) -> Problem | None:
+    if watched is None:
+        return Problem("unknown-module", f"window of {window.module[:80]}: its manifest is not of this hub")
     if window.module != watched.module:
-        raise _RefusedError("module", f"window: expected module {watched.module}, got {window.module[:80]}")
+        text = f"window: expected module {watched.module}, got {window.module[:80]}"
+        return Problem("module", text, watched.manifest_sha256, watched.module)
     if window.reference_sha256 != watched.reference_sha256:
-        raise _RefusedError(
-            "reference",
+        text = (
             f"window of {watched.module}: expected counts for reference {watched.reference_sha256[:12]}, "
-            f"got {window.reference_sha256[:12]}",
+            f"got {window.reference_sha256[:12]}"
         )
+        return Problem("reference", text, watched.manifest_sha256, watched.module)
+    if len(window.id) > MAX_ID:
+        text = f"window of {watched.module}: expected an id of at most {MAX_ID} characters"
+        return Problem("malformed", text, watched.manifest_sha256, watched.module)
+    return _time_problem(window, watched, now)
 
 
-def _check_times(window: Window, now: float) -> None:
+def _time_problem(window: Window, watched: Watched, now: float) -> Problem | None:
     start, end = window.start, window.end
     if not (math.isfinite(start) and math.isfinite(end) and start <= end <= start + MAX_LENGTH_S):
-        raise _RefusedError("clock", f"window: expected an end up to 2 days after its start, got {start} to {end}")
-    if not now - MAX_BEHIND_S <= end <= now + MAX_AHEAD_S:
-        ahead = (end - now) / 86_400
-        raise _RefusedError("clock", f"window: expected an end near the hub's time, got one {ahead:+.1f} days from it")
-
-
-def _tally(window: Window, watched: Watched) -> Tally:
-    layout = watched.layout
-    for name, number in (("rows", window.rows), ("errors", window.errors), ("refused", window.refused)):
-        if not 0 <= number <= MAX_ROWS:
-            raise _RefusedError("counts", f"window: expected {name} from 0 to {MAX_ROWS}, got {number}")
-    if len(window.moments) != 8 * layout.numeric:
-        raise _RefusedError(
-            "counts", f"window: expected {8 * layout.numeric} bytes of moments, got {len(window.moments)}"
-        )
-    counts = np.array(unpack_counts(window.counts, layout.cells), np.uint64)
-    latency = np.array(unpack_counts(window.latency, LATENCY_BINS), np.uint64)
-    # Floats, because sums of hostile counts do not fit 64 bits; exact as far as it matters here.
-    rows = np.add.reduceat(counts.astype(np.float64), layout.starts[:-1]) if layout.cells else np.zeros(1)
-    if rows.max() > window.rows or latency.astype(np.float64).sum() > MAX_ROWS:
-        raise _RefusedError("counts", f"window: expected at most {window.rows} rows counted per feature, got more")
-    moments = moment_ticks(np.frombuffer(window.moments, "<f4"))
-    return Tally(
-        windows=1,
-        rows=window.rows,
-        errors=window.errors,
-        refused=window.refused,
-        counts=counts.astype(np.int64),
-        moments=moments,
-        latency=latency.astype(np.int64),
-    )
+        text = f"window: expected an end up to 2 days after its start, got {start} to {end}"
+    elif not now - MAX_BEHIND_S <= end <= now + MAX_AHEAD_S:
+        text = f"window: expected an end near the hub's time, got one {(end - now) / 86_400:+.1f} days from it"
+    else:
+        return None
+    return Problem("clock", text, watched.manifest_sha256, watched.module)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -98,7 +98,7 @@ def _series(layout: Layout, rows: Sequence[Row[Any]]) -> LookSeries:
     return LookSeries(
         starts=tuple(row.start for row in rows),
         counts=_matrix([row.counts for row in rows], layout.cells),
-        moments=_matrix([row.moments for row in rows], 2 * layout.numeric) * TICK,
+        moments=_matrix([row.moments for row in rows], 2 * layout.numeric).astype(np.float64) * TICK,
         joint=joint if joint.shape[1] else np.zeros((len(rows), 0), np.int64),
         still=_matrix([row.still for row in rows], layout.numeric),
         windows=np.array([row.windows for row in rows], np.int64),

@@ -21,7 +21,7 @@ from modules.windows import ReferenceProfile, decode_reference
 MAX_KEPT: Final = 64
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Watched:
     """A module under watch. Without a reference profile `reference_sha256` is empty and the layout has no features."""
 

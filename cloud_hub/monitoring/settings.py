@@ -1,4 +1,4 @@
-"""How devices are grouped for monitoring: the table `[monitoring]` of `hub.toml`. Used by `config`."""
+"""Groups of devices, and how much a device may send: the table `[monitoring]` of `hub.toml`. Used by `config`."""
 
 from __future__ import annotations
 
@@ -16,13 +16,19 @@ class MonitoringSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
 
     `group_by` names tags of devices, or `profile` (the device profile), `agent` (the agent's version) and `os`. Each
     window counts once more for each of them that its device has, so each costs room and time.
+
+    Of one device at most `device_mib_per_day` of windows and samples are taken, a day's worth at once; what is beyond
+    waits on the device, which forgets its oldest when it runs out of room.
     """
 
     group_by: tuple[str, ...] = ("site", "profile", "agent", "os")
+    device_mib_per_day: float = 1024.0
 
     def __post_init__(self) -> None:
         if len(self.group_by) > MAX_GROUPINGS:
             raise ValueError(f"monitoring.group_by: expected at most {MAX_GROUPINGS} names, got {len(self.group_by)}")
+        if not self.device_mib_per_day > 0:
+            raise ValueError(f"monitoring.device_mib_per_day: expected above 0, got {self.device_mib_per_day}")
         for name in self.group_by:
             if not _NAME.fullmatch(name) or name == "id":
                 raise ValueError(

@@ -45,13 +45,17 @@ looks = Table(
     Column("rows", BigInteger, nullable=False),
     Column("errors", BigInteger, nullable=False),
     Column("refused", BigInteger, nullable=False),
-    Column("counts", LargeBinary, nullable=False),  # int64, little-endian, one per cell of the reference
-    Column("moments", LargeBinary, nullable=False),  # int64, little-endian, in units of monitoring.looks.TICK
-    Column("latency", LargeBinary, nullable=False),  # int64, little-endian, one per latency bin
+    # Arrays are packed by monitoring.integers.
+    Column("counts", LargeBinary, nullable=False),  # one per cell of the reference
+    Column("moments", LargeBinary, nullable=False),  # in units of monitoring.tallies.TICK
+    Column("latency", LargeBinary, nullable=False),  # one per latency bin
     Column("late", BigInteger, nullable=False, server_default="0"),
     Column("clock_jumps", BigInteger, nullable=False, server_default="0"),
-    Column("joint", LargeBinary),  # int64, little-endian: rows, then sums in JOINT_TICK; null: none was sent
-    Column("still", LargeBinary),  # int64, little-endian, windows per numeric feature; null: none stood still
+    Column(
+        "noise", BigInteger, nullable=False, server_default="0"
+    ),  # variance of each cell, in monitoring.tallies.TICK
+    Column("joint", LargeBinary),  # rows, then sums in JOINT_TICK; null: none was sent
+    Column("still", LargeBinary),  # windows per numeric feature; null: none stood still
     Index("ix_looks_module_device_start", "module", "device", "start"),
     Index("ix_looks_start", "start"),
 )

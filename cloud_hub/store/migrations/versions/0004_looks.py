@@ -24,6 +24,7 @@ def upgrade() -> None:
         )
         batch_op.add_column(sa.Column("late", sa.BigInteger(), nullable=False, server_default="0"))
         batch_op.add_column(sa.Column("clock_jumps", sa.BigInteger(), nullable=False, server_default="0"))
+        batch_op.add_column(sa.Column("noise", sa.BigInteger(), nullable=False, server_default="0"))
         batch_op.add_column(sa.Column("joint", sa.LargeBinary(), nullable=True))
         batch_op.add_column(sa.Column("still", sa.LargeBinary(), nullable=True))
         batch_op.create_index("ix_looks_start", ["start"], unique=False)
@@ -55,7 +56,7 @@ def downgrade() -> None:
 
     with op.batch_alter_table("looks", schema=None) as batch_op:
         batch_op.drop_index("ix_looks_start")
-        for name in ("still", "joint", "clock_jumps", "late"):
+        for name in ("still", "joint", "noise", "clock_jumps", "late"):
             batch_op.drop_column(name)
         batch_op.alter_column(
             "device", existing_type=sa.String(length=264), type_=sa.String(length=63), existing_nullable=False
