@@ -28,6 +28,7 @@ import numpy as np
 
 from agent.sandbox.given import Given
 from agent.sandbox.protocol import (
+    BlobTaken,
     Notice,
     Order,
     Ping,
@@ -180,7 +181,7 @@ class Ours(Server):
             while True:
                 (length,) = struct.unpack(">I", self._channel.recv(4, socket.MSG_WAITALL))
                 notice = msgspec.msgpack.decode(self._channel.recv(length, socket.MSG_WAITALL), type=Notice)
-                if not isinstance(notice, SampleTaken | WindowClosed):
+                if not isinstance(notice, BlobTaken | SampleTaken | WindowClosed):
                     self._notices.put(notice)
 
     def stop(self) -> None:

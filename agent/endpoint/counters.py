@@ -52,6 +52,9 @@ class Counters:
         self.in_flight = 0
         self.sampled = 0
         self.dropped_samples = 0
+        self.dropped_why: dict[str, int] = {}  # the same by reason
+        self.thinned_samples = 0  # left out for the quota alone
+        self.odd_times = 0  # rows with an event time that cannot be, counted as they arrived
         self.latency = Latency()
         self.failed_us = 0  # what requests took that were not answered 200
         self.queue_us = 0  # from arrival to the run, of all predictions
@@ -87,6 +90,8 @@ class Counters:
             in_flight=self.in_flight,
             sampled=self.sampled,
             dropped_samples=self.dropped_samples,
+            thinned=self.thinned_samples,
+            dropped_why=dict(self.dropped_why),
             p50_us=self.latency.percentile(0.5),
             p99_us=self.latency.percentile(0.99),
             latency=self.latency.counts(),

@@ -41,7 +41,9 @@ def metrics(manifest: Manifest, counters: Counters) -> str:
     tell("run_seconds_total", "counter", "Time in runs of the model.", [(f"{{{labels}}}", counters.run_us / 1e6)])
     tell("queue_seconds_total", "counter", "From arrival to the run.", [(f"{{{labels}}}", counters.queue_us / 1e6)])
     tell("requests_waiting", "gauge", "Requests that wait or run in the pool.", [(f"{{{labels}}}", counters.in_flight)])
-    samples = (("taken", counters.sampled), ("dropped", counters.dropped_samples))
+    samples = (
+        ("taken", counters.sampled), ("dropped", counters.dropped_samples), ("thinned", counters.thinned_samples)
+    )  # fmt: skip
     tell(
         "samples_total", "counter", "Predictions sampled.",
         [(f'{{{labels},outcome="{outcome}"}}', count) for outcome, count in samples],

@@ -22,6 +22,8 @@ class Given(msgspec.Struct, frozen=True, omit_defaults=True):
     user ids that may use the Unix sockets (empty: all). `shares_memory`: whether clients may pass tensors in POSIX
     shared memory. `black_box`: a
     page where it writes what it is about to run (-1: none). `circuit`: the devices of its FPGA, or why there are none.
+    `ring`: the file for its last predictions (-1: none). `quota_left`: the bytes of samples that it may send at once
+    (None: it begins anew). `secret`: this device's own, with which redaction hashes.
     """
 
     providers: tuple[str, ...] = (CPU,)
@@ -38,3 +40,6 @@ class Given(msgspec.Struct, frozen=True, omit_defaults=True):
     shares_memory: bool = False
     black_box: int = -1
     circuit: Circuit = Circuit()
+    ring: int = -1
+    quota_left: float | None = None
+    secret: bytes = b""

@@ -35,6 +35,9 @@ from agent.sandbox.environment import worker_environment
 from agent.sandbox.log import LogPipe, RotatingLog
 from agent.sandbox.nursery import NoFork, Nursery
 from agent.sandbox.protocol import (
+    Asked,
+    AskedDone,
+    BlobTaken,
     Broken,
     Drain,
     Drained,
@@ -58,11 +61,13 @@ from agent.sandbox.protocol import (
     frame,
     read_notice,
 )
+from modules.commands import AskSamples
 from modules.manifest import Resources, SamplingPolicy
 from modules.messages import Stream
 
 SERVE_DEADLINE_S = 10.0
 SELF_TEST_DEADLINE_S = 60.0
+ASK_DEADLINE_S = 60.0  # it ends by itself long before
 # What the interpreter, C++ and the runtimes say when they get no memory.
 _NO_MEMORY = (
     "MemoryError",
@@ -162,6 +167,10 @@ class WorkerProcess:
             self._kill()
             text = f"worker of {self.name}: it took no order within {SERVE_DEADLINE_S:g} s; it was killed"
             raise WorkerError(text, "worker-timeout") from None
+
+    async def ask_samples(self, id_: str, asked: AskSamples) -> AskedDone:
+        """Rows of its ring, as samples that have come before this returns. Raises WorkerError."""
+        return await self._ask(Asked(id_, asked), AskedDone, ASK_DEADLINE_S)
 
     def cap(self, percent: int) -> None:
         """What it may take of the processors, where that can be set (100: one of them, 0: no limit)."""
@@ -268,6 +277,8 @@ class WorkerProcess:
             self._on_item("window", notice.window)
         elif isinstance(notice, SampleTaken):
             self._on_item("sample", notice.sample)
+        elif isinstance(notice, BlobTaken):
+            self._on_item("blob", notice.piece)
         elif self._expected and isinstance(notice, (self._expected[0][0], Broken)):
             answer = self._expected.popleft()[1]
             if not answer.done():

@@ -2,20 +2,21 @@
 
 A frame is a 4-byte big-endian length and one MessagePack message of the tagged unions below; nothing is ever pickled.
 Exceptions cross as key and text. The parent speaks `Order`s, the worker speaks `Notice`s. Orders are answered in order:
-Start -> Ready | Broken; SelfTest -> Passed | Broken; Serve -> Serving; Drain -> Drained; Ping -> Pong. WindowClosed and
-SampleTaken come at any time. Stop and end of file end the worker.
+Start -> Ready | Broken; SelfTest -> Passed | Broken; Serve -> Serving; Drain -> Drained; Ping -> Pong; Asked ->
+AskedDone. WindowClosed, SampleTaken and BlobTaken come at any time. Stop and end of file end the worker.
 """
 
 from __future__ import annotations
 
 import asyncio
 import struct
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
 
 from agent.sandbox.given import Given
 from firmware_profiles.confinement import Confinement
+from modules.commands import AskSamples
 from modules.errors import MALFORMED
 from modules.execution import StageExecution
 from modules.manifest import SamplingPolicy
@@ -74,6 +75,13 @@ class Hold(msgspec.Struct, frozen=True, tag="hold"):
     sources: bool = False
 
 
+class Asked(msgspec.Struct, frozen=True, tag="asked"):
+    """Send these rows of the ring as samples of the command `id`, before the answer."""
+
+    id: str
+    asked: AskSamples
+
+
 class Ping(msgspec.Struct, frozen=True, tag="ping"):
     """Are you there, and how are you doing?"""
 
@@ -82,7 +90,7 @@ class Stop(msgspec.Struct, frozen=True, tag="stop"):
     """Exit now. Not answered."""
 
 
-Order = Start | SelfTest | Serve | Drain | SetPolicy | Hold | Ping | Stop
+Order = Start | SelfTest | Serve | Drain | SetPolicy | Hold | Asked | Ping | Stop
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
@@ -136,7 +144,8 @@ class SourceSeen(msgspec.Struct, frozen=True, array_like=True):
 
 class Stats(msgspec.Struct, frozen=True):
     """Counts since the worker started; latency percentiles in microseconds over all predictions so far, and the counts
-    that they are of, see `agent.latency`.
+    that they are of, see `agent.latency`. `thinned` predictions were left out for the quota alone; `sampling` says why
+    no samples are taken, where the policy does not fit the module.
     """
 
     requests: int = 0
@@ -149,6 +158,9 @@ class Stats(msgspec.Struct, frozen=True):
     p50_us: float = 0.0
     p99_us: float = 0.0
     latency: tuple[int, ...] = ()
+    thinned: int = 0
+    dropped_why: dict[str, int] = {}
+    sampling: str = ""
     sources: tuple[SourceSeen, ...] = ()
 
 
@@ -168,7 +180,23 @@ class SampleTaken(msgspec.Struct, frozen=True, tag="sample-taken"):
     sample: bytes
 
 
-Notice = Ready | Broken | Passed | Serving | Drained | Pong | WindowClosed | SampleTaken
+class BlobTaken(msgspec.Struct, frozen=True, tag="blob-taken"):
+    """`piece` is an encoded modules.pieces.BlobPiece, of a sample that went before it."""
+
+    piece: bytes
+
+
+class AskedDone(msgspec.Struct, frozen=True, tag="asked-done", omit_defaults=True):
+    """`count` samples were sent, of `found`; `key` and `text` say why not, or not all."""
+
+    outcome: Literal["done", "refused"]
+    key: str = ""
+    text: str = ""
+    count: int = 0
+    found: int = 0
+
+
+Notice = Ready | Broken | Passed | Serving | Drained | Pong | AskedDone | WindowClosed | SampleTaken | BlobTaken
 
 
 class FrameError(Exception):

@@ -40,7 +40,7 @@ from agent.sandbox.blackbox import Recorded
 from agent.sandbox.confine import ConfineError, confine
 from agent.sandbox.given import Given
 from agent.sandbox.level import level_of, separated
-from agent.sandbox.protocol import Passed, Ready, SampleTaken, Start, Stats, WindowClosed
+from agent.sandbox.protocol import Asked, AskedDone, BlobTaken, Passed, Ready, SampleTaken, Start, Stats, WindowClosed
 from agent.sandbox.room import Room, room_for, with_places
 from agent.sandbox.self_test import check_golden, golden_inputs
 from agent.sandbox.share import settle, threads
@@ -63,7 +63,7 @@ MIN_HELD_BYTES = 64 * 1024 * 1024
 class Session:
     """The module that this worker runs. `ready` is what to answer to Start."""
 
-    def __init__(self, order: Start, send: Callable[[WindowClosed | SampleTaken], bool]) -> None:
+    def __init__(self, order: Start, send: Callable[[WindowClosed | SampleTaken | BlobTaken], bool]) -> None:
         """Raises AgentError and ModuleError."""
         started = time.perf_counter()
         manifest = decode_manifest(order.manifest)
@@ -90,7 +90,7 @@ class Session:
         )  # fmt: skip
         self.watch = Watch(
             manifest, manifest_digest(order.manifest), reference, reference_digest, order.sampling, self.counters,
-            time.time, send,
+            time.time, send, order.given,
         )  # fmt: skip
         self._recorder = Recorder(self.counters, self.watch.observe, self.watch.observe_together)
         complete = never_missing(manifest, _complete_tensors(reference))
@@ -148,6 +148,10 @@ class Session:
     def set_policy(self, policy: SamplingPolicy) -> None:
         self.watch.set_policy(policy)
 
+    async def asked(self, order: Asked) -> AskedDone:
+        """Samples of the ring, sent before this returns."""
+        return await self.watch.taking.asked(order)
+
     def hold(self, requests: bool, sources: bool) -> None:
         """What waits for cooler times; false lets it go on."""
         self._predictor.held = requests
@@ -155,7 +159,7 @@ class Session:
             self._sources.hold(sources)
 
     def stats(self) -> Stats:
-        stats = self.counters.stats()
+        stats = msgspec.structs.replace(self.counters.stats(), sampling=self.watch.taking.unfit)
         return msgspec.structs.replace(stats, sources=self._sources.seen()) if self._sources is not None else stats
 
     def close(self) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from agent.errors import AgentError
-from agent.sandbox.protocol import SampleTaken, Start, WindowClosed
+from agent.sandbox.protocol import BlobTaken, SampleTaken, Start, WindowClosed
 from agent.sandbox.worker import quiet_libraries
 from modules.errors import ModuleError
 from modules.images import INNER_MANIFEST
@@ -109,15 +109,15 @@ def _address(handle: int) -> tuple[str, int]:
         return name
 
 
-def _print(notice: WindowClosed | SampleTaken) -> bool:
+def _print(notice: WindowClosed | SampleTaken | BlobTaken) -> bool:
     if isinstance(notice, WindowClosed):
         _say("window", window=decode_window(notice.window))
-    else:
+    elif isinstance(notice, SampleTaken):
         _say("sample", sample=decode_sample(notice.sample))
     return True
 
 
-def _ignore(notice: WindowClosed | SampleTaken) -> bool:
+def _ignore(notice: WindowClosed | SampleTaken | BlobTaken) -> bool:
     return True
 
 

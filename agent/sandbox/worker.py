@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, NoReturn
 from agent.errors import AgentError
 from agent.sandbox.confine import die_with_parent, memory_words
 from agent.sandbox.protocol import (
+    Asked,
+    BlobTaken,
     Broken,
     Drain,
     Drained,
@@ -116,12 +118,14 @@ class Worker:
             case Hold(requests=requests, sources=sources):
                 session.hold(requests, sources)
                 return None
+            case Asked():
+                return await session.asked(order)
             case Ping():
                 return Pong(session.stats())
             case _:
                 raise AgentError(f"expected an order, got {type(order).__name__}", "internal")
 
-    def _send(self, notice: WindowClosed | SampleTaken) -> bool:
+    def _send(self, notice: WindowClosed | SampleTaken | BlobTaken) -> bool:
         """Queued for the parent, or False: it does not read, and what was seen must not fill the memory."""
         unsent = self._writer.transport.get_write_buffer_size()
         if unsent > (MAX_UNSENT_SAMPLES if isinstance(notice, SampleTaken) else MAX_UNSENT):

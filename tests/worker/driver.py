@@ -21,6 +21,7 @@ from agent.sandbox.given import Given
 from agent.sandbox.level import namespaces
 from agent.sandbox.nursery import Forked, Nursery
 from agent.sandbox.protocol import (
+    BlobTaken,
     Broken,
     Notice,
     Order,
@@ -41,6 +42,7 @@ from firmware_profiles.confinement import Confinement
 from modules.bundle import Chunk, FileEntry, sha256_hex
 from modules.manifest import Lineage, Manifest, Runtime, SamplingPolicy, encode_manifest
 from modules.messages import Sample, decode_sample
+from modules.pieces import BlobPiece, decode_piece
 from modules.windows import Window, decode_window
 
 DEADLINE_S = 30.0
@@ -117,6 +119,7 @@ class WorkerDriver:
         self.path = str(slot.parent / "endpoint.sock")
         self.windows: list[Window] = []
         self.samples: list[Sample] = []
+        self.pieces: list[BlobPiece] = []
         self._sampling = sampling
         self._confine = confine
         self._uid = uid
@@ -243,6 +246,8 @@ class WorkerDriver:
                     self.windows.append(decode_window(notice.window))
                 elif isinstance(notice, SampleTaken):
                     self.samples.append(decode_sample(notice.sample))
+                elif isinstance(notice, BlobTaken):
+                    self.pieces.append(decode_piece(notice.piece))
                 else:
                     self._answers.put_nowait(notice)
 

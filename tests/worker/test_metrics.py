@@ -39,7 +39,7 @@ async def test_metrics_say_what_was_asked_and_answered(tmp_path: Path, digits_mo
         told = read(response.body.decode())
     assert told["mooring_requests_total"] == {"200": 3, "400": 1}
     assert told["mooring_rows_total"] == {"": 7}
-    assert told["mooring_samples_total"] == {"taken": 7, "dropped": 0}
+    assert told["mooring_samples_total"] == {"taken": 7, "dropped": 0, "thinned": 0}
     assert told["mooring_request_seconds_count"] == {"": 3}
     assert 0 < told["mooring_request_seconds_sum"][""] < 60
     assert told["mooring_run_rows_bucket"]["1"] == 2

@@ -26,7 +26,7 @@ from agent.endpoint.oip import Call, Parser
 from agent.endpoint.pace import QUICK_US, TRIES, Pace
 from agent.endpoint.predictor import Predictor
 from agent.endpoint.recorder import Prediction
-from agent.sandbox.protocol import SampleTaken, WindowClosed
+from agent.sandbox.protocol import BlobTaken, SampleTaken, WindowClosed
 from agent.sandbox.watch import Watch
 from modules.execution import StageExecution
 from modules.manifest import Lineage, Manifest, Runtime, SamplingPolicy
@@ -359,7 +359,7 @@ async def test_windows_end_at_the_clock_also_when_it_is_set() -> None:
     now = [1000.5]
     counters = Counters()
 
-    def send(notice: WindowClosed | SampleTaken) -> bool:
+    def send(notice: WindowClosed | SampleTaken | BlobTaken) -> bool:
         assert isinstance(notice, WindowClosed)
         sent.append(decode_window(notice.window))
         return True

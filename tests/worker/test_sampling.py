@@ -8,8 +8,13 @@ import numpy as np
 import pytest
 
 from agent.endpoint.codec import from_tensor
-from agent.sampling import Choice, Sampler, row_id, scores_output, share
+from agent.sampling.features import Names
+from agent.sampling.making import Maker
+from agent.sampling.quota import Quota
+from agent.sampling.redaction import Redactor
+from agent.sampling.sampler import Choice, Rows, Sampler, row_id, scores_output, share
 from modules.manifest import Lineage, Manifest, Runtime, SamplingPolicy
+from modules.messages import decode_sample
 from modules.tensors import TensorSpec
 from modules.windows import Numeric, ReferenceProfile
 
@@ -22,16 +27,16 @@ MANIFEST = Manifest(
 
 
 def sampler(digest: str = "d" * 64, **policy: Any) -> Sampler:
-    return Sampler(MANIFEST, digest, "y", SamplingPolicy(**policy), lambda: 12.5)
+    return Sampler(digest, "y", Names(MANIFEST, None), SamplingPolicy(**policy), Quota(None, 0.0), lambda: 0.0)
 
 
 def kept(chooser: Sampler, ids: list[str], scores: Any = None) -> list[Choice]:
-    choices = []
-    for i, id_ in enumerate(ids):
-        low = chooser.low({"y": scores[i : i + 1]}) if scores is not None else None
-        choice = chooser.choose(id_, 0, 1, low)
-        choices += [choice] if choice is not None else []
-    return choices
+    outputs = {} if scores is None else {"y": scores}
+    return chooser.choose(ids, Rows({}, outputs, len(ids), 100))
+
+
+def chosen(chooser: Sampler) -> list[str]:
+    return [IDS[choice.row] for choice in kept(chooser, IDS)]
 
 
 IDS = [f"prediction-{i}" for i in range(4000)]
@@ -44,14 +49,13 @@ def test_the_share_of_an_id_is_the_same_wherever_it_is_computed() -> None:
 
 
 def test_about_the_asked_share_is_kept_and_the_same_one_each_time() -> None:
-    first = [c for c in IDS if sampler(rate=0.1).choose(c, 0, 1, None)]
+    first = chosen(sampler(rate=0.1))
     assert 300 < len(first) < 500
-    assert first == [c for c in IDS if sampler(rate=0.1).choose(c, 0, 1, None)]
+    assert first == chosen(sampler(rate=0.1))
 
 
 def test_a_higher_rate_keeps_what_a_lower_one_kept() -> None:
-    few = {c for c in IDS if sampler(rate=0.05).choose(c, 0, 1, None)}
-    assert few < {c for c in IDS if sampler(rate=0.2).choose(c, 0, 1, None)}
+    assert set(chosen(sampler(rate=0.05))) < set(chosen(sampler(rate=0.2)))
 
 
 @pytest.mark.parametrize(("rate", "count"), [(0.0, 0), (1.0, 4000)])
@@ -61,7 +65,7 @@ def test_nothing_and_everything_are_exact(rate: float, count: int) -> None:
 
 def test_the_first_rows_after_a_start_are_all_kept_and_say_so() -> None:
     choices = kept(sampler(rate=0.0, first=3), IDS)
-    assert choices == [Choice(0, "first", 1.0)] * 3
+    assert choices == [Choice(row, "first", 1.0) for row in range(3)]
 
 
 def test_rows_of_low_confidence_have_their_own_chance_and_it_is_recorded() -> None:
@@ -83,9 +87,13 @@ def test_rows_of_a_batch_are_predictions_of_their_own() -> None:
 
 
 def test_a_sample_is_one_row_of_every_input_and_output() -> None:
-    inputs = {"x": np.arange(6, dtype=np.float32).reshape(3, 2), "size": np.array([7])}
-    outputs = {"y": np.ones((3, 3), np.float32), "word": np.array([b"a", b"bc", b"d"], object)}
-    sample = sampler(rate=0.25).sample("p", 3, Choice(1, "base", 0.25), inputs, outputs)
+    inputs = {"x": np.array([[2, 3]], np.float32), "size": np.array([7])}
+    outputs = {"y": np.ones((1, 3), np.float32), "word": np.array([b"bc"], object)}
+    maker, policy = Maker(MANIFEST, "d" * 64, lambda: 12.5), SamplingPolicy()
+    maker.set(policy, Redactor(policy, Names(MANIFEST, None), b""))
+    made = maker.make("p#1", Choice(1, "base", 0.25), inputs, outputs)
+    sample = decode_sample(made.sample)
+    assert made.pieces == []
     assert (sample.prediction_id, sample.at, sample.stratum, sample.probability) == ("p#1", 12.5, "base", 0.25)
     arrays = {t.name: from_tensor(t).tolist() for t in sample.inputs + sample.outputs}
     assert arrays == {"x": [[2.0, 3.0]], "size": [7], "y": [[1.0, 1.0, 1.0]], "word": [b"bc"]}
