@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from agent.sandbox.windows import Profiler
+from agent.watching.profiler import Profiler
 from benchmarks.common import median, report
 from modules.manifest import Lineage, Manifest, Runtime
 from modules.tensors import TensorSpec
@@ -62,7 +62,7 @@ def _rate(profiler: Profiler, batches: list[dict[str, np.ndarray]], batch: int) 
             profiler.add(batch, inputs, nothing)
         rows += batch * len(batches)
     profiler.flush()
-    cells, _ = profiler.close()
+    cells = profiler.close().cells
     assert sum(cells) == rows * FEATURES, "a row was lost"
     return rows / took
 

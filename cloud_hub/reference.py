@@ -7,13 +7,17 @@ device counts into. Called by the child of `probing`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
+import msgspec
 import numpy as np
 
+from cloud_hub.joint_reference import joint_features
+from cloud_hub.wide_reference import is_free_text, is_wide, wide_takes
 from modules.errors import WindowError
+from modules.taking import Taker
 from modules.tensors import TensorSpec
-from modules.windows import Categorical, Feature, Numeric, ReferenceProfile
+from modules.windows import Categorical, Feature, Joint, Numeric, ReferenceProfile, Take
 
 Array = np.ndarray[Any, np.dtype[Any]]
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
@@ -41,7 +45,8 @@ def profile_training(
         raise WindowError(f"training sample: expected the same number of rows in every array, got {sorted(rows)}")
     profiled_inputs = [feature for spec in input_specs for feature in _input(spec, inputs[spec.name], bins)]
     profiled_outputs = [feature for spec in output_specs for feature in _output(spec, outputs[spec.name], bins)]
-    return ReferenceProfile(rows.pop(), tuple(profiled_inputs), tuple(profiled_outputs))
+    joint = _joint(profiled_inputs, inputs, input_specs)
+    return ReferenceProfile(rows.pop(), tuple(profiled_inputs), tuple(profiled_outputs), joint)
 
 
 def choose_edges(values: Array, bins: int = BINS) -> FloatArray:
@@ -89,6 +94,9 @@ def _cuts(counts: Array, bins: int) -> Array:
 
 def _input(spec: TensorSpec, array: Array, bins: int) -> Iterator[Feature]:
     flat = array.reshape(len(array), -1)
+    if is_wide(spec, array.shape[1:]):
+        yield from _wide(spec, array, bins)
+        return
     if flat.shape[1] > MAX_ELEMENTS:
         raise WindowError(
             f"input {spec.name}: expected at most {MAX_ELEMENTS} elements per row to profile, got {flat.shape[1]}; "
@@ -104,21 +112,55 @@ def _output(spec: TensorSpec, array: Array, bins: int) -> Iterator[Feature]:
         categories = spec.labels or tuple(str(index) for index in range(flat.shape[1]))
         yield _argmax(spec, flat, categories)
         yield _maximum(spec, flat, bins)
+    elif is_wide(spec, array.shape[1:]):
+        yield _maximum(spec, flat, bins)
+        yield from _wide(spec, array, bins)
     elif flat.shape[1] > MAX_ELEMENTS:
         yield _maximum(spec, flat, bins)
     else:
         for index, name in enumerate(_names(spec, array)):
             column = flat[:, index]
-            if column.dtype.kind in "biu" and np.unique(column).size <= MAX_CLASSES:
+            if column.dtype.kind in "iu" and np.unique(column).size <= MAX_CLASSES:
                 yield _categorical(spec, name, column, index)
             else:
                 yield _column(spec, name, flat, index, bins)
 
 
 def _column(spec: TensorSpec, name: str, flat: Array, index: int, bins: int) -> Feature:
-    if spec.datatype == "BYTES" or flat.dtype.kind in "OSU":
-        return _categorical(spec, name, flat[:, index], index)
-    return _numeric(spec.name, name, flat[:, index], bins, "column", index)
+    column = flat[:, index]
+    if spec.datatype == "BOOL" or column.dtype.kind == "b":
+        return _boolean(spec, name, column, index)
+    if spec.datatype != "BYTES" and column.dtype.kind not in "OSU":
+        return _numeric(spec, name, flat, bins, "column", index)
+    texts = [as_text(value) for value in column.tolist()]
+    known = [text for text in texts if text is not None]
+    if spec.datatype == "BYTES" and is_free_text(len(set(known)), len(known), MAX_CATEGORIES):
+        return _numeric(spec, f"{name}.length", flat, bins, "length", index)
+    return _categorical(spec, name, column, index)
+
+
+def _wide(spec: TensorSpec, array: Array, bins: int) -> Iterator[Feature]:
+    shape = array.shape[1:]
+    flat = array.reshape(len(array), -1)
+    for name, take, index, axes in wide_takes(shape):
+        yield _numeric(spec, f"{spec.name}.{name}", flat, bins, take, index, axes, shape)
+
+
+def _boolean(spec: TensorSpec, name: str, column: Array, index: int) -> Categorical:
+    true = int(column.astype(bool).sum())
+    return Categorical(name, spec.name, ("False", "True"), (len(column) - true, true, 0, 0), index=index)
+
+
+def _joint(features: Sequence[Feature], inputs: Mapping[str, Array], specs: Sequence[TensorSpec]) -> Joint | None:
+    """Only of tensors whose rows come one below the other on the device, too, and are of one length."""
+    in_rows = {spec.name for spec in specs if spec.shape[:1] in ((-1,), (1,)) and -1 not in spec.shape[1:]}
+    found = []
+    for place, feature in enumerate(features):
+        if isinstance(feature, Numeric) and feature.tensor in in_rows:
+            array = inputs[feature.tensor]
+            shape = array.shape[1:]
+            found.append((place, feature, Taker(feature, len(shape)).take(array.reshape(len(array), -1), shape)))
+    return joint_features(found)
 
 
 def _is_class_vector(spec: TensorSpec, flat: Array) -> bool:
@@ -141,16 +183,27 @@ def _argmax(spec: TensorSpec, flat: Array, categories: tuple[str, ...]) -> Categ
 
 def _maximum(spec: TensorSpec, flat: Array, bins: int) -> Numeric:
     """The row's maximum; NaN, and so missing, where the row has one."""
-    return _numeric(spec.name, f"{spec.name}.confidence", flat.max(axis=1), bins, "max", 0)
+    return _numeric(spec, f"{spec.name}.confidence", flat, bins, "max", 0)
 
 
-def _numeric(tensor: str, name: str, column: Array, bins: int, take: Literal["column", "max"], index: int) -> Numeric:
+def _numeric(
+    spec: TensorSpec,
+    name: str,
+    flat: Array,
+    bins: int,
+    take: Take,
+    index: int,
+    axes: tuple[int, ...] = (),
+    shape: tuple[int, ...] = (),
+) -> Numeric:
+    blank = Numeric(name, spec.name, (0.0, 1.0), (0,) * 4, 0.0, 1.0, take, index, axes)
+    column = Taker(blank, len(shape)).take(flat, shape)
     values = column if column.dtype.kind == "f" else column.astype(np.float64)
     finite = values[np.isfinite(values)]
     edges = choose_edges(finite, bins)
     mean, scale = _mean_and_scale(finite.astype(np.float64))
     counts = count_numeric(values.astype(np.float64), edges)
-    return Numeric(name, tensor, tuple(edges.tolist()), tuple(counts), mean, scale, take, index)
+    return msgspec.structs.replace(blank, edges=tuple(edges.tolist()), counts=tuple(counts), mean=mean, scale=scale)
 
 
 def _mean_and_scale(values: FloatArray) -> tuple[float, float]:

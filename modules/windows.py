@@ -2,7 +2,7 @@
 
 The signed module carries a ReferenceProfile: bins from the training data's quantiles, with their counts. A device
 counts every row into those cells; merging is integer addition, so it is exact in any order. No NumPy here: the
-worker counts with arrays (`agent.sandbox.windows`), the hub merges with arrays (`cloud_hub.monitoring`).
+worker counts with arrays (`agent.watching.profiler`), the hub merges with arrays (`cloud_hub.monitoring`).
 
 Cells of a numeric feature with edges e0 <= ... <= eK, in order: K bins ([ei, ei+1), the last one closed), under
 (< e0), over (> eK), missing (NaN). Cells of a categorical feature: one per category, unknown, missing.
@@ -40,8 +40,8 @@ class Numeric(msgspec.Struct, frozen=True, tag="numeric", omit_defaults=True):
     `column` is the row's flat element `index` (true is 1) and `max` its largest element. `length` is the number of
     bytes of the text at `index`. Of all elements of a row: `brightness` is their mean, `contrast` their standard
     deviation, `energy` the root of their mean square, `sharpness` the mean size of the differences between neighbours
-    along the row's `axes`, `crossings` the share of neighbours along these axes of which one is below zero and the
-    other is not. `projection` is the sum of the elements that `modules.projection` draws for number `index`.
+    along `axes` (-1 is the last), `crossings` the share of neighbours along these axes of which one is below zero and
+    the other is not. `projection` is the sum of the elements that `modules.projection` draws for number `index`.
     """
 
     name: str

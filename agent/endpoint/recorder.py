@@ -23,28 +23,38 @@ MAX_LEFT = 4096  # predictions of threads that the loop has not taken up; more a
 
 
 class Prediction(msgspec.Struct, gc=False):
-    """What one request predicted, for those who watch: rows of inputs, and of outputs. Nobody writes to them."""
+    """What one request predicted, for those who watch: rows of inputs, and of outputs. Nobody writes to them.
+
+    `event_s` is when it happened what the inputs are of, in seconds since the epoch; 0 where nobody said.
+    """
 
     id: str
     rows: int
     inputs: Mapping[str, Array]
     outputs: Mapping[str, Array]
+    event_s: float = 0.0
 
 
 class Together(msgspec.Struct, gc=False):
-    """What ran together: ids and rows of each request, whose rows lie one below the other. Nobody writes to them."""
+    """What ran together: ids and rows of each request, whose rows lie one below the other. Nobody writes to them.
+
+    `events` are the event times, one per request; none where no request said one.
+    """
 
     ids: list[str]
     rows: list[int]
     inputs: Mapping[str, Array]
     outputs: Mapping[str, Array]
+    events: Sequence[float] = ()
 
     def apart(self) -> list[Prediction]:
         """As predictions of their own, views of the same arrays."""
         predictions, start = [], 0
-        for id_, rows in zip(self.ids, self.rows, strict=True):
+        events = self.events or (0.0,) * len(self.ids)
+        for id_, rows, event_s in zip(self.ids, self.rows, events, strict=True):
             stop = start + rows
-            predictions.append(Prediction(id_, rows, cut(self.inputs, start, stop), cut(self.outputs, start, stop)))
+            inputs, outputs = cut(self.inputs, start, stop), cut(self.outputs, start, stop)
+            predictions.append(Prediction(id_, rows, inputs, outputs, event_s))
             start = stop
         return predictions
 

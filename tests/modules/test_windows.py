@@ -125,7 +125,7 @@ def test_sums_that_so_few_rows_cannot_have_are_refused() -> None:
 def test_a_reference_with_a_new_way_to_take_a_number_says_that_old_agents_cannot_read_it() -> None:
     old = Numeric("x", "x", (0.0, 1.0), (1, 0, 0, 0), 0.5, 1.0)
     assert ReferenceProfile(1, (old,)).is_plain
-    new = Numeric("x.sharpness", "x", (0.0, 1.0), (1, 0, 0, 0), 0.5, 1.0, "sharpness", axes=(0, 1))
+    new = Numeric("x.sharpness", "x", (0.0, 1.0), (1, 0, 0, 0), 0.5, 1.0, "sharpness", axes=(-2, -1))
     profile = ReferenceProfile(1, (old, new))
     assert not profile.is_plain
     assert decode_reference(encode_reference(profile)) == profile

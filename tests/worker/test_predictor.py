@@ -26,13 +26,12 @@ from agent.endpoint.oip import Call, Parser
 from agent.endpoint.pace import QUICK_US, TRIES, Pace
 from agent.endpoint.predictor import Predictor
 from agent.endpoint.recorder import Prediction
-from agent.sandbox.protocol import BlobTaken, SampleTaken, WindowClosed
 from agent.sandbox.watch import Watch
 from modules.execution import StageExecution
 from modules.manifest import Lineage, Manifest, Runtime, SamplingPolicy
 from modules.runtime import Stage
 from modules.tensors import TensorSpec
-from modules.windows import LATENCY_BINS, Window, decode_window
+from modules.windows import LATENCY_BINS
 from support.waiting import until
 from worker.driver import binary_input
 
@@ -352,30 +351,6 @@ def test_half_precision_is_looked_through_for_nan_without_overflow() -> None:
         else:
             with pytest.raises(Refused, match="got NaN in 1 of 2 elements, the first at 1"):
                 _ = parser.parse(head + x.tobytes(), len(head)).inputs
-
-
-async def test_windows_end_at_the_clock_also_when_it_is_set() -> None:
-    sent: list[Window] = []
-    now = [1000.5]
-    counters = Counters()
-
-    def send(notice: WindowClosed | SampleTaken | BlobTaken) -> bool:
-        assert isinstance(notice, WindowClosed)
-        sent.append(decode_window(notice.window))
-        return True
-
-    watch = Watch(HALF, "d", None, "", SamplingPolicy(window_s=0.1), counters, lambda: now[0], send)
-    watch.start()
-    counters.rows = 3
-    now[0] = 900.0  # set back
-    await until(lambda: len(sent) == 1, "the window")
-    counters.rows = 5
-    now[0] = 5000.0  # and far ahead
-    await until(lambda: len(sent) == 2, "the next window")
-    await watch.stop()
-    first, second = sent
-    assert (first.start, first.end, first.rows) == (1000.5, 1000.5, 3)
-    assert (second.start, second.end, second.rows) == (900.0, 5000.0, 2)
 
 
 @given(st.binary(max_size=300))

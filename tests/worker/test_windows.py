@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.sandbox.windows import BLOCK_ROWS, Profiler
+from agent.watching.profiler import BLOCK_ROWS, Profiler
 from modules.errors import WindowError
 from modules.manifest import Lineage, Manifest, Runtime
 from modules.tensors import TensorSpec
@@ -85,7 +85,7 @@ def test_cells_are_those_of_a_slow_count(values: list[list[float]], datatype: st
     for start in range(0, len(x), batch):
         part = x[start : start + batch]
         profiler.add(len(part), {"x": part}, {})
-    cells, _ = profiler.close()
+    cells = profiler.close().cells
     assert cells == [count for feature in features for count in slow_cells(feature, x)]
 
 
@@ -97,7 +97,7 @@ def test_moments_are_the_sums_over_rows_that_are_not_missing() -> None:
     profiler = Profiler(ReferenceProfile(1, features), manifest(TensorSpec("x", "FP32", (-1, 3))))
     for row in x:
         profiler.add(1, {"x": row[np.newaxis]}, {})
-    cells, moments = profiler.close()
+    cells, moments = _closed(profiler)
     expected = [v for f in features for v in slow_moments(f, x[:, f.index])]
     np.testing.assert_allclose(np.frombuffer(moments, "<f4"), expected, rtol=1e-4)
     assert sum(cells) == 6000
@@ -107,7 +107,7 @@ def test_infinite_values_are_over_and_make_the_moment_infinite() -> None:
     feature = numeric()
     profiler = Profiler(ReferenceProfile(1, (feature,)), manifest(TensorSpec("x", "FP32", (-1, 1))))
     profiler.add(2, {"x": np.array([[np.inf], [np.nan]], np.float32)}, {})
-    cells, moments = profiler.close()
+    cells, moments = _closed(profiler)
     assert cells[feature.bins :] == [0, 1, 1]
     assert np.isinf(np.frombuffer(moments, "<f4")).all()
 
@@ -115,8 +115,8 @@ def test_infinite_values_are_over_and_make_the_moment_infinite() -> None:
 def test_closing_starts_a_new_window() -> None:
     profiler = Profiler(ReferenceProfile(1, (numeric(),)), manifest(TensorSpec("x", "FP32", (-1, 1))))
     profiler.add(1, {"x": np.ones((1, 1), np.float32)}, {})
-    assert sum(profiler.close()[0]) == 1
-    cells, moments = profiler.close()
+    assert sum(profiler.close().cells) == 1
+    cells, moments = _closed(profiler)
     assert sum(cells) == 0
     assert np.frombuffer(moments, "<f4").tolist() == [0.0, 0.0]
 
@@ -127,7 +127,7 @@ def test_inputs_come_before_outputs_whatever_the_block() -> None:
     profiler = Profiler(ReferenceProfile(1, (numeric(),), (named,)), manifest(spec, outputs=(label,)))
     for i in range(BLOCK_ROWS + 10):
         profiler.add(1, {"x": np.full((1, 1), 9, np.float32)}, {"label": np.array([i % 3])})
-    cells, _ = profiler.close()
+    cells = profiler.close().cells
     assert cells[: numeric().cells] == [0, 0, 0, 0, 0, 0, 0, BLOCK_ROWS + 10, 0]
     assert cells[numeric().cells :] == [345, 345, 344, 0]
 
@@ -151,7 +151,7 @@ def test_categories_are_found_by_their_text(datatype: str, values: Any, categori
         missing = isinstance(value, float) and math.isnan(value)
         index = categories.index(text) if text in categories else len(categories)
         expected[len(categories) + 1 if missing else index] += 1
-    assert profiler.close()[0] == expected
+    assert profiler.close().cells == expected
 
 
 def test_rows_that_are_too_short_for_a_feature_are_missing_there() -> None:
@@ -159,14 +159,14 @@ def test_rows_that_are_too_short_for_a_feature_are_missing_there() -> None:
     profiler = Profiler(ReferenceProfile(1, features), manifest(TensorSpec("x", "FP32", (-1, -1))))
     profiler.add(2, {"x": np.zeros((2, 2), np.float32)}, {})
     profiler.add(1, {"x": np.zeros((1, 4), np.float32)}, {})
-    cells, _ = profiler.close()
+    cells = profiler.close().cells
     assert cells == slow_cells(features[0], [[0.0]] * 3) + slow_cells(features[1], [[math.nan]] * 2 + [[0, 0, 0, 0.0]])
 
 
 def test_a_tensor_without_batch_size_is_one_row() -> None:
     profiler = Profiler(ReferenceProfile(1, (numeric(index=1),)), manifest(TensorSpec("x", "FP32", (3,))))
     profiler.add(1, {"x": np.array([5, 0.05, 5], np.float32)}, {})
-    assert profiler.close()[0] == slow_cells(numeric(), [[0.05]])
+    assert profiler.close().cells == slow_cells(numeric(), [[0.05]])
 
 
 @pytest.mark.parametrize(
@@ -192,3 +192,8 @@ def test_wide_rows_do_not_wait_for_a_full_block() -> None:
     profiler.add(1, {"x": image}, {})
     del image
     assert alive() is None
+
+
+def _closed(profiler: Profiler) -> tuple[list[int], bytes]:
+    counted = profiler.close()
+    return counted.cells, counted.moments
