@@ -12,7 +12,7 @@ import numpy as np
 
 from agent.backends import Array
 from agent.errors import AgentError
-from agent.sandbox.windows import category_text
+from agent.watching.columns import category_text
 from modules.manifest import Manifest
 from modules.tensors import TensorSpec
 from modules.windows import Categorical, Feature, Numeric, ReferenceProfile
