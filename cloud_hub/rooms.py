@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from cloud_hub.arms.comparisons import Comparisons
+    from cloud_hub.arms.gates import Gates
     from cloud_hub.blobs import Blobs
     from cloud_hub.broker import Broker
     from cloud_hub.capabilities import Capabilities
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from cloud_hub.monitoring.ingest import Ingest
     from cloud_hub.monitoring.samples import Samples
     from cloud_hub.offline import Offline
+    from cloud_hub.outward.room import Outward
     from cloud_hub.packaging import Packaging
     from cloud_hub.patches.choose import Patches
     from cloud_hub.people import People
@@ -68,9 +71,12 @@ class Rooms:
     rollouts: Controller
     ingest: Ingest
     alerts: Alerts
+    comparisons: Comparisons
+    gates: Gates
     patches: Patches
     samples: Samples
     datasets: DataSets
     broker: Broker
     link: HubLink
     mirror: Mirror | None
+    outward: Outward

@@ -22,6 +22,8 @@ from aiohttp import web
 from cloud_hub.api.app import application
 from cloud_hub.api.gate import Gate
 from cloud_hub.api.table import EVERY_ROUTE
+from cloud_hub.arms.comparisons import Comparisons
+from cloud_hub.arms.gates import Gates
 from cloud_hub.blobs import Blobs
 from cloud_hub.broker import Broker, device_address
 from cloud_hub.building.resolve import Resolver
@@ -131,6 +133,7 @@ async def serve(
             await parts.enter_async_context(_beside(_tick(rooms), "ticks"))
             await parts.enter_async_context(_beside(retention(rooms).keep_sweeping(), "retention"))
             await parts.enter_async_context(_beside(_renew(rooms), "renewal"))
+            await parts.enter_async_context(_beside(rooms.gates.run(), "gates"))
             await parts.enter_async_context(_beside(_builder(rooms).keep_building(), "patches"))
             if rooms.mirror is not None:
                 rooms.mirror.open()
@@ -160,7 +163,7 @@ def _build(config: HubConfig, paths: HubPaths, store: Store, catalog: dict[str, 
     devices = Devices(
         config, store, events, ca, issuer, claims, revocations, renewals, image, director, catalog, clock, clones
     )
-    alerts, ingest = _monitoring(config, store, blobs, events, clock)
+    alerts, ingest, comparisons = _monitoring(config, store, blobs, events, clock)
     capabilities = Capabilities(paths, clock)
     serving = Serving(store, blobs, image, director, partial(capabilities.allows, "grant"))
     patches = Patches(store, blobs, config.patches)
@@ -215,6 +218,8 @@ def _build(config: HubConfig, paths: HubPaths, store: Store, catalog: dict[str, 
         rollouts=rollouts,
         ingest=ingest,
         alerts=alerts,
+        comparisons=comparisons,
+        gates=Gates(store, comparisons, rollouts, clock, config.look_s),
         patches=patches,
         samples=Samples(store),
         datasets=data_sets(config, store, blobs, events, clock),
@@ -229,12 +234,16 @@ def _authority(config: HubConfig, paths: HubPaths) -> CertificateAuthority:
     return load_authority(paths, timedelta(days=config.certificate_days))
 
 
-def _monitoring(config: HubConfig, store: Store, blobs: Blobs, events: Events, clock: Clock) -> tuple[Alerts, Ingest]:
+def _monitoring(
+    config: HubConfig, store: Store, blobs: Blobs, events: Events, clock: Clock
+) -> tuple[Alerts, Ingest, Comparisons]:
     settings = WatchSettings(config.look_s, config.false_alarm_months)
     references = References(store, blobs)
     reports = Reports(store, references, clock, settings)
     alerts = Alerts(store, events, references, reports, clock, settings)
-    return alerts, Ingest(store, events, references, clock, config.look_s, alerts.touched, config.monitoring)
+    comparisons = Comparisons(store, references, clock, config.look_s)
+    ingest = Ingest(store, events, references, clock, config.look_s, alerts.touched, config.monitoring)
+    return alerts, ingest, comparisons
 
 
 def _with_broker(config: HubConfig, broker: str) -> HubConfig:

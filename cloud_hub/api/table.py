@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from cloud_hub.api import (
+    arms,
     blobs,
+    datasets,
     devices,
     exports,
     models,
@@ -15,6 +17,7 @@ from cloud_hub.api import (
     rollouts,
     system,
     trust,
+    webhooks,
 )
 from cloud_hub.api.route import Route
 
@@ -29,6 +32,9 @@ EVERY_ROUTE: tuple[Route, ...] = (
     *offline.ROUTES,
     *rollouts.ROUTES,
     *monitoring.ROUTES,
+    *arms.ROUTES,
     *exports.ROUTES,
+    *datasets.ROUTES,
     *people.ROUTES,
+    *webhooks.ROUTES,
 )

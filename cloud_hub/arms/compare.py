@@ -17,38 +17,10 @@ from typing import Literal
 import msgspec
 
 from cloud_hub.arms.designs import Arm, Design, Key, between, design_of, paired, switched
+from cloud_hub.arms.margins import Margins
 from cloud_hub.arms.measure import LATENCY, Measure, Role, role_of
 
 Word = Literal["worse", "better", "not worse", "same", "different", "undecided"]
-
-
-class Margins(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How much worse is still as good: shares of requests, shares of answers, and how many times slower.
-
-    `quality` is in the unit of the error: a share of wrong answers, or of the size of the labels' spread.
-    """
-
-    errors: float = 0.01
-    refused: float = 0.01
-    slower: float = 1.25
-    quality: float = 0.02
-    answers: float = 0.05
-
-    def __post_init__(self) -> None:
-        for name in ("errors", "refused", "quality", "answers"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name}: expected more than 0 and at most 1, got {getattr(self, name)}")
-        if not 1 < self.slower <= 1000:
-            raise ValueError(f"slower: expected more than 1 and at most 1000 times, got {self.slower}")
-
-    def of(self, name: str) -> float:
-        """In the unit of the measure."""
-        if name == LATENCY:
-            return math.log2(self.slower)
-        role = role_of(name)
-        if role == "health":
-            return float(getattr(self, name))
-        return self.quality if role == "quality" else self.answers
 
 
 class Difference(msgspec.Struct, frozen=True):
@@ -135,11 +107,21 @@ def _difference(
         return None
     known = math.isfinite(found.half)
     low, high = (found.value - found.half, found.value + found.half) if known else (None, None)
-    margin, role = margins.of(name), role_of(name)
+    margin, role = _margin(margins, name), role_of(name)
     return Difference(
         name=name, role=role, candidate=found.candidate, baseline=found.baseline, difference=found.value, low=low,
         high=high, margin=margin, word=_word(role, low, high, margin), units=found.units, devices=found.devices,
     )  # fmt: skip
+
+
+def _margin(margins: Margins, name: str) -> float:
+    """In the unit of the measure."""
+    if name == LATENCY:
+        return math.log2(margins.slower)
+    role = role_of(name)
+    if role == "health":
+        return float(getattr(margins, name))
+    return margins.quality if role == "quality" else margins.answers
 
 
 def _word(role: Role, low: float | None, high: float | None, margin: float) -> Word:

@@ -20,6 +20,7 @@ Role = Literal["health", "quality", "answers"]
 MAX_CLASSES: Final = 16  # of one output that are compared one by one
 MAX_Z: Final = 8.0
 ERRORS, REFUSED, LATENCY = "errors", "refused", "latency"
+QUALITY: Final = "error of "  # and the output: of labelled predictions
 
 # Middle of each octave of microseconds, in octaves.
 _OCTAVES = np.arange(LATENCY_BINS) + 0.5
@@ -36,7 +37,7 @@ def role_of(name: str) -> Role:
     """Health and quality can be better or worse; answers can only differ."""
     if name in (ERRORS, REFUSED, LATENCY):
         return "health"
-    return "quality" if name.startswith("error of ") else "answers"
+    return "quality" if name.startswith(QUALITY) else "answers"
 
 
 def measures(tally: Tally, layout: Layout) -> Iterator[Measure]:

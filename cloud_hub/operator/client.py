@@ -29,10 +29,12 @@ from cloud_hub.monitoring.looks import LookSummary
 from cloud_hub.monitoring.reports import DriftReport
 from cloud_hub.monitoring.samples import SampleQuery, SampleRow
 from cloud_hub.offline import OfflineRequest, OfflineSet
+from cloud_hub.operator.arm_calls import ArmCalls
 from cloud_hub.operator.context import HubContext
 from cloud_hub.operator.dataset_calls import DataSetCalls
 from cloud_hub.operator.errors import Refused
 from cloud_hub.operator.transport import Progress, Transport, path_of
+from cloud_hub.operator.webhook_calls import WebhookCalls
 from cloud_hub.packaging import ModuleRelease
 from cloud_hub.patches.queue import Patch
 from cloud_hub.people import ApiToken, NewApiToken, NewSession, NewUser, User, UserChange
@@ -52,7 +54,7 @@ def no_progress(_more: int) -> None:
     """For callers who show none."""
 
 
-class HubClient(DataSetCalls):
+class HubClient(ArmCalls, WebhookCalls, DataSetCalls):
     """Raises `errors.Refused` for what the hub refuses, `HubUnreachable` when it does not answer."""
 
     def __init__(self, context: HubContext, reason: str = "") -> None:
@@ -132,16 +134,8 @@ class HubClient(DataSetCalls):
         references = []
         for path, file in files.items():
             references.append(FileReference(path, (await self.upload(file, progress)).sha256))
-        body = RegisterModel(
-            name=new.name,
-            description=new.description,
-            author=new.author,
-            git_commit=new.git_commit,
-            training_run=new.training_run,
-            datasets=new.datasets,
-            tags=new.tags,
-            files=tuple(references),
-        )
+        said = {name: getattr(new, name) for name in NewModel.__struct_fields__}
+        body = RegisterModel(**said, files=tuple(references))
         return await self._http.ask(ModelVersion, "POST", "/models", body)
 
     async def models(self, name: str = "", tags: Sequence[str] = (), limit: int = 100) -> list[ModelVersion]:

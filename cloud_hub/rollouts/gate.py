@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from cloud_hub.arms.compare import Margins
+from cloud_hub.arms.margins import Margins
 
 GateWord = Literal["waiting", "fine", "worse", "undecided"]
 

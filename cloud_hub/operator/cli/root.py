@@ -10,7 +10,9 @@ import typer
 
 from cloud_hub import __version__
 from cloud_hub.operator.cli import (
+    arms,
     audit,
+    datasets,
     devices,
     exports,
     fpga,
@@ -21,6 +23,7 @@ from cloud_hub.operator.cli import (
     people,
     rollouts,
     trust,
+    webhooks,
 )
 from cloud_hub.operator.cli.session import INTERRUPTED, Settings, fail
 
@@ -39,11 +42,14 @@ app.add_typer(keys.app, name="key")
 app.add_typer(trust.app, name="trust")
 app.add_typer(devices.app, name="device")
 app.add_typer(rollouts.app, name="rollout")
+app.add_typer(arms.app)
 app.add_typer(monitoring.drift, name="drift")
 app.add_typer(monitoring.alerts, name="alerts")
 app.add_typer(monitoring.samples, name="samples")
 app.add_typer(exports.windows, name="windows")
+app.add_typer(datasets.app, name="dataset")
 app.add_typer(monitoring.events, name="events")
+app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(people.account)
 app.add_typer(people.users, name="user")
 app.add_typer(people.tokens, name="token")
