@@ -18,17 +18,19 @@ import msgspec
 
 from cloud_hub.building_settings import BuildingSettings
 from cloud_hub.ca_settings import CaSettings
+from cloud_hub.datasets.settings import DatasetSettings
 from cloud_hub.errors import BadRequest, NotFound
 from cloud_hub.images.settings import ImageSettings
 from cloud_hub.monitoring.settings import MonitoringSettings
 from cloud_hub.oidc_settings import OidcSettings
+from cloud_hub.outward.settings import OutwardSettings
 from cloud_hub.patch_settings import PatchSettings
 from cloud_hub.transfer_settings import TransferSettings
 from firmware_profiles.profile import NAME_PATTERN
 
 ENVIRONMENT_PREFIX = "MOORING_HUB_"
 CONFIG_NAME = "hub.toml"
-_TABLES = ("building", "ca", "images", "monitoring", "oidc", "patches", "transfer")
+_TABLES = ("building", "ca", "datasets", "images", "monitoring", "oidc", "outward", "patches", "transfer")
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,11 @@ class HubPaths:
     def capability_key(self) -> Path:
         """What signs the addresses and grants that devices get for files."""
         return self.keys / "capability.key"
+
+    @property
+    def outward_key(self) -> Path:
+        """What seals the secrets of webhooks in the database."""
+        return self.keys / "outward.key"
 
     @property
     def ca(self) -> Path:
@@ -176,6 +183,8 @@ class HubConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     patches: PatchSettings = PatchSettings()
     building: BuildingSettings = BuildingSettings()
     images: ImageSettings = ImageSettings()
+    datasets: DatasetSettings = DatasetSettings()
+    outward: OutwardSettings = OutwardSettings()
     monitoring: MonitoringSettings = MonitoringSettings()
 
     def __post_init__(self) -> None:

@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cloud_hub.blobs import Blobs
 from cloud_hub.clock import Clock
+from cloud_hub.datasets.references import check_references
 from cloud_hub.errors import BadRequest, Conflict, NotFound, Unprocessable
 from cloud_hub.events import Events
 from cloud_hub.store.engine import Store
@@ -42,7 +43,10 @@ MAX_LISTED: Final = 500
 
 
 class NewModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a publisher says about a model. `datasets` are references in the publisher's own words."""
+    """What a publisher says about a model. `datasets` are references in the publisher's own words, or
+    dataset:NAME:VERSION@SHA256 of a data set on this hub, which must be there. `mlflow_run` is a run's id in the MLflow
+    server at `mlflow_uri`; `parent` is the model version (NAME:VERSION) that this one was trained from.
+    """
 
     name: str
     description: str = ""
@@ -51,12 +55,15 @@ class NewModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     training_run: str = ""
     datasets: tuple[str, ...] = ()
     tags: dict[str, str] = {}
+    mlflow_run: str = ""
+    mlflow_uri: str = ""
+    parent: str = ""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(NAME_PATTERN, self.name):
             raise ValueError(f"name: expected {NAME_PATTERN}, got {self.name[:80]!r}")
         _check_length("description", self.description, MAX_DESCRIPTION)
-        for field in ("author", "git_commit", "training_run"):
+        for field in ("author", "git_commit", "training_run", "mlflow_run", "mlflow_uri", "parent"):
             _check_length(field, getattr(self, field), MAX_TEXT)
         if len(self.datasets) > MAX_DATASETS:
             raise ValueError(f"datasets: expected at most {MAX_DATASETS}, got {len(self.datasets)}")
@@ -86,6 +93,9 @@ class ModelVersion(msgspec.Struct, frozen=True):
     tags: dict[str, str]
     created_at: float
     files: tuple[ModelFile, ...]
+    mlflow_run: str = ""
+    mlflow_uri: str = ""
+    parent: str = ""
 
     def file(self, path: str) -> ModelFile:
         """Raises NotFound `file-not-found`."""
@@ -107,11 +117,12 @@ class Registry:
     async def register(self, new: NewModel, files: Mapping[str, tuple[str, int]], actor: str) -> ModelVersion:
         """The next version of `new.name`. `files` are digest and size by path; the blobs must be stored already.
 
-        Raises BadRequest `files-invalid`, NotFound `blob-not-found`, Unprocessable `size-mismatch`.
+        Raises BadRequest `files-invalid`, NotFound `blob-not-found`, Unprocessable `size-mismatch`, `dataset-unknown`.
         """
         self._check_files(files)
         entries = tuple(ModelFile(path, size, sha256) for path, (sha256, size) in sorted(files.items()))
         async with self._store.write() as connection:
+            await check_references(connection, new.datasets)
             version = await _next_version(connection, new.name)
             made = ModelVersion(**msgspec.structs.asdict(new), version=version, created_at=self._clock(), files=entries)
             row = msgspec.to_builtins(made)

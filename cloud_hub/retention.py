@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from cloud_hub.blobs import Blobs
 from cloud_hub.clock import Clock
 from cloud_hub.config import HubConfig
+from cloud_hub.datasets.book import blobs_of_datasets
 from cloud_hub.events import Events
 from cloud_hub.patches import queue
 from cloud_hub.patches.wishes import Wishes
@@ -132,8 +133,9 @@ class Retention:
 
 
 async def _named(connection: AsyncConnection) -> set[str]:
-    """Files of models, and patches."""
-    return set((await connection.execute(select(model_files.c.sha256))).scalars()) | await queue.digests(connection)
+    """Files of models, data sets and retraining plans, and patches."""
+    models = set((await connection.execute(select(model_files.c.sha256))).scalars())
+    return models | await queue.digests(connection) | await blobs_of_datasets(connection)
 
 
 async def _manifests(connection: AsyncConnection) -> set[str]:

@@ -50,7 +50,13 @@ def lineage(model: ModelVersion) -> Lineage:
         model=model.name,
         model_version=model.version,
         author=model.author,
-        training_run=model.training_run,
+        training_run=_training_run(model),
         git_commit=model.git_commit,
         datasets=tuple(model.datasets),
     )
+
+
+def _training_run(model: ModelVersion) -> str:
+    """An MLflow run goes there, too: agents of before version 0.2 refuse a lineage with fields they do not know."""
+    run = f"{model.mlflow_uri}#{model.mlflow_run}" if model.mlflow_uri else model.mlflow_run
+    return model.training_run or (f"mlflow:{run}" if run else "")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from cloud_hub.operator.transport import Progress, Transport
+from cloud_hub.datasets.wishes import Dataset, NewDataset
+from cloud_hub.operator.transport import Progress, Transport, path_of
 
 if TYPE_CHECKING:
     from cloud_hub.datasets.counts import CountQuery
     from cloud_hub.monitoring.samples import SampleQuery
+
+BUILD_S: Final = 3600.0  # without a byte
 
 
 def no_progress(_more: int) -> None:
@@ -28,3 +31,22 @@ class DataSetCalls:
         """The counts that match as one Parquet file; bytes written to `target`."""
         fields = {name: getattr(query, name) for name in query.__struct_fields__}
         return await self._http.download("/windows/export", target, progress, query=fields)
+
+    async def build_dataset(self, new: NewDataset) -> Dataset:
+        return await self._http.ask(Dataset, "POST", "/datasets", new, answer_s=BUILD_S)
+
+    async def datasets(self, name: str = "", limit: int = 100) -> list[Dataset]:
+        """By name, newest versions first."""
+        return await self._http.ask(list[Dataset], "GET", "/datasets", query={"name": name, "limit": limit})
+
+    async def dataset(self, name: str, version: int) -> Dataset:
+        return await self._http.ask(Dataset, "GET", path_of("datasets", name, version))
+
+    async def download_dataset_file(
+        self, name: str, version: int, path: str, target: Path, progress: Progress = no_progress
+    ) -> int:
+        """Bytes written to `target`."""
+        return await self._http.download(path_of("datasets", name, version, "files") + "/" + path, target, progress)
+
+    async def delete_dataset(self, name: str, version: int) -> None:
+        await self._http.raw("DELETE", path_of("datasets", name, version))

@@ -39,6 +39,8 @@ def model(found: ModelVersion) -> RenderableType:
         "author": found.author,
         "git commit": found.git_commit,
         "training run": found.training_run,
+        "mlflow run": " at ".join(filter(None, (found.mlflow_run, found.mlflow_uri))),
+        "trained from": found.parent,
         "datasets": ", ".join(found.datasets),
         "tags": pairs(found.tags),
         "registered": when(found.created_at),

@@ -20,11 +20,9 @@ from cloud_hub.monitoring.samples import SampleQuery, Samples
 from cloud_hub.reference import profile_training
 from cloud_hub.store.engine import Store
 from cloud_hub.store.tables import looks as look_rows
-from cloud_hub.store.tables import samples as sample_rows
-from modules.messages import Sample, encode
 from modules.pieces import Withheld
 from modules.tensors import Tensor, TensorSpec
-from support.datasets import INPUTS, Made, make_module, make_sample
+from support.datasets import INPUTS, Made, keep, make_module, make_sample
 
 RANDOM = np.random.default_rng(5)
 
@@ -37,20 +35,6 @@ async def made(store: Store, blobs: Blobs) -> Made:
 @pytest.fixture
 def exports(store: Store, blobs: Blobs) -> ParquetExports:
     return ParquetExports(store, blobs, Samples(store), LOOK_S)
-
-
-async def keep(store: Store, device: str, *found: Sample) -> None:
-    """As `ingest` keeps them."""
-    rows = [
-        {
-            "device": device, "module": one.module, "manifest_sha256": one.manifest_sha256, "at": one.at,
-            "prediction_id": one.prediction_id, "received_at": one.at + 1, "stratum": one.stratum,
-            "probability": one.probability, "body": encode(one),
-        }
-        for one in found
-    ]  # fmt: skip
-    async with store.write() as connection:
-        await connection.execute(insert(sample_rows), rows)
 
 
 def ask(query: str) -> list[tuple[Any, ...]]:

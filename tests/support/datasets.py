@@ -8,12 +8,14 @@ import numpy as np
 from sqlalchemy import insert
 
 from cloud_hub.blobs import Blobs
+from cloud_hub.labels.book import Value
 from cloud_hub.probe_data import to_tensor
 from cloud_hub.store.engine import Store
-from cloud_hub.store.tables import modules
+from cloud_hub.store.tables import labels, modules
+from cloud_hub.store.tables import samples as sample_rows
 from modules.bundle import Chunk, FileEntry, sha256_hex
 from modules.manifest import Lineage, Manifest, encode_manifest
-from modules.messages import Sample
+from modules.messages import Sample, encode
 from modules.tensors import TensorSpec
 from modules.windows import ReferenceProfile, encode_reference
 
@@ -80,3 +82,37 @@ def make_sample(
         "outputs": tuple(to_tensor(name, array) for name, array in outputs.items()),
     } | more
     return Sample(made.name, made.manifest_sha256, f"p-{number}", at, stratum, probability, **given)
+
+
+async def keep(store: Store, device: str, *found: Sample) -> None:
+    """As `ingest` keeps them."""
+    rows = [
+        {
+            "device": device, "module": one.module, "manifest_sha256": one.manifest_sha256, "at": one.at,
+            "prediction_id": one.prediction_id, "received_at": one.at + 1, "stratum": one.stratum,
+            "probability": one.probability, "body": encode(one),
+        }
+        for one in found
+    ]  # fmt: skip
+    async with store.write() as connection:
+        await connection.execute(insert(sample_rows), rows)
+
+
+async def add_label(
+    store: Store,
+    prediction_id: str,
+    value: Value,
+    at: float = 5000.0,
+    device: str = "",
+    output: str = "",
+    weight: float = 1.0,
+    state: str = "joined",
+) -> None:
+    """As `labels.desk` keeps one that counts."""
+    row: Mapping[str, Any] = {
+        "prediction_id": prediction_id, "device": device, "module": "", "output": output, "value": value,
+        "weight": weight, "at": at, "received_at": at, "author": "test", "replaced_at": None, "state": state,
+        "reason": "",
+    }  # fmt: skip
+    async with store.write() as connection:
+        await connection.execute(insert(labels).values(row))

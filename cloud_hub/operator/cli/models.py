@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -43,7 +44,15 @@ def register(
         str | None, typer.Option(help="The training code's commit; that of the repository here, if in one.")
     ] = None,
     training_run: Annotated[str, typer.Option(help="The run that made it, in your tracker's words.")] = "",
-    dataset: Annotated[list[str], typer.Option(help="What it was trained on; may be given more than once.")] = [],  # noqa: B006
+    mlflow_run: Annotated[str, typer.Option(metavar="ID", help="The run that made it, in MLflow.")] = "",
+    mlflow_uri: Annotated[
+        str, typer.Option(metavar="URL", envvar="MLFLOW_TRACKING_URI", help="Of the MLflow server with that run.")
+    ] = "",
+    parent: Annotated[str, typer.Option(metavar="NAME:VERSION", help="The version that it was trained from.")] = "",
+    dataset: Annotated[
+        list[str],
+        typer.Option(help="What it was trained on, such as dataset:NAME:VERSION; may be given more than once."),
+    ] = [],  # noqa: B006
     output: Output = Format.TABLE,
 ) -> None:
     """Upload files and register them as the next version of NAME."""
@@ -57,7 +66,10 @@ def register(
 
         commit = await _head() if git_commit is None else git_commit
         try:
-            new = NewModel(name, description, author, commit, training_run, tuple(dataset), tags)
+            new = NewModel(
+                name, description, author, commit, training_run, await _references(hub, dataset), tags,
+                mlflow_run, mlflow_uri if mlflow_run else "", parent,
+            )  # fmt: skip
         except ValueError as error:
             raise FileError("model-invalid", f"{error}; nothing was sent") from error
         with transferring(name, total) as progress:
@@ -120,6 +132,15 @@ def delete(context: typer.Context, model: Model) -> None:
     """Delete a model version that no device is assigned and no rollout needs."""
     act(context, lambda hub: hub.delete_model(model.name, model.version))
     note(f"deleted {model.name}:{model.version}; its number is not used again")
+
+
+async def _references(hub: HubClient, datasets: list[str]) -> tuple[str, ...]:
+    """A data set of the hub may be said as dataset:NAME:VERSION; its digest is asked for."""
+    found = []
+    for text in datasets:
+        short = re.fullmatch(r"dataset:([a-z0-9][a-z0-9_-]{0,62}):([1-9][0-9]{0,8})", text)
+        found.append((await hub.dataset(short[1], int(short[2]))).reference if short else text)
+    return tuple(found)
 
 
 def _paths(files: list[Path]) -> dict[str, Path]:

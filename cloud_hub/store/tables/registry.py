@@ -17,6 +17,9 @@ model_versions = Table(
     Column("training_run", Text, nullable=False),
     Column("datasets", JSON, nullable=False),  # list of text
     Column("tags", JSON, nullable=False),  # text -> text
+    Column("mlflow_run", Text, nullable=False, server_default=""),
+    Column("mlflow_uri", Text, nullable=False, server_default=""),
+    Column("parent", Text, nullable=False, server_default=""),  # NAME:VERSION that it was trained from
     Column("created_at", Float, nullable=False),
 )
 # The highest version ever given, so that a deleted version's number is never used again.
