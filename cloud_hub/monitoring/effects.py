@@ -6,6 +6,7 @@ expectation taken off here. Cells that are empty in both samples do not count.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import msgspec
@@ -20,15 +21,20 @@ _HALF = 0.5  # added to each cell, so that a cell empty on one side stays finite
 class Effect(msgspec.Struct, frozen=True):
     """PSI with its null bias removed (0 or more) and Jensen-Shannon distance (0 to 1).
 
-    `ks` is the largest gap between the cumulative shares; it means something only where cells have an order.
+    `ks` is the largest gap between the cumulative shares and `w1` their mean gap, 0 to 1 (how many ranks the average
+    row has moved); both mean something only where cells have an order. `p` is the chance of a chi-square as large
+    between these two samples without a change, had one looked at them only and once.
     """
 
     psi: float
     js: float
     ks: float
+    w1: float = 0.0
+    p: float = 1.0
 
 
 NO_EFFECT = Effect(0.0, 0.0, 0.0)
+LEAST_EXPECTED = 5.0  # rows in each sample's cell; sparser cells are taken together
 
 
 def effect(current: IntArray, reference: IntArray) -> Effect:
@@ -38,7 +44,42 @@ def effect(current: IntArray, reference: IntArray) -> Effect:
     if not now.sum() or not before.sum():
         return NO_EFFECT
     psi = float(unbiased_psi(now, before, np.zeros(1, np.int64))[0])
-    return Effect(psi, _js(now / now.sum(), before / before.sum()), _ks(now, before))
+    gaps = np.abs(np.cumsum(now) / now.sum() - np.cumsum(before) / before.sum())
+    ranks = before / before.sum()
+    w1 = float((gaps * (ranks + np.append(ranks[1:], 0.0)) / 2).sum())
+    return Effect(psi, _js(now / now.sum(), before / before.sum()), float(gaps.max()), w1, chance(now, before))
+
+
+def chance(now: IntArray, before: IntArray) -> float:
+    """P value of the chi-square test of two samples of counts; 1 where there is too little to test.
+
+    Source: Pearson's statistic; its tail by Wilson and Hilferty's cube root (1931).
+    """
+    rows, was = float(now.sum()), float(before.sum())
+    groups = _dense(now, before, rows, was)
+    ours, theirs = (np.array([counts[group].sum() for group in groups], np.float64) for counts in (now, before))
+    freedom = len(groups) - 1
+    if freedom < 1:
+        return 1.0
+    ratio = math.sqrt(rows / was)
+    statistic = float((np.square(ours / ratio - theirs * ratio) / (ours + theirs)).sum())
+    if freedom == 1:
+        return math.erfc(math.sqrt(statistic / 2))
+    spread = 2 / (9 * freedom)
+    return 0.5 * math.erfc((math.cbrt(statistic / freedom) - 1 + spread) / math.sqrt(2 * spread))
+
+
+def _dense(now: IntArray, before: IntArray, rows: float, was: float) -> list[list[int]]:
+    """Places of cells in groups that are expected to hold enough rows in either sample, neighbours together."""
+    expected = (now + before) / (rows + was) * min(rows, was)
+    groups: list[list[int]] = [[]]
+    for place in range(len(now)):
+        if groups[-1] and expected[groups[-1]].sum() >= LEAST_EXPECTED:
+            groups.append([])
+        groups[-1].append(place)
+    if len(groups) > 1 and expected[groups[-1]].sum() < LEAST_EXPECTED:
+        groups[-2] += groups.pop()
+    return groups
 
 
 def unbiased_psi(current: IntArray, reference: IntArray, starts: IntArray) -> FloatArray:
@@ -73,7 +114,3 @@ def _js(p: FloatArray, q: FloatArray) -> float:
         left = np.where(p > 0, p * np.log2(p / middle), 0.0).sum()
         right = np.where(q > 0, q * np.log2(q / middle), 0.0).sum()
     return float(np.sqrt(max((left + right) / 2, 0.0)))
-
-
-def _ks(now: IntArray, before: IntArray) -> float:
-    return float(np.abs(np.cumsum(now) / now.sum() - np.cumsum(before) / before.sum()).max())
