@@ -20,7 +20,6 @@ from cloud_hub.store.engine import among
 from cloud_hub.store.tables import labels
 
 Value = bool | int | float | str | list[float | None]
-MAX_PER_PREDICTION: Final = 64  # current labels of one id that are looked at; an id is one row of one model
 _PIECE: Final = 500
 
 
@@ -67,8 +66,10 @@ class Place:
         return cls(label.prediction_id, label.device, label.module, label.output)
 
 
-async def current_labels(connection: AsyncConnection, prediction_ids: Collection[str]) -> dict[str, list[Label]]:
-    """The labels that count, oldest first, of those predictions that have any.
+async def current_labels(
+    connection: AsyncConnection, prediction_ids: Collection[str], devices: Collection[str] | None = None
+) -> dict[str, list[Label]]:
+    """The labels that count, oldest first, of those predictions that have any; with `devices` those that may mean them.
 
     One with `device` or `module` set speaks of that one only (`Label.speaks_of`); of several for the same output the
     last counts. Labels in the state `unusable` are among them: they fit no sample, or more than one device's.
@@ -82,9 +83,10 @@ async def current_labels(connection: AsyncConnection, prediction_ids: Collection
             .where(among(labels.c.prediction_id, piece), labels.c.replaced_at.is_(None))
             .order_by(labels.c.at, labels.c.id)
         )
+        if devices is not None:
+            query = query.where(among(labels.c.device, {"", *devices}))
         for row in await connection.execute(query):
-            if len(found[row.prediction_id]) < MAX_PER_PREDICTION:
-                found[row.prediction_id].append(label_of(row))
+            found[row.prediction_id].append(label_of(row))
     return dict(found)
 
 

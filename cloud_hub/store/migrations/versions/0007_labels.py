@@ -45,6 +45,7 @@ def upgrade() -> None:
         sa.Column("day", sa.Integer(), nullable=False),
         sa.Column("joined_at", sa.Float(), nullable=False),
         sa.Column("stratum", sa.String(length=63), nullable=False),
+        sa.Column("probability", sa.Float(), nullable=False),
         sa.Column("weight", sa.Float(), nullable=False),
         sa.Column("kind", sa.String(length=16), nullable=False),
         sa.Column("predicted", sa.Float(), nullable=False),
