@@ -86,6 +86,7 @@ _ACL = f"""\
 # Written by mooring-hub at each start; changes here are lost.
 user {HUB_CLIENT_NAME}
 topic readwrite mooring/1/#
+{{outward}}\
 pattern write mooring/1/%u/up/#
 pattern read mooring/1/%u/down/#
 """
@@ -227,7 +228,17 @@ class Broker:
             crl=paths.crl.resolve(),
         )
         write_private(paths.broker / "mosquitto.conf", text.encode())
-        write_private(paths.broker / "acl", _ACL.encode())
+        write_private(paths.broker / "acl", _ACL.format(outward=self._outward()).encode())
+
+    def _outward(self) -> str:
+        """Rules for events that leave the hub here: the hub writes them, those who are named read them, no device."""
+        settings = self._config.outward
+        if not settings.mqtt_topic or settings.mqtt_broker:
+            return ""
+        rules = [f"topic write {settings.mqtt_topic}/#"]
+        for reader in settings.mqtt_readers:
+            rules += [f"user {reader}", f"topic read {settings.mqtt_topic}/#"]
+        return "".join(f"{rule}\n" for rule in rules)
 
     def _authorities(self) -> Path:
         """Whose certificates are let in: the hub's own authority, and the operator's where there is one."""

@@ -161,7 +161,8 @@ def seal(folder: Folder) -> None:
     alone = only_one(paths) if (paths.root / "hub.lock").exists() else nullcontext()
     with _told(), alone:
         HubConfig.load(paths.root)
-        secret = (*(paths.keys / f"{n}.pem" for n in ONLINE), paths.device_ca_key, paths.capability_key)
+        others = (paths.device_ca_key, paths.capability_key, paths.outward_key)
+        secret = (*(paths.keys / f"{n}.pem" for n in ONLINE), *others)
         private = [path for path in secret if path.is_file()]
         made = seal_files(paths, private)
     out.print("# systemctl edit mooring-hub\n[Service]", highlight=False, markup=False)

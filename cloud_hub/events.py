@@ -32,6 +32,16 @@ _OF_NO_DEVICE: Final = ("model.", "module.")
 _reason: ContextVar[str] = ContextVar("reason", default="")
 
 
+def of_devices(kind: str) -> bool:
+    """Whether the subject of such events is a device."""
+    return kind.startswith(_OF_DEVICES)
+
+
+def of_no_device(kind: str) -> bool:
+    """Whether such events tell of no device."""
+    return kind.startswith(_OF_NO_DEVICE)
+
+
 @contextmanager
 def because(reason: str) -> Iterator[None]:
     """Events recorded inside have `reason` among their details, unless they name one of their own."""

@@ -143,6 +143,10 @@ class HubLink:
         except aiomqtt.MqttError as error:
             log.info("doorbell of %s not rung now: %s", device, error)
 
+    async def publish_event(self, topic: str, payload: bytes, properties: Properties) -> None:
+        """Returns when the broker has it. Raises aiomqtt.MqttError, also while there is no connection."""
+        await self._publish(topic, payload, qos=1, properties=properties)
+
     async def forget(self, device: str) -> None:
         """Takes away what the broker keeps for and of the device. Raises aiomqtt.MqttError."""
         for topic in (down(device, "desired"), up(device, "state")):

@@ -56,6 +56,14 @@ class EventFeed:
         if not moved.rowcount and await self._position(connection) is None:
             await connection.execute(insert(cursors).values(name=self.name, event=event_id))
 
+    async def skip(self, connection: AsyncConnection) -> None:
+        """Leaves out everything up to the newest event."""
+        await self.advance(connection, await _newest(connection))
+
+    async def behind(self, connection: AsyncConnection) -> int:
+        """How many events there are behind the cursor."""
+        return await _newest(connection) - (await self._position(connection) or 0)
+
     async def close(self, connection: AsyncConnection) -> None:
         """Forgets the cursor: the follower is no more."""
         await connection.execute(delete(cursors).where(cursors.c.name == self.name))

@@ -1,0 +1,175 @@
+"""Events to a log file and to brokers: real files, a real Mosquitto, a real fleet's access rules."""
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiomqtt
+import pytest
+from cloudevents.core.bindings.http import HTTPMessage, from_http_event
+
+from cloud_hub.events import Events
+from cloud_hub.outward.cloud_events import CloudEvent, cloud_event
+from cloud_hub.outward.log_file import LogFile
+from cloud_hub.outward.mqtt import OtherBroker, Topics
+from cloud_hub.outward.settings import OutwardSettings
+from cloud_hub.outward.sinks import Sink, Take
+from cloud_hub.store.engine import Store
+from support.mosquitto import HUB, Mosquitto
+from support.waiting import until
+
+SOURCE = "https://hub.example.com:8443"
+
+
+async def happen(store: Store, events: Events, *kinds: str) -> None:
+    async with store.write() as connection:
+        for kind in kinds:
+            await events.record(connection, kind, "alice", "digits:1")
+
+
+@asynccontextmanager
+async def sinking(store: Store, take: Take, kinds: Sequence[str] = ("*",)) -> AsyncIterator[Counter[tuple[str, str]]]:
+    """Events go to the sink inside; what happened before its very first start does not."""
+    tally: Counter[tuple[str, str]] = Counter()
+    sink = Sink(store, "log", SOURCE, kinds, take, (OSError, aiomqtt.MqttError), tally)
+    task = asyncio.create_task(sink.run())
+    try:
+        yield tally
+    finally:
+        task.cancel()
+        await asyncio.wait([task], timeout=30)
+
+
+def lines(path: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def kinds(path: Path) -> list[str]:
+    return [line["type"].removeprefix("io.mooring.") for line in lines(path)]
+
+
+async def opened(store: Store, events: Events, log: Path, take: Take) -> None:
+    """The sink has a cursor: what happens from now on is for it."""
+    async with sinking(store, take):
+        await happen(store, events, "model.registered")
+        while not kinds(log):
+            await happen(store, events, "model.registered")
+            await asyncio.sleep(0.02)
+
+
+async def test_the_log_has_each_event_once_in_order_over_restarts(store: Store, events: Events, tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    log = LogFile(path, 1024**2, 3)
+    await opened(store, events, path, log.take)
+    path.unlink()
+    await happen(store, events, "module.built", "session.opened", "module.signed")  # while nobody runs
+    async with sinking(store, log.take) as tally:
+        await until(lambda: len(kinds(path)) >= 2, "two lines", 60)
+        await happen(store, events, "module.released")
+        await until(lambda: len(kinds(path)) >= 3, "three lines", 60)
+    assert [kind for kind in kinds(path) if kind != "model.registered"] == [
+        "module.built", "module.signed", "module.released",
+    ]  # fmt: skip
+    assert tally["log", "taken"] >= 2
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert len({line["id"] for line in lines(path)}) == len(lines(path))
+
+
+async def test_a_log_that_cannot_be_written_holds_its_events_until_it_can(
+    store: Store, events: Events, tmp_path: Path
+) -> None:
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    log = LogFile(folder / "events.jsonl", 1024**2, 3)
+    await opened(store, events, folder / "events.jsonl", log.take)
+    (folder / "events.jsonl").unlink()
+    folder.rmdir()
+    async with sinking(store, log.take) as tally:
+        await happen(store, events, "module.built")
+        await until(lambda: tally["log", "failed"] > 0, "a failure", 60)
+        folder.mkdir()
+        await until(lambda: "module.built" in kinds(folder / "events.jsonl"), "the event", 60)
+
+
+def made(number: int) -> CloudEvent:
+    from cloud_hub.chain import Event
+
+    return cloud_event(Event(number, 0.0, "module.built", "a", "s", {"text": "x" * 400}, "", f"{number:064x}"), SOURCE)
+
+
+async def test_the_log_is_put_aside_by_size_and_only_so_many_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    log = LogFile(path, 2000, 3)
+    for number in range(1, 21):
+        await log.take([made(number)])
+    names = sorted(file.name for file in tmp_path.iterdir())
+    assert names == ["events.jsonl", "events.jsonl.1", "events.jsonl.2"]
+    assert all((tmp_path / name).stat().st_size <= 2000 for name in names)
+    kept = [line["sequence"] for name in reversed(names) for line in lines(tmp_path / name)]
+    assert kept == [f"{number:020d}" for number in range(21 - len(kept), 21)]
+
+
+async def test_what_a_power_cut_left_of_a_line_is_taken_off(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    log = LogFile(path, 10_000, 2)
+    await log.take([made(1), made(2)])
+    whole = path.read_bytes()
+    for cut in (len(whole) - 1, len(whole) - 100, 5):
+        path.write_bytes(whole[:cut])
+        await log.take([made(9)])
+        assert [line["sequence"] for line in lines(path)][-1] == f"{9:020d}"
+        path.write_bytes(whole)
+
+
+@pytest.fixture
+async def broker(tmp_path: Path) -> AsyncIterator[Mosquitto]:
+    (tmp_path / "broker").mkdir()
+    running = Mosquitto(tmp_path / "broker")
+    await running.start()
+    yield running
+    await running.kill()
+
+
+async def test_events_reach_another_broker_also_after_it_was_away(
+    store: Store, events: Events, broker: Mosquitto, tmp_path: Path
+) -> None:
+    certificate, key = broker.client(HUB).write(tmp_path, "events")
+    settings = OutwardSettings(
+        mqtt_topic="mooring/events",
+        mqtt_broker=f"mqtts://localhost:{broker.port}",
+        mqtt_ca=str(broker.folder / "server-ca.crt"),
+        mqtt_certificate=str(certificate),
+        mqtt_key=str(key),
+    )
+    other = OtherBroker(settings)
+    async with store.write() as connection:
+        from cloud_hub.outward.feed import EventFeed
+
+        await EventFeed(store, "log").open(connection)
+    # The certificate's name is the client id there, so whoever listens needs another one.
+    (broker.folder / "acl").write_text(
+        f"user {HUB}\ntopic readwrite mooring/#\nuser eyes\ntopic read mooring/events/#\n"
+    )
+    await broker.kill()
+    async with sinking(store, Topics(settings.mqtt_topic, other.publish).take) as tally:
+        await happen(store, events, "module.built")
+        await until(lambda: tally["log", "failed"] > 0, "a failure", 60)
+        await broker.start()
+        async with aiomqtt.Client(
+            "localhost", broker.port, identifier="eyes", protocol=aiomqtt.ProtocolVersion.V5,
+            tls_context=broker.tls(broker.client("eyes"), "eyes"), timeout=10,
+        ) as eyes:  # fmt: skip
+            await eyes.subscribe("mooring/events/#", qos=1)
+            await happen(store, events, "alert.opened")
+            async with asyncio.timeout(60):
+                async for message in eyes.messages:
+                    if message.topic.value == "mooring/events/alert":
+                        break
+    await other.close()
+    assert isinstance(message.payload, bytes)
+    assert getattr(message.properties, "ContentType", "") == "application/cloudevents+json; charset=utf-8"
+    event = from_http_event(HTTPMessage({"content-type": "application/cloudevents+json"}, message.payload))
+    assert event.get_type() == "io.mooring.alert.opened"
