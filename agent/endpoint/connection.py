@@ -238,7 +238,7 @@ class Connection(asyncio.BufferedProtocol):
         return Request(
             head.method, head.target, body, head.json_length, head.keep_alive, arrived,
             arrived + head.deadline_ms * _NS_PER_MS if head.deadline_ms else 0, alone, head.encoding, head.accepts,
-            head.query, head.named,
+            head.query, head.named, head.event_s,
         )  # fmt: skip
 
     def _proceed(self) -> None:

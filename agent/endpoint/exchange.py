@@ -55,7 +55,8 @@ class Request(msgspec.Struct):
     """One whole request. `target` is the path without query; `json_length` is Inference-Header-Content-Length.
 
     `due_ns` is when the client stops waiting, on the clock of `arrived_ns` (0: it does not say). `alone`: the last
-    request came over the same connection, so that there is hardly another to run this one together with.
+    request came over the same connection, so that there is hardly another to run this one together with. `event_s`:
+    when it happened what the inputs are of, in seconds since the epoch (0: it does not say).
     """
 
     method: bytes
@@ -70,6 +71,7 @@ class Request(msgspec.Struct):
     accepts: bytes = b""  # Accept-Encoding
     query: bytes = b""
     named: Sequence[tuple[bytes, bytes]] = ()  # every header as it came
+    event_s: float = 0.0
 
 
 class Reply(msgspec.Struct):

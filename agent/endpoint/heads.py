@@ -6,6 +6,8 @@ up from then on. Called by `connection`.
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 
 from agent.endpoint.exchange import Refused
@@ -13,9 +15,10 @@ from agent.endpoint.exchange import Refused
 MAX_BYTES = 1024  # of a head that is kept
 MAX_KEPT = 256
 MAX_DEADLINE_MS = 86_400_000
+MAX_TIME = 40  # characters
 _READ = (
     b"content-length", b"inference-header-content-length", b"expect", b"content-encoding", b"accept-encoding",
-    b"transfer-encoding", b"authorization", b"request-deadline-ms",
+    b"transfer-encoding", b"authorization", b"request-deadline-ms", b"mooring-event-time",
 )  # fmt: skip
 _LENGTHS = frozenset(len(name) for name in _READ)  # a cheap first look: most headers are none of ours
 _ENCODINGS = frozenset({b"gzip", b"deflate"})
@@ -30,6 +33,7 @@ class Head(msgspec.Struct):
     json_length: int | None = None
     keep_alive: bool = True
     deadline_ms: int = 0
+    event_s: float = 0.0
     encoding: bytes = b""
     accepts: bytes = b""
     authorization: bytes = b""
@@ -64,6 +68,8 @@ class Head(msgspec.Struct):
             self.authorization = value
         elif name == b"request-deadline-ms":
             self.deadline_ms = _deadline(_number("Request-Deadline-Ms", value))
+        elif name == b"mooring-event-time":
+            self.event_s = _event_time(value)
 
 
 class Heads:
@@ -76,7 +82,7 @@ class Heads:
     def keep(self, raw: bytes, head: Head) -> None:
         """Where `raw` is surely this head and nothing else, and ends nothing."""
         lines = raw.count(b"\r\n")
-        plain = head.keep_alive and not head.chunked and not head.expects
+        plain = head.keep_alive and not head.chunked and not head.expects and not head.event_s
         if not plain or lines != head.fields + 2 or raw.count(b"\n") != lines:
             return
         if len(self._kept) >= MAX_KEPT:
@@ -94,6 +100,17 @@ def _deadline(ms: int) -> int:
     if not 1 <= ms <= MAX_DEADLINE_MS:
         raise Refused(400, f"Request-Deadline-Ms: expected 1 to {MAX_DEADLINE_MS}, got {ms}")
     return ms
+
+
+def _event_time(value: bytes) -> float:
+    try:
+        seconds = float(value) if len(value) <= MAX_TIME else math.nan
+    except ValueError:
+        seconds = math.nan
+    if not math.isfinite(seconds):
+        got = value[:40].decode("latin-1")
+        raise Refused(400, f"Mooring-Event-Time: expected seconds since the epoch, got {got!r}")
+    return seconds
 
 
 def _encoding(value: bytes) -> bytes:

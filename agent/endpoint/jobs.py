@@ -17,12 +17,13 @@ class Job(Later):
     `due_ns` is when its client stops waiting (0: never), on the clock of `perf_counter_ns`, as the other times are.
     """
 
-    __slots__ = ("call", "due_ns", "over", "rows", "single", "started_ns", "thread", "timer")
+    __slots__ = ("call", "due_ns", "event_s", "over", "rows", "single", "started_ns", "thread", "timer")
 
     def __init__(self, request: Request, call: Call) -> None:
         super().__init__(request)
         self.call = call
         self.rows = call.rows
+        self.event_s = call.event_s or request.event_s
         self.due_ns = request.due_ns
         if call.timeout_us:
             due_ns = request.arrived_ns + call.timeout_us * 1000

@@ -30,6 +30,10 @@ def metrics(manifest: Manifest, counters: Counters) -> str:
         [(f'{{{labels},status="{status}"}}', count) for status, count in by_status],
     )  # fmt: skip
     tell("rows_total", "counter", "Rows predicted.", [(f"{{{labels}}}", counters.rows)])
+    tell(
+        "odd_times_total", "counter", "Rows whose event time cannot be, counted as they arrived.",
+        [(f"{{{labels}}}", counters.odd_times)],
+    )  # fmt: skip
     lines += _histogram(
         "request_seconds", "From a request's arrival to its answer.", labels, _bounds_s(),
         counters.latency.octaves(), counters.latency.total_us / 1e6,

@@ -26,6 +26,7 @@ MAX_TENSORS = 1024
 MAX_PLAN_BYTES = 2048  # of the JSON of a request whose meaning is kept
 MAX_PLANS = 64
 MAX_TIMEOUT_US = 86_400_000_000
+MAX_TIME_S = 1e15
 _NO_DATA = msgspec.Raw(b"")
 Parameters = dict[str, Any] | None  # callers may send any parameter; those we know are checked where they are read
 
@@ -81,10 +82,23 @@ class Plan(msgspec.Struct, frozen=True):
 
 class Call:
     """A request understood. `rows` is its batch size, `even` whether every input has as many; `tails` are the other
-    sizes, where the manifest leaves them free. `plan` with `body` stands for arrays that were not made yet.
+    sizes, where the manifest leaves them free. `plan` with `body` stands for arrays that were not made yet. `event_s`:
+    when it happened what the inputs are of, in seconds since the epoch (0: not said).
     """
 
-    __slots__ = ("_arrays", "_parser", "body", "even", "id", "outputs", "plan", "rows", "tails", "timeout_us")
+    __slots__ = (
+        "_arrays",
+        "_parser",
+        "body",
+        "even",
+        "event_s",
+        "id",
+        "outputs",
+        "plan",
+        "rows",
+        "tails",
+        "timeout_us",
+    )
 
     def __init__(
         self,
@@ -98,6 +112,7 @@ class Call:
         self._parser = parser
         self._arrays = arrays
         self.id = id_
+        self.event_s = 0.0
         self.outputs = outputs
         self.plan = plan
         self.body = body
@@ -148,7 +163,8 @@ class Parser:
         arrays, parts = self._arrays(request.inputs, body, at)
         call = Call(self, request.id, self._wanted(request), arrays)
         call.timeout_us = _timeout(request.parameters)
-        if not call.id and len(head) <= MAX_PLAN_BYTES and len(parts) == len(arrays):
+        call.event_s = _event_time(request.parameters)
+        if not call.id and not call.event_s and len(head) <= MAX_PLAN_BYTES and len(parts) == len(arrays):
             self._keep(head, call, parts, len(body))
         return call
 
@@ -291,6 +307,14 @@ def _timeout(parameters: Parameters) -> int:
     """Triton's parameter: microseconds until the client waits no longer; 0 is none."""
     timeout = parameters.get("timeout", 0) if parameters else 0
     return timeout if type(timeout) is int and 0 < timeout <= MAX_TIMEOUT_US else 0
+
+
+def _event_time(parameters: Parameters) -> float:
+    """Ours: seconds since the epoch; 0 is none. Whether it can be is for those to see who count. Raises Refused."""
+    said = parameters.get("event_time", 0) if parameters else 0
+    if type(said) not in (int, float):
+        raise Refused(400, f"event_time: expected seconds since the epoch, got {str(said)[:80]!r}")
+    return float(said) if abs(said) < MAX_TIME_S else MAX_TIME_S
 
 
 def _fits(spec: tuple[int, ...], shape: tuple[int, ...]) -> bool:

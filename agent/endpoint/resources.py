@@ -114,7 +114,7 @@ class Resources:
             return
         if len(jobs) == 1:
             self._told(jobs[0], replies[0])
-            prediction = Prediction(ids[0], jobs[0].rows, inputs, outputs)
+            prediction = Prediction(ids[0], jobs[0].rows, inputs, outputs, jobs[0].event_s)
             replies[0].after = functools.partial(self._recorder.observe, prediction)
             jobs[0].tell(replies[0])
             return
@@ -122,7 +122,9 @@ class Resources:
             if not job.over:
                 self._told(job, reply)
                 job.tell(reply)
-        self._recorder.observe_together(Together(ids, [job.rows for job in jobs], inputs, outputs))
+        events = [job.event_s for job in jobs]
+        rows = [job.rows for job in jobs]
+        self._recorder.observe_together(Together(ids, rows, inputs, outputs, events if any(events) else ()))
 
     def failed(self, job: Job, error: Exception) -> None:
         self._counters.failed_us += (time.perf_counter_ns() - job.request.arrived_ns) // 1000

@@ -83,6 +83,7 @@ class Score:
             loop = asyncio.get_running_loop()
             answer, prediction = await loop.run_in_executor(self._pool, self._ran, call, request.due_ns)
             self._recorder.count(prediction.rows, (time.perf_counter_ns() - request.arrived_ns) // 1000)
+            prediction.event_s = request.event_s
             return _reply(answer, lambda: self._watch(prediction))
         except Exception as error:
             return self.refused(as_refused(error))
@@ -112,10 +113,9 @@ class Score:
         return Prediction("", len(inputs[batched]) if batched else 1, inputs, results)
 
     def _watch(self, prediction: Prediction) -> None:
-        if prediction.inputs:
-            self._made += 1
-            prediction.id = f"{self._life}{self._made:x}"
-            self._recorder.observe(prediction)
+        self._made += 1
+        prediction.id = f"{self._life}{self._made:x}"
+        self._recorder.observe(prediction)
 
 
 def _call(request: Request, most: int) -> ScoreCall:

@@ -72,6 +72,8 @@ class Watch:
             self._windows.add(prediction.rows, prediction.inputs, prediction.outputs, prediction.event_s)
         except Exception as error:
             self._note_failure(error)
+        if not prediction.inputs:  # a script was asked in a form of its own
+            return
         try:
             self.taking.observe(prediction)
         except Exception as error:

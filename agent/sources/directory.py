@@ -118,7 +118,7 @@ class DirectoryIntake:
 
     def _item(self, file: File) -> Item:
         try:
-            return as_item(file.name, self._inputs(file), self._batched, file)
+            return as_item(file.name, self._inputs(file), self._batched, file, file.changed_ns / 1e9)
         except (OSError, ValueError) as error:
             return Item(file.name, {}, error=str(error), token=file)
 

@@ -225,7 +225,7 @@ class Feed:
         size = sum(array.nbytes for array in item.inputs.values())
         while self._recorder.waiting > min(MAX_LEFT, 8 + MAX_LEFT_BYTES // max(1, size)) and not self._stop.is_set():
             time.sleep(FULL_PAUSE_S)
-        self._recorder.leave(Prediction(id_, item.rows, item.inputs, outputs), took_us)
+        self._recorder.leave(Prediction(id_, item.rows, item.inputs, outputs, item.event_s), took_us)
         return Result(id_, item.name, outputs)
 
     def _refused(self, item: Item, status: int, error: str) -> Result:
@@ -255,6 +255,8 @@ def _alike(first: Item, other: Item) -> bool:
     return all(array.shape[1:] == other.inputs[name].shape[1:] for name, array in first.inputs.items())
 
 
-def as_item(name: str, inputs: dict[str, Array], batched: Sequence[str], token: object = None) -> Item:
+def as_item(
+    name: str, inputs: dict[str, Array], batched: Sequence[str], token: object = None, event_s: float = 0.0
+) -> Item:
     """Raises ValueError."""
-    return Item(name, inputs, rows_of(inputs, tuple(batched)), token=token)
+    return Item(name, inputs, rows_of(inputs, tuple(batched)), token=token, event_s=event_s)

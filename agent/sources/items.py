@@ -14,7 +14,10 @@ from modules.manifest import Manifest
 
 
 class Item(msgspec.Struct, gc=False):
-    """One input. `inputs` is empty where it could not be read, and `error` says why. `token` is its source's own."""
+    """One input. `inputs` is empty where it could not be read, and `error` says why. `token` is its source's own.
+
+    `event_s` is when it happened what it is of, in seconds since the epoch; 0 where the source does not know.
+    """
 
     name: str
     inputs: Mapping[str, Array]
@@ -22,6 +25,7 @@ class Item(msgspec.Struct, gc=False):
     error: str = ""
     token: object = None
     repeat: bool = False  # we ended before it could be predicted: it is not done
+    event_s: float = 0.0
 
 
 class Result(msgspec.Struct, gc=False):

@@ -35,6 +35,8 @@ SESSION_S = 3600  # for which the broker keeps messages for a worker that is not
 MAX_RESULTS = 1024  # that wait to be sent; older ones are dropped, and counted
 FIRST_FAILURE = 0x80
 IN_FLIGHT = 64
+EVENT_TIME = "event_time"
+MAX_TIME = 40  # characters
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +137,8 @@ class MqttIntake:
         try:
             if len(message.payload) > self._source.max_bytes:
                 raise ValueError(f"expected at most {self._source.max_bytes} bytes, got {len(message.payload)}")
-            return as_item(message.topic, self._reader.read(bytes(message.payload)), self._batched, message)
+            inputs = self._reader.read(bytes(message.payload))
+            return as_item(message.topic, inputs, self._batched, message, _event_time(message))
         except ValueError as error:
             return Item(message.topic, {}, error=str(error), token=message)
 
@@ -234,6 +237,15 @@ def _client(connection: socket.socket, name: str, max_bytes: int) -> paho.Client
 
 def _said(client: paho.Client, userdata: object, connection: object) -> None:
     """The loop asks want_write by itself."""
+
+
+def _event_time(message: paho.MQTTMessage) -> float:
+    """The user property `event_time`, in seconds since the epoch; 0 where there is none that is a number."""
+    said = getattr(message.properties, "UserProperty", ())
+    for value in (value for name, value in said if name == EVENT_TIME and len(value) <= MAX_TIME):
+        with suppress(ValueError):
+            return float(value)
+    return 0.0
 
 
 def _session(source: Mqtt) -> Properties:

@@ -123,20 +123,29 @@ class _Tensor:
         self._longest = max(self._indices, default=-1)
         self._in_order = self._indices == list(range(len(plain)))
         self._taken = _Group(taken, joint)
-        rank = len(spec.shape) - _in_rows(spec)
+        self._in_rows = _in_rows(spec)
+        self._block_wise = self._in_rows and -1 not in spec.shape[1:]
+        rank = len(spec.shape) - self._in_rows
         self._takers = [Taker(feature, rank) for _, feature in taken]
         self._others = [
             (place, CategoricalColumn(feature)) for place, feature in mine if isinstance(feature, Categorical)
         ]
 
     def count(self, pending: Sequence[tuple[Arrays, Arrays]], joint: _JointSums | None) -> None:
-        arrays = [pair[self._side][self._name] for pair in pending]
-        if _in_rows(self._spec) and -1 not in self._spec.shape[1:]:
-            block = np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
+        """Raises what the last array that could not be counted did, after all others were."""
+        arrays = [pair[self._side].get(self._name) for pair in pending]
+        if self._block_wise and (block := _joined(arrays)) is not None:
             self._add(block, joint)
             return
-        for array in arrays:  # no batch size, or rows of different length
-            self._add(array if _in_rows(self._spec) and array.ndim else array[np.newaxis], None)
+        failure: Exception | None = None
+        for array in arrays:  # no batch size, rows of different length, or not what the model promised
+            try:
+                if array is not None:
+                    self._add(array if self._in_rows and array.ndim else array[np.newaxis], None)
+            except Exception as error:
+                failure = error
+        if failure is not None:
+            raise failure
 
     def _add(self, block: Array, joint: _JointSums | None) -> None:
         shape, block = block.shape[1:], block.reshape(len(block), -1)
@@ -258,6 +267,16 @@ def _block_rows(manifest: Manifest) -> int:
 def _in_rows(spec: TensorSpec) -> bool:
     """Whether arrays can be put one below the other: a first size that is free, or 1."""
     return bool(spec.shape) and spec.shape[0] in (-1, 1)
+
+
+def _joined(arrays: Sequence[Array | None]) -> Array | None:
+    """One below the other; None where they are not alike."""
+    if len(arrays) == 1:
+        return arrays[0] if arrays[0] is not None and arrays[0].ndim else None
+    try:
+        return np.concatenate(arrays)  # type: ignore[arg-type]  # None among them raises, too
+    except (ValueError, TypeError):
+        return None
 
 
 def _sortable(block: Array) -> Array:

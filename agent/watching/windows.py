@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from agent.endpoint.counters import Counters
 from agent.watching.clock import ClockWatch
 from agent.watching.periods import Period, Periods
+from agent.watching.private import Private
 from agent.watching.profiler import Arrays, Counted, Profiler
 from modules.manifest import Manifest, SamplingPolicy
 from modules.windows import LATENCY_BINS, ReferenceProfile, Window, pack_counts
@@ -50,6 +51,8 @@ class Windows:
     ) -> None:
         self._subject = subject
         self._policy = policy
+        self._private = Private(subject.reference)
+        self._private.promise(policy)
         self._counters = counters
         self._clock = clock
         self._steady = steady
@@ -83,8 +86,10 @@ class Windows:
 
     def set_policy(self, policy: SamplingPolicy) -> None:
         before, self._policy = self._policy, policy
-        if (before.window_s, before.grace_s) != (policy.window_s, policy.grace_s):
+        if any(getattr(before, name) != getattr(policy, name) for name in ("window_s", "grace_s", "privacy")):
             self._close_all()
+        # Only now: what was counted under a promise leaves under it.
+        self._private.promise(policy)
 
     def look(self) -> None:
         """Closes what is to be closed by now."""
@@ -155,7 +160,7 @@ class Windows:
             clock_jumps=seen.clock_jumps,
             clock_jump_s=seen.clock_jump_s,
         )
-        if not self._send(window):
+        if not self._send(self._private.made(window, counted.cells)):
             log.error("a window of %d rows of %s could not be sent and is lost", window.rows, window.module)
 
     def _counted(self, period: Period) -> Counted:
