@@ -1,11 +1,13 @@
 """Windows under a promise of privacy: what leaves, and what does not, also while the promise changes."""
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from agent.endpoint.counters import Counters
+from agent.sandbox.protocol import Drain, Drained, SetPolicy
 from agent.watching.windows import Subject, Windows
 from modules.manifest import Lineage, Manifest
 from modules.privacy import Privacy
@@ -13,6 +15,7 @@ from modules.runtime import Runtime
 from modules.sampling import SamplingPolicy
 from modules.tensors import TensorSpec
 from modules.windows import Numeric, ReferenceProfile, Window, unpack_counts, unpack_signed
+from worker.driver import WorkerDriver, binary_input
 
 PRIVACY = Privacy(epsilon_per_day=8.0)
 PRIVATE = SamplingPolicy(rate=0.0, window_s=3600.0, privacy=PRIVACY)
@@ -97,3 +100,20 @@ async def test_where_noise_cannot_be_had_no_window_leaves(monkeypatch: pytest.Mo
     await worker.windows.stop()
     assert worker.sent == []
     assert "mooring[privacy]" in str(worker.failures[0])
+
+
+@pytest.mark.parametrize("later", [False, True])
+async def test_a_confined_worker_can_make_its_windows_private(
+    tmp_path: Path, digits_module: Manifest, reference: ReferenceProfile, later: bool
+) -> None:
+    """The library is loaded when the first window is closed, or when the policy changes: the cage must let it."""
+    async with WorkerDriver(tmp_path / "slot", digits_module, PLAIN if later else PRIVATE, confine=True) as worker:
+        await worker.serve()
+        if later:
+            worker.send(SetPolicy(PRIVATE))
+        row = np.zeros((1, 64), np.float32)
+        assert (await worker.infer({"inputs": [binary_input(row)]}, row.tobytes())).status == 200
+        await worker.order(Drain(1.0), Drained)
+        window = worker.windows[-1]
+        assert (window.rho > 0, window.noise > 0, window.rows) == (True, True, 1)
+        assert np.std(unpack_signed(window.counts, reference.cells)) > 1
