@@ -87,6 +87,12 @@ def init(
         float, typer.Option(metavar="MONTHS", help="At most one false alarm is expected in this time.")
     ] = 12.0,
     broker: Annotated[str, typer.Option(metavar="URL", help="Use the broker at mqtts://HOST:PORT.")] = "",
+    database: Annotated[
+        str, typer.Option(metavar="URL", help="sqlite, or postgresql://USER@HOST:PORT/NAME with nothing in it.")
+    ] = "sqlite",
+    database_password_file: Annotated[
+        str, typer.Option(metavar="FILE", help="Holds the password for the database, on this machine.")
+    ] = "",
 ) -> None:
     """Make a new hub in DIR: settings, keys, certificates, database and the operator's token."""
     from cloud_hub.initialise import free_ports, initialise  # heavy: cryptography, TUF, SQLAlchemy
@@ -106,6 +112,8 @@ def init(
             look_s=look,
             false_alarm_months=false_alarm_months,
             publisher=publisher,
+            database=database,
+            database_password_file=database_password_file,
         )
         paths = asyncio.run(initialise(folder, config, offline_keys))
     if dev:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import msgspec
 
@@ -30,6 +31,7 @@ from firmware_profiles.profile import NAME_PATTERN
 
 ENVIRONMENT_PREFIX = "MOORING_HUB_"
 CONFIG_NAME = "hub.toml"
+SQLITE = "sqlite"
 _TABLES = ("building", "ca", "datasets", "images", "monitoring", "oidc", "outward", "patches", "transfer")
 
 
@@ -154,7 +156,9 @@ class HubConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Windows, samples and looks are removed `windows_days`, `samples_days` and `looks_days` after they came, files that
     belong to no model and no module `uploads_days` after they were stored.
     A device's certificate ends after `certificate_days` and is renewed at two thirds of that; the revocation list ends
-    after `crl_days` and is written anew long before.
+    after `crl_days` and is written anew long before. `database` is sqlite for a file in the hub's folder, or the
+    address of a PostgreSQL (postgresql://USER@HOST:PORT/NAME?sslmode=verify-full), whose password is what the file
+    `database_password_file` holds.
     """
 
     dev: bool = False
@@ -177,6 +181,8 @@ class HubConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     uploads_days: float = 1.0
     certificate_days: float = 30.0
     crl_days: float = 30.0
+    database: str = SQLITE
+    database_password_file: str = ""
     ca: CaSettings = CaSettings()
     oidc: OidcSettings = OidcSettings()
     transfer: TransferSettings = TransferSettings()
@@ -211,6 +217,12 @@ class HubConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.broker and not re.fullmatch(r"mqtts://[^/:\s]+(:[0-9]{1,5})?", self.broker):
             raise ValueError(f"broker: expected mqtts://HOST:PORT or nothing, got {self.broker[:80]!r}")
 
+        _check_database(self.database)
+
+    @property
+    def uses_postgres(self) -> bool:
+        return self.database != SQLITE
+
     @property
     def api_url(self) -> str:
         """Where operators and devices reach the API."""
@@ -243,6 +255,21 @@ class HubConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         path = HubPaths(folder).config
         path.touch(mode=0o600)
         path.write_text("\n".join(lines) + "\n")
+
+
+def _check_database(text: str) -> None:
+    """What is wrong is said without the text, which may hold a password."""
+    if text == SQLITE:
+        return
+    try:
+        parts = urlsplit(text)
+        password = parts.password
+    except ValueError as error:
+        raise ValueError("database: expected sqlite or postgresql://USER@HOST:PORT/NAME, got neither") from error
+    if parts.scheme not in ("postgresql", "postgres") or len(parts.path) < 2:
+        raise ValueError("database: expected sqlite or postgresql://USER@HOST:PORT/NAME, got neither")
+    if password is not None or "password" in parse_qs(parts.query):
+        raise ValueError("database: expected an address without a password; name its file in database_password_file")
 
 
 _DEFAULTS = HubConfig()

@@ -6,39 +6,30 @@ import asyncio
 import importlib.util
 import shutil
 import socket
-import sqlite3
 from collections.abc import Callable
-from contextlib import closing
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from cryptography import x509
 
 from cloud_hub.broker import find_mosquitto
 from cloud_hub.clock import Clock, system_clock
 from cloud_hub.config import HubConfig, HubPaths
+from cloud_hub.doctor_database import database, patches_built
 from cloud_hub.errors import HubError
+from cloud_hub.findings import Finding, State
 from cloud_hub.hardening import exposed, sealed
 from cloud_hub.revocations import ALARM_BELOW, read_list
+from cloud_hub.store.address import database_url
 from cloud_hub.store.engine import Store
 from cloud_hub.trust.keys import ONLINE, offline
 from cloud_hub.trust.standing import RoleState, read_states
 from firmware_profiles.catalog import load
 
+__all__ = ["Finding", "examine"]
 SOON_DAYS: Final = 30.0
 LOW_DISK_BYTES: Final = 1024**3
-State = Literal["ok", "note", "problem"]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One check: what was looked at, how it is, and what to do where it is not well."""
-
-    subject: str
-    state: State
-    text: str
 
 
 def examine(paths: HubPaths, clock: Clock = system_clock) -> list[Finding]:
@@ -54,9 +45,9 @@ def examine(paths: HubPaths, clock: Clock = system_clock) -> list[Finding]:
         ("signing keys", lambda: _keys(paths, config)),
         ("certificates", lambda: _certificates(paths, config, clock())),
         ("revocation list", lambda: _revocations(paths, clock())),
-        ("database", lambda: _database(paths)),
-        ("patches", lambda: _patches(paths, config)),
-        ("signed metadata", lambda: _signed_metadata(paths, clock())),
+        ("database", lambda: database(config, paths)),
+        ("patches", lambda: patches_built(config, paths)),
+        ("signed metadata", lambda: _signed_metadata(paths, config, clock())),
         ("files elsewhere", lambda: _elsewhere(config)),
         ("broker", lambda: _broker(config)),
         ("ports", lambda: _ports(config)),
@@ -132,52 +123,18 @@ def _revocations(paths: HubPaths, now: float) -> Finding:
     return Finding("revocation list", "ok", f"good for {days:.0f} days; a running hub writes it anew")
 
 
-def _database(paths: HubPaths) -> Finding:
-    connection = sqlite3.connect(f"file:{paths.database}?mode=ro", uri=True)
-    try:
-        (answer,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-        (revision,) = connection.execute("SELECT version_num FROM alembic_version").fetchone()
-    finally:
-        connection.close()
-    if answer != "ok":
-        return Finding("database", "problem", f"{paths.database} is damaged ({answer}): restore a backup")
-    return Finding("database", "ok", f"sound, schema {revision}")
-
-
-def _patches(paths: HubPaths, config: HubConfig) -> Finding:
-    """How many were built, and why some were not: a file without one comes whole, so nothing here is a problem."""
-    if not config.patches.enabled:
-        return Finding("patches", "ok", "switched off (patches.enabled)")
-    with closing(sqlite3.connect(f"file:{paths.database}?mode=ro", uri=True)) as connection:
-        if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'patches'").fetchall():
-            return Finding("patches", "ok", "none yet")
-        counted = connection.execute("SELECT state, count(*), coalesce(sum(size), 0) FROM patches GROUP BY state")
-        found = {state: (count, size) for state, count, size in counted}
-        why = connection.execute(
-            "SELECT module, version, reason FROM patches WHERE state = 'failed' LIMIT 1"
-        ).fetchone()
-    built, stored = found.get("built", (0, 0))
-    waiting = sum(found.get(state, (0, 0))[0] for state in ("queued", "building"))
-    text = f"{built} built ({stored / 1024**2:.1f} MiB), {waiting} waiting"
-    if why is not None:
-        return Finding("patches", "note", f"{text}, {found['failed'][0]} failed, such as {why[0]}:{why[1]}: {why[2]}")
-    if stored >= config.patches.total_mib * 1024**2:
-        return Finding("patches", "note", f"{text}; no more are built (patches.total_mib)")
-    return Finding("patches", "ok", text)
-
-
-def _signed_metadata(paths: HubPaths, now: float) -> Finding:
-    if not paths.database.is_file():  # opening it would make an empty one
+def _signed_metadata(paths: HubPaths, config: HubConfig, now: float) -> Finding:
+    if not config.uses_postgres and not paths.database.is_file():  # opening it would make an empty one
         return Finding("signed metadata", "problem", f"no database {paths.database}: restore a backup")
-    warnings = {state: warning for state in asyncio.run(_states(paths)) if (warning := state.warning(now))}
+    warnings = {state: warning for state in asyncio.run(_states(paths, config)) if (warning := state.warning(now))}
     if not warnings:
         return Finding("signed metadata", "ok", "roots, targets and publishers last for weeks")
     expired = any((state.expires_at or now) <= now and not state.online for state in warnings)
     return Finding("signed metadata", "problem" if expired else "note", "; ".join(warnings.values()))
 
 
-async def _states(paths: HubPaths) -> list[RoleState]:
-    store = await Store.open(paths.database_url, migrate=False)
+async def _states(paths: HubPaths, config: HubConfig) -> list[RoleState]:
+    store = await Store.open(database_url(config, paths), migrate=False)
     try:
         async with store.read() as connection:
             return await read_states(connection)

@@ -18,6 +18,8 @@ from typing import Final
 from cloud_hub.clock import Clock, system_clock
 from cloud_hub.config import CONFIG_NAME, HubConfig, HubPaths
 from cloud_hub.errors import BadRequest, Conflict
+from cloud_hub.store.address import database_url
+from cloud_hub.store.beginning import emptied_on_failure
 from cloud_hub.store.engine import Store
 from cloud_hub.tokens import add_token, new_token
 from cloud_hub.trust import setup
@@ -42,8 +44,8 @@ async def initialise(
 ) -> HubPaths:
     """A new hub in `root`, which may exist when it is empty.
 
-    Raises Conflict `already-initialised` or `folder-not-empty`, and as `trust.setup.create`. After any error `root`
-    and `offline_keys` are as they were before.
+    Raises Conflict `already-initialised`, `folder-not-empty` or `database-not-empty`, and as `trust.setup.create`.
+    After any error `root`, `offline_keys` and the database are as they were before.
     """
     _refuse_existing(root)
     if offline_keys is not None and offline_keys.resolve().is_relative_to(root.resolve()):
@@ -57,7 +59,8 @@ async def initialise(
         for remains in root.glob(f"{_TEMPORARY_PREFIX}*"):
             shutil.rmtree(remains)
         making = Path(tempfile.mkdtemp(dir=root, prefix=_TEMPORARY_PREFIX))
-        await _make(HubPaths(making), HubPaths(root), config, offline_keys, clock)
+        async with emptied_on_failure(database_url(config, HubPaths(making))):
+            await _make(HubPaths(making), HubPaths(root), config, offline_keys, clock)
         for name in sorted((path.name for path in making.iterdir()), key=lambda name: name == CONFIG_NAME):
             (making / name).rename(root / name)
         making.rmdir()
@@ -67,14 +70,15 @@ async def initialise(
 async def _make(making: HubPaths, final: HubPaths, config: HubConfig, offline_keys: Path | None, clock: Clock) -> None:
     await setup.create(making, config, offline_keys, clock)
     token = new_token()
-    store = await Store.open(making.database_url)
+    store = await Store.open(database_url(config, making))
     try:
         async with store.read() as connection:
             roots = {name: await current_root_body(connection, name) for name in REPOSITORIES}
         await add_token(store, clock, OPERATOR, token)
     finally:
         await store.close()
-    making.database.chmod(PRIVATE_FILE)
+    if not config.uses_postgres:
+        making.database.chmod(PRIVATE_FILE)
     write_private(making.operator_token, f"{token}\n".encode())
     for folder in filter(None, (making.roots, offline_keys)):
         for name, body in roots.items():

@@ -63,6 +63,7 @@ from cloud_hub.revocations import Revocations
 from cloud_hub.rollouts.controller import Controller
 from cloud_hub.rooms import Rooms
 from cloud_hub.serving import Serving
+from cloud_hub.store.address import database_url
 from cloud_hub.store.engine import Store
 from cloud_hub.trust.ca import CertificateAuthority
 from cloud_hub.trust.ceremony import Ceremony
@@ -101,7 +102,7 @@ async def open_hub(paths: HubPaths, clock: Clock = system_clock, broker: str = "
     """
     config = _with_broker(HubConfig.load(paths.root), broker)
     catalog = _catalog(config)
-    store = await Store.open(paths.database_url)
+    store = await Store.open(database_url(config, paths))
     try:
         yield _build(config, paths, store, catalog, clock)
     finally:

@@ -1,26 +1,31 @@
 """The database: opened and migrated here, many readers, one writer at a time. No tables and no queries.
 
-Readers and the writer have engines of their own, because SQLite should take its write lock at the start of a
-writing transaction (BEGIN IMMEDIATE) and not in its middle, where it could only fail. Opened by `service`; every
-room that keeps rows gets the `Store`.
+Readers and the writer have engines of their own. A writing transaction takes a lock at its start, so that what it read
+still holds when it writes: SQLite's own (BEGIN IMMEDIATE), in PostgreSQL an advisory lock that all processes of a hub
+share. A reading one sees one moment. Opened by `service`; every room that keeps rows gets the `Store`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Collection, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, Engine, bindparam, create_engine, event, make_url
+from sqlalchemy import URL, ColumnElement, Connection, Engine, bindparam, create_engine, event, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from cloud_hub.bell import Bell
 from cloud_hub.errors import Unavailable
 
 WRITE_WAIT_S: Final = 30.0
+CONNECT_S: Final = 10
+STATEMENT_S: Final = 60.0  # the longest that one statement may take in PostgreSQL
+IDLE_S: Final = 120.0  # and that a transaction may wait for its client
+WRITER_LOCK: Final = 0x6D6F6F72  # the advisory lock of whoever writes
 BUSY_TIMEOUT_MS: Final = 10_000
 READERS: Final = 4
 MIGRATIONS: Final = Path(__file__).with_name("migrations")
@@ -40,17 +45,26 @@ class Store:
         self.bell = Bell()
 
     @classmethod
-    async def open(cls, url: str, migrate: bool = True) -> Store:
-        """`url` as SQLAlchemy has it, such as sqlite+aiosqlite:////var/lib/mooring-hub/hub.sqlite3."""
+    async def open(cls, url: str | URL, migrate: bool = True) -> Store:
+        """`url` as SQLAlchemy has it, such as sqlite+aiosqlite:////var/lib/mooring-hub/hub.sqlite3.
+
+        Raises Unavailable `database-unreachable` when it has to migrate and cannot connect.
+        """
+        url = make_url(url)
         if migrate:
-            await asyncio.to_thread(upgrade, url)
-        return cls(_engine(url, READERS, "BEGIN"), _engine(url, 1, "BEGIN IMMEDIATE"))
+            with _reaching(url):
+                await asyncio.to_thread(upgrade, url)
+        return cls(_engine(url, READERS, writes=False), _engine(url, 1, writes=True))
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
-        """A connection on which nothing should be written: it is rolled back at the end."""
-        async with self._readers.connect() as connection:
-            yield connection
+        """A connection on which nothing should be written: it is rolled back at the end.
+
+        Raises Unavailable `database-unreachable`, as `write` does.
+        """
+        with _reaching(self._readers.url):
+            async with self._readers.connect() as connection:
+                yield connection
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
@@ -64,10 +78,11 @@ class Store:
                 "store-busy", f"the database was still writing after {WRITE_WAIT_S:.0f} s; nothing was changed"
             ) from error
         try:
-            async with self._writer.begin() as connection:
-                news = connection.info
-                news[_RING] = False
-                yield connection
+            with _reaching(self._writer.url):
+                async with self._writer.begin() as connection:
+                    news = connection.info
+                    news[_RING] = False
+                    yield connection
             if news[_RING]:
                 self.bell.ring()
         finally:
@@ -87,7 +102,7 @@ def among(column: ColumnElement[str], values: Collection[str]) -> ColumnElement[
     return column.in_(bindparam(None, sorted(values), expanding=True, literal_execute=True))
 
 
-def upgrade(url: str, revision: str = "head") -> None:
+def upgrade(url: str | URL, revision: str = "head") -> None:
     """Brings the schema to `revision`. Blocks: call it in a thread."""
     # Alembic is needed for these few moments only.
     from alembic import command
@@ -96,10 +111,12 @@ def upgrade(url: str, revision: str = "head") -> None:
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
-    engine = create_engine(make_url(url).set(drivername=make_url(url).get_backend_name()))
+    engine = create_engine(blocking(make_url(url)), connect_args=_arguments(make_url(url), writes=True))
     if engine.dialect.name == "sqlite":
         # Without foreign keys: a batch migration drops the old table, which must not take its children along.
         _tune_sqlite(engine, "BEGIN IMMEDIATE", foreign_keys=False)
+    else:
+        _lock_postgres(engine)
     try:
         with engine.begin() as connection:
             config.attributes["connection"] = connection
@@ -108,11 +125,61 @@ def upgrade(url: str, revision: str = "head") -> None:
         engine.dispose()
 
 
-def _engine(url: str, size: int, begin: str) -> AsyncEngine:
-    engine = create_async_engine(url, pool_size=size, max_overflow=0, pool_timeout=WRITE_WAIT_S)
-    if engine.dialect.name == "sqlite":
-        _tune_sqlite(engine.sync_engine, begin, foreign_keys=True)
+def blocking(url: URL) -> URL:
+    """The same database, for an engine that is not asynchronous."""
+    return url.set(drivername="sqlite") if url.get_backend_name() == "sqlite" else url
+
+
+def _engine(url: URL, size: int, writes: bool) -> AsyncEngine:
+    pool = {"pool_size": size, "max_overflow": 0, "pool_timeout": WRITE_WAIT_S, "connect_args": _arguments(url, writes)}
+    if url.get_backend_name() == "sqlite":
+        engine = create_async_engine(url, **pool)
+        _tune_sqlite(engine.sync_engine, "BEGIN IMMEDIATE" if writes else "BEGIN", foreign_keys=True)
+    elif writes:
+        # READ COMMITTED: behind the lock each statement sees what the writer before has committed.
+        engine = create_async_engine(url, isolation_level="READ COMMITTED", pool_pre_ping=True, **pool)
+        _lock_postgres(engine.sync_engine)
+    else:
+        options = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+        engine = create_async_engine(url, execution_options=options, pool_pre_ping=True, **pool)
     return engine
+
+
+def _arguments(url: URL, writes: bool) -> dict[str, Any]:
+    """What a connection to PostgreSQL is told: nothing waits for ever, neither here nor there."""
+    if url.get_backend_name() == "sqlite":
+        return {}
+    limits = {
+        "statement_timeout": STATEMENT_S,
+        "lock_timeout": WRITE_WAIT_S,
+        "idle_in_transaction_session_timeout": IDLE_S,
+    }
+    options = " ".join(f"-c {name}={seconds * 1000:.0f}" for name, seconds in limits.items())
+    return {
+        "options": options,
+        "connect_timeout": CONNECT_S,
+        "application_name": "mooring-hub" if writes else "mooring-hub reader",
+        "keepalives_idle": 30,
+        "tcp_user_timeout": 30_000,  # milliseconds
+    }
+
+
+def _lock_postgres(engine: Engine) -> None:
+    @event.listens_for(engine, "begin")
+    def on_begin(connection: Connection) -> None:
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITER_LOCK})")
+
+
+@contextmanager
+def _reaching(url: URL) -> Iterator[None]:
+    """A server that is away, or that gave up waiting, is no fault of the statement."""
+    try:
+        yield
+    except (OperationalError, InterfaceError) as error:
+        if url.get_backend_name() == "sqlite":
+            raise
+        text = str(error.orig).strip().partition("\n")[0]
+        raise Unavailable("database-unreachable", f"the database at {url.host or 'its socket'}: {text}") from error
 
 
 def _tune_sqlite(engine: Engine, begin: str, foreign_keys: bool) -> None:

@@ -14,6 +14,7 @@ from cloud_hub.config import HubConfig, HubPaths
 from cloud_hub.errors import BadRequest, Conflict
 from cloud_hub.events import Events
 from cloud_hub.hardening import opened
+from cloud_hub.store.address import database_url
 from cloud_hub.store.engine import Store
 from cloud_hub.trust.ca import (
     DEVICE_LIFE,
@@ -69,7 +70,7 @@ def create_certificates(paths: HubPaths, config: HubConfig, now: float) -> None:
 
 
 async def _sign_first_metadata(paths: HubPaths, config: HubConfig, keys: Keys, clock: Clock) -> None:
-    store = await Store.open(paths.database_url, migrate=True)
+    store = await Store.open(database_url(config, paths), migrate=True)
     try:
         image = ImageRepository(store, Blobs(paths.blobs), Events(store, clock), keys, clock)
         await image.create(config.publisher)
