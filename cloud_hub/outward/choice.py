@@ -17,7 +17,7 @@ from cloud_hub.outward.cloud_events import module_of
 from cloud_hub.outward.kinds import checked_patterns, chosen
 from cloud_hub.roles import Scope
 
-SEVERITIES: Final = ("info", "warning", "critical")
+SEVERITIES: Final = ("warning", "critical")
 
 
 class Choice(msgspec.Struct, frozen=True):

@@ -14,8 +14,8 @@ from typing import Final
 PUBLIC: Final = frozenset(
     {
         "agent", "alert", "arm", "candidate", "comparison", "crl", "dataset", "device", "event", "gate", "label",
-        "labels", "model", "module", "offline-set", "policy", "profile", "reference", "retention", "retraining",
-        "rollout", "sample", "samples", "sampling", "state", "trust", "webhook", "window",
+        "labels", "model", "module", "offline-set", "policy", "profile", "quality", "reference", "retention",
+        "retraining", "rollout", "sample", "samples", "sampling", "state", "trust", "webhook", "window",
     }
 )  # fmt: skip
 PRIVATE: Final = frozenset({"access", "api-token", "session", "token", "user"})

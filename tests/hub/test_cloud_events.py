@@ -148,9 +148,9 @@ def event(kind: str, subject: str = "", **details: object) -> Event:
 
 
 def test_a_choice_by_module_and_severity() -> None:
-    choice = Choice(module="digits", severity="warning")
+    choice = Choice(module="digits", severity="critical")
     assert wants(choice, event("alert.opened", "digits", module="digits", severity="critical"), None)
-    assert not wants(choice, event("alert.opened", "digits", module="digits", severity="info"), None)
+    assert not wants(choice, event("alert.opened", "digits", module="digits", severity="warning"), None)
     assert not wants(choice, event("alert.opened", "faces", module="faces", severity="critical"), None)
     assert wants(choice, event("module.built", "digits:2"), None)
     assert not wants(choice, event("module.built", "faces:2"), None)
