@@ -23,6 +23,7 @@ from agent.backoff import longest_s
 from agent.config import LinkLimits
 from agent.errors import LinkDown, LinkError, LinkTimeout, Refused
 from agent.mqtt import MqttClient, request_properties
+from modules.commands import Command
 from modules.enrolment import RenewAnswer, RenewRequest
 from modules.errors import MessageError
 from modules.messages import (
@@ -40,7 +41,7 @@ from modules.messages import (
     decode,
     encode,
 )
-from modules.topics import all_down, down, up
+from modules.topics import Down, all_down, down, up
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +95,7 @@ class Link:
         self._life, self._asked = secrets.token_bytes(4), 0
         self._doorbell: list[Callable[[Doorbell], None]] = []
         self._ack: list[Callable[[Ack], None]] = []
+        self._command: list[Callable[[Command], None]] = []
         self._change: list[Callable[[LinkStatus], None]] = []
         self._takeover: list[Callable[[], None]] = []
         self._taken_over = self._leaving = False
@@ -105,6 +107,10 @@ class Link:
     def on_ack(self, callback: Callable[[Ack], None]) -> None:
         """Calls back on the loop for every ack of the hub. Must not raise."""
         self._ack.append(callback)
+
+    def on_command(self, callback: Callable[[Command], None]) -> None:
+        """Calls back on the loop for every command of the hub, which may come again. Must not raise."""
+        self._command.append(callback)
 
     def on_change(self, callback: Callable[[LinkStatus], None]) -> None:
         """Calls back on the loop when the connection comes or goes. Must not raise."""
@@ -241,7 +247,8 @@ class Link:
 
     async def _listen(self, client: MqttClient) -> None:
         """Hands on every message until the connection ends, which raises aiomqtt.MqttError."""
-        data, desired, ack = (down(self._device, channel) for channel in ("data", "desired", "ack"))
+        channels: tuple[Down, ...] = ("data", "desired", "ack", "command")
+        data, desired, ack, command = (down(self._device, channel) for channel in channels)
         async for message in client.messages:
             topic = message.topic.value
             try:
@@ -257,6 +264,9 @@ class Link:
             elif topic == ack and isinstance(said, Ack):
                 for note in self._ack:
                     note(said)
+            elif topic == command and isinstance(said, Command):
+                for obey in self._command:
+                    obey(said)
 
     def _answered(self, correlation: bytes, said: Reply | Refusal) -> None:
         future = self._pending.get(correlation)

@@ -22,7 +22,9 @@ from pathlib import Path
 import msgspec
 
 from agent import __version__, reserve
+from agent.asking import SampleRequests
 from agent.clones import CloneWatch
+from agent.commands import Commands
 from agent.config import AgentConfig, StatePaths
 from agent.containers.runtime import Containers
 from agent.errors import AgentError, ConfigError
@@ -46,6 +48,7 @@ from agent.runtimes.heat import Heat, Warmth
 from agent.runtimes.keeper import Keeper
 from agent.runtimes.process import ProcessRuntime
 from agent.runtimes.users import first_uid
+from agent.sampling.spending import Spending
 from agent.sandbox.cage import Cages, Possible
 from agent.slots import Slots
 from agent.status import LOCK_FILE
@@ -61,6 +64,7 @@ from agent.update.kinds import Kinds
 from agent.update.processes import Processes
 from agent.update.record import Ledger
 from agent.update.steps import Steps
+from modules.commands import SAMPLES
 from modules.messages import DeviceReport, Doorbell
 
 LEAVE_S = 5.0  # for each stage of the stop after the workers' own drain
@@ -95,6 +99,8 @@ class Rooms:
     containers: Containers
     heat: Heat
     accounts: Accounts
+    spending: Spending
+    commands: Commands
 
 
 async def run(config: AgentConfig, paths: StatePaths) -> int:
@@ -170,9 +176,19 @@ async def _build(
     news = News(outbox.offer)
     accounts = Accounts(store, outbox.offer, lambda name: keeper.policy(name))
     await accounts.open()
+    spending = Spending(store)
+    await spending.open()
     containers = Containers(paths.root / "containers", config.containers, accounts.offer)
     runtime = ProcessRuntime(
-        paths, config.serving, store, slots, accounts.offer, cages, containers, providers=config.profile.providers
+        paths,
+        config.serving,
+        store,
+        slots,
+        accounts.offer,
+        cages,
+        containers,
+        providers=config.profile.providers,
+        spending=spending,
     )
     keeper = Keeper(runtime, config.serving, changed, news.tell, damaged)
     heat = Heat(config.heat, keeper.endure, news.tell)
@@ -226,10 +242,12 @@ async def _build(
     renewal = Renewal(config, paths, credentials, link, changed, crash_at=os.environ.get(CRASH_AT, ""))
     link.on_takeover(clones.taken_over)
     link.on_doorbell(on_doorbell)
+    commands = Commands(store, outbox, {SAMPLES: SampleRequests(keeper).do})
+    link.on_command(commands.hear)
     link.on_change(on_change)
     return Rooms(
         link, outbox, keeper, engine, reporter, verifier, fetcher, renewal, clones, releases, installer, transports,
-        containers, heat, accounts,
+        containers, heat, accounts, spending, commands,
     )  # fmt: skip
 
 
@@ -246,6 +264,8 @@ async def _serve(rooms: Rooms, config: AgentConfig, stop: asyncio.Event) -> None
             Unit("clones", rooms.clones.run),
             Unit("release", rooms.releases.run),
             Unit("heat", rooms.heat.run),
+            Unit("quotas", rooms.spending.run),
+            Unit("commands", rooms.commands.run),
             *([Unit("gateway", rooms.transports.gateway.run)] if rooms.transports.gateway else []),
         ],
         drain_s=LEAVE_S,
@@ -262,6 +282,7 @@ async def _serve(rooms: Rooms, config: AgentConfig, stop: asyncio.Event) -> None
         await _within("containers", 2 * LEAVE_S, rooms.containers.close())
         await _within("privacy", LEAVE_S, rooms.accounts.flush())
         await _within("flush", LEAVE_S, rooms.outbox.flush())
+        await _within("quotas", LEAVE_S, rooms.spending.keep())
     finally:
         stop.set()
         leave.set()

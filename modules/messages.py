@@ -15,8 +15,8 @@ from modules.commands import Command, CommandResult
 from modules.enrolment import RenewRequest
 from modules.errors import MALFORMED, MessageError
 from modules.execution import StageExecution
-from modules.privacy import Spent
 from modules.pieces import Withheld
+from modules.privacy import Spent
 from modules.tensors import Tensor
 
 MAX_MESSAGE_BYTES = 1_000_000  # the shipped broker configuration allows packets of 1 MiB
@@ -224,7 +224,8 @@ class ModuleReport(msgspec.Struct, frozen=True):
 
     `verified` is true once it has come through probation. Counts are since the worker started. `confinement` is what
     its worker did to be confined, `level` the word of `Confinement` for that. `stages` is what `execution` says, as
-    values. `sources` says of each how it does, such as "mqtt: open".
+    values. `sources` says of each how it does, such as "mqtt: open". `samples_dropped` counts samples that the worker
+    could not give, by reason, and those that its quota thinned out; `sampling` says why none are taken at all.
     """
 
     name: str
@@ -243,6 +244,8 @@ class ModuleReport(msgspec.Struct, frozen=True):
     level: str = ""
     stages: tuple[StageExecution, ...] = ()
     sources: tuple[str, ...] = ()
+    samples_dropped: dict[str, int] = {}
+    sampling: str = ""
 
 
 class UpdateReport(msgspec.Struct, frozen=True):

@@ -26,6 +26,7 @@ from agent.sandbox.protocol import Stats
 from modules.messages import ModuleReport
 from modules.sampling import SamplingPolicy
 
+MAX_SAMPLING_WORDS = 300
 _logger = logging.getLogger(__name__)
 
 
@@ -248,6 +249,8 @@ class Keeper:
             execution=unit.ready.execution if unit.ready is not None else "",
             stages=unit.ready.stages if unit.ready is not None else (),
             sources=unit.sources,
+            samples_dropped=unit.samples_dropped,
+            sampling=unit.stats.sampling[:MAX_SAMPLING_WORDS],
             endpoint=self._runtime.address(module.name),
             level=unit.ready.level.value if unit.ready is not None else "",
         )

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -20,12 +21,14 @@ from agent.errors import WorkerError
 from agent.fpga.circuit import Circuit
 from agent.fpga.fabric import Fabric
 from agent.installed import Installed
+from agent.rings import Rings
 from agent.runtimes.access import Access
 from agent.runtimes.caches import Caches
 from agent.runtimes.endpoints import Endpoint, Endpoints
 from agent.runtimes.evidence import Evidence
 from agent.runtimes.priority import quiet, restore
 from agent.runtimes.users import Users
+from agent.sampling.spending import Spending
 from agent.sandbox.blackbox import BlackBox
 from agent.sandbox.cage import NO_CAGE, Cage, Cages
 from agent.sandbox.given import Given
@@ -40,6 +43,7 @@ from agent.sources.allowed import check_allowed, places
 from agent.sources.door import Door, Doors
 from agent.store import AgentStore
 from modules.manifest import SamplingPolicy
+from modules.messages import Stream
 from modules.runtime import CPU
 
 MAX_LAST_WORDS = 300
@@ -79,6 +83,7 @@ class ProcessRuntime:
         containers: Containers | None = None,
         fabric: Fabric | None = None,
         providers: tuple[str, ...] = (CPU,),
+        spending: Spending | None = None,
     ) -> None:
         """Without `cages` there is nothing around a worker but what it does itself. `containers` are the caller's.
         Only tests give a `fabric`. `providers` is the device profile's order.
@@ -92,6 +97,8 @@ class ProcessRuntime:
         self._containers = containers
         self._providers = providers
         self._caches = Caches(paths.root / "caches", settings.cache_mib)
+        self._rings = Rings(paths.root / "rings")
+        self._spending = spending
         self._nursery = Nursery() if settings.preload != "off" else None
         self._fabric = fabric or Fabric(settings.fpga_emulation)
         self._access = Access(paths, settings)
@@ -122,6 +129,7 @@ class ProcessRuntime:
         are gone, beside other work.
         """
         self._caches.prune(self._paths.slots)
+        self._rings.prune(self._paths.slots)
         if self._containers is not None:
             self._containers.tidy(self._paths.slots)
 
@@ -145,7 +153,7 @@ class ProcessRuntime:
         async with self._fabric.lend(slot.manifest, slot.path) as circuit:
             loan = Loan(endpoint, uid, cache, circuit, self._doors.open(module.name, slot.manifest.runtime.sources))
             try:
-                worker, cage = await self._spawn(slot, loan)
+                worker, cage = await self._spawn(slot, loan, module.sampling or slot.manifest.sampling)
             finally:
                 loan.door.given()
             self._fabric.used_by(worker, circuit)
@@ -153,7 +161,7 @@ class ProcessRuntime:
         try:
             async with quiet(worker, deadline_s * QUIET_SHARE if quietly else 0.0):
                 order = self._order(module, slot, loan, cage)
-                await worker.start(_with_box(order, worker), deadline_s)
+                await worker.start(_with_files(order, worker), deadline_s)
                 if slot.manifest.health.golden:
                     await worker.self_test(deadline_s)
         except BaseException:
@@ -166,7 +174,7 @@ class ProcessRuntime:
         slot = self._slots.open(module.manifest_sha256)
         return self._fabric.displaces(slot.manifest, slot.path)
 
-    async def _spawn(self, slot: Slot, loan: Loan) -> tuple[WorkerProcess, Cage]:
+    async def _spawn(self, slot: Slot, loan: Loan, policy: SamplingPolicy) -> tuple[WorkerProcess, Cage]:
         """As its manifest says: a process in a cage, or a container."""
         name, resources = slot.manifest.name, slot.manifest.resources
         log = self._log(name)
@@ -185,15 +193,23 @@ class ProcessRuntime:
         room = with_places(room, places(slot.manifest.runtime.sources))
         cage = self._cages.around(name, slot.path, loan.uid, resources, room)
         box = BlackBox() if self.evidence.crashes(name) else None
+        ring = await asyncio.to_thread(self._rings.open, slot.path.name, policy)
+        files = [file for file in (box, ring) if file is not None]
         try:
-            inherited = (*loan.handles, *([box.handle] if box is not None else []))
-            worker = await spawn(name, inherited, log, self._on_item, cage=cage, nursery=self._forks())
+            inherited = (*loan.handles, *(file.handle for file in files))
+            worker = await spawn(name, inherited, log, partial(self._pass_on, name), cage=cage, nursery=self._forks())
         except BaseException:
-            if box is not None:
-                box.close()
+            for file in files:
+                file.close()
             raise
         worker.keep(box)
+        worker.lend(ring)
         return self._ranked(worker, slot), cage
+
+    def _pass_on(self, name: str, stream: Stream, item: bytes) -> None:
+        if self._spending is not None:
+            self._spending.passed(name, stream, len(item))
+        self._on_item(stream, item)
 
     def _forks(self) -> Nursery | None:
         """Who forks the next worker. For a single module, the process that forks costs more memory than it saves."""
@@ -219,8 +235,11 @@ class ProcessRuntime:
         return await asyncio.to_thread(self._slots.recheck, module.manifest_sha256)
 
     def policy(self, module: Installed) -> SamplingPolicy:
-        """The director's word, or else the manifest's own. Raises SlotError."""
-        return module.sampling or self._slots.open(module.manifest_sha256).manifest.sampling
+        """The director's word, or else the manifest's own, which counts from now on. Raises SlotError."""
+        policy = module.sampling or self._slots.open(module.manifest_sha256).manifest.sampling
+        if self._spending is not None:
+            self._spending.left(module.name, policy)
+        return policy
 
     async def serve(self, worker: WorkerProcess) -> None:
         """From now on the worker takes connections of its module's endpoint. Raises WorkerError."""
@@ -243,8 +262,14 @@ class ProcessRuntime:
             outside=namespaces(),
             around=cage.words,
             floor=self._settings.floor,
-            given=self._given(slot, loan, cage),
+            given=self._sampled(module, slot, self._given(slot, loan, cage)),
         )
+
+    def _sampled(self, module: Installed, slot: Slot, given: Given) -> Given:
+        if self._spending is None:
+            return given
+        left = self._spending.left(module.name, module.sampling or slot.manifest.sampling)
+        return msgspec.structs.replace(given, quota_left=left, secret=self._spending.secret)
 
     def _given(self, slot: Slot, loan: Loan, cage: Cage) -> Given:
         settings = self._settings
@@ -266,7 +291,7 @@ class ProcessRuntime:
         )
 
 
-def _with_box(order: Start, worker: WorkerProcess) -> Start:
-    if worker.box is None:
-        return order
-    return msgspec.structs.replace(order, given=msgspec.structs.replace(order.given, black_box=worker.box.handle))
+def _with_files(order: Start, worker: WorkerProcess) -> Start:
+    files = {"black_box": worker.box, "ring": worker.ring}
+    handles = {name: file.handle for name, file in files.items() if file is not None}
+    return msgspec.structs.replace(order, given=msgspec.structs.replace(order.given, **handles))

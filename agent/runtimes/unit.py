@@ -28,7 +28,8 @@ from agent.runtimes.priority import restore, slow
 from agent.runtimes.process import ProcessRuntime
 from agent.sandbox.ending import in_words
 from agent.sandbox.host import WorkerEnded, WorkerProcess
-from agent.sandbox.protocol import Ready, Stats
+from agent.sandbox.protocol import AskedDone, Ready, Stats
+from modules.commands import AskSamples
 from modules.messages import ModuleState
 from modules.sources import MAX_SOURCES
 
@@ -36,6 +37,7 @@ STEADY_S = 60.0  # serving this long, a worker's earlier failures are forgiven
 MAX_SOURCE_WORDS = 200
 FAILED_AFTER = 5  # failures in a row, from which the report says failed instead of restarting
 
+MAX_REASONS = 16
 QUARANTINE_LOOK_S = 2.0  # how soon it is noticed that somebody has ended a quarantine
 # Ends of a worker that are its module's doing. A module that does not load says so, and is tried for ever: its disk or
 # its accelerator may come back.
@@ -96,6 +98,12 @@ class Unit:
             # and must not keep this one from being written down.
             with contextlib.suppress(AgentError):
                 await self._worker.set_policy(self._runtime.policy(module))
+
+    async def ask_samples(self, id_: str, asked: AskSamples) -> AskedDone:
+        """Rows of the worker's ring. Raises WorkerError."""
+        if self._worker is None:
+            raise WorkerError(f"module {self.module.name}: no worker runs now", "not-serving")
+        return await self._worker.ask_samples(id_, asked)
 
     async def poll(self) -> None:
         """Fresh `stats`. A worker that does not answer in time is killed, and started again like any other."""
@@ -245,6 +253,12 @@ class Unit:
     def sources(self) -> tuple[str, ...]:
         """How the worker's sources do; a worker's words, and so as few as we like."""
         return tuple(f"{one.kind}: {one.state}"[:MAX_SOURCE_WORDS] for one in self.stats.sources[:MAX_SOURCES])
+
+    @property
+    def samples_dropped(self) -> dict[str, int]:
+        """By reason, since the worker started."""
+        counts = dict(sorted(self.stats.dropped_why.items())[:MAX_REASONS])
+        return counts | ({"thinned": self.stats.thinned} if self.stats.thinned else {})
 
     def _note(self, stats: Stats) -> None:
         before, self.stats = self.sources, stats

@@ -129,6 +129,8 @@ class Taking:
         kept, question = self._kept, order.asked
         if self.unfit:
             return AskedDone("refused", "policy-unfit", self.unfit)
+        if kept is None and self.policy.ring_rows:
+            return AskedDone("refused", "ring-unavailable", "the ring could not be made; the module's log says why")
         if kept is None:
             text = f"the signed policy of {self._manifest.name} keeps no predictions on this device (ring_rows)"
             return AskedDone("refused", "no-ring", text)

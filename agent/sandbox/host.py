@@ -26,6 +26,7 @@ from typing import TypeVar
 import msgspec
 
 from agent.errors import WorkerError
+from agent.rings import RingFile
 from agent.sandbox.blackbox import BlackBox
 from agent.sandbox.body import Body, ProcessBody
 from agent.sandbox.cage import NO_CAGE, Cage
@@ -112,6 +113,7 @@ class WorkerProcess:
         self.ready: Ready | None = None
         self.output: LogPipe | None = None
         self.box: BlackBox | None = None
+        self.ring: RingFile | None = None
         self.under_way = ""  # the prediction that it ended in, where that was recorded
         self.resources = Resources()  # what it may take; the runtime says another
         self._body = body
@@ -152,6 +154,8 @@ class WorkerProcess:
 
     async def set_policy(self, sampling: SamplingPolicy) -> None:
         """From the next prediction on; not answered. Raises WorkerError."""
+        if self.ring is not None and not self.exited.is_set():
+            self.ring.grow(sampling)
         try:
             await self._send(SetPolicy(sampling), SERVE_DEADLINE_S)
         except TimeoutError:
@@ -175,6 +179,12 @@ class WorkerProcess:
     def cap(self, percent: int) -> None:
         """What it may take of the processors, where that can be set (100: one of them, 0: no limit)."""
         self._body.cap(percent)
+
+    def lend(self, ring: RingFile | None) -> None:
+        """The file of its last predictions, which is free for others at its end."""
+        self.ring = ring
+        if ring is not None and self.exited.is_set():
+            ring.close()
 
     def keep(self, box: BlackBox | None) -> None:
         """The page that it writes on, to be read at its end."""
@@ -258,6 +268,8 @@ class WorkerProcess:
             if self.box is not None:
                 self.under_way = self.box.read()
                 self.box.close()
+            if self.ring is not None:
+                self.ring.close()
             self.exited.set()
             self._writer.close()
             for _, answer in self._expected:
