@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cloud_hub.devices import Devices
     from cloud_hub.events import Events
     from cloud_hub.expulsion import Expulsion
+    from cloud_hub.labels.room import LabelRoom
     from cloud_hub.link import HubLink
     from cloud_hub.mirror import Mirror
     from cloud_hub.monitoring.alerts import Alerts
@@ -75,6 +76,7 @@ class Rooms:
     gates: Gates
     patches: Patches
     samples: Samples
+    labels: LabelRoom
     datasets: DataSets
     broker: Broker
     link: HubLink

@@ -40,6 +40,7 @@ from cloud_hub.events import Events
 from cloud_hub.expulsion import Expulsion
 from cloud_hub.hardening import check_private
 from cloud_hub.images.bases import Bases
+from cloud_hub.labels.room import LabelRoom, label_room
 from cloud_hub.limits import Rate
 from cloud_hub.link import Handlers, HubLink
 from cloud_hub.mirror import Mirror
@@ -140,6 +141,7 @@ async def serve(
                 rooms.mirror.open()
                 await parts.enter_async_context(_beside(rooms.mirror.run(), "mirror"))
             await parts.enter_async_context(_beside(rooms.outward.run(), "outward"))
+            await parts.enter_async_context(_beside(rooms.labels.watch.keep_watching(), "labels"))
             await parts.enter_async_context(_listening(rooms))
             await _connected(rooms.link, start_deadline_s)
             address = device_address(rooms.config)
@@ -164,7 +166,7 @@ def _build(config: HubConfig, paths: HubPaths, store: Store, catalog: dict[str, 
     devices = Devices(
         config, store, events, ca, issuer, claims, revocations, renewals, image, director, catalog, clock, clones
     )
-    alerts, ingest, comparisons = _monitoring(config, store, blobs, events, clock)
+    alerts, ingest, comparisons, labels = _monitoring(config, store, blobs, events, clock)
     capabilities = Capabilities(paths, clock)
     serving = Serving(store, blobs, image, director, partial(capabilities.allows, "grant"))
     patches = Patches(store, blobs, config.patches)
@@ -223,6 +225,7 @@ def _build(config: HubConfig, paths: HubPaths, store: Store, catalog: dict[str, 
         gates=Gates(store, comparisons, rollouts, clock, config.look_s),
         patches=patches,
         samples=Samples(store),
+        labels=labels,
         datasets=data_sets(config, store, blobs, events, clock),
         broker=broker,
         link=link,
@@ -237,14 +240,15 @@ def _authority(config: HubConfig, paths: HubPaths) -> CertificateAuthority:
 
 def _monitoring(
     config: HubConfig, store: Store, blobs: Blobs, events: Events, clock: Clock
-) -> tuple[Alerts, Ingest, Comparisons]:
+) -> tuple[Alerts, Ingest, Comparisons, LabelRoom]:
     settings = WatchSettings(config.look_s, config.false_alarm_months)
     references = References(store, blobs)
     reports = Reports(store, references, clock, settings)
-    alerts = Alerts(store, events, references, reports, clock, settings)
+    alerts = Alerts(store, events, references, reports, clock, settings, config.monitoring.group_by)
     comparisons = Comparisons(store, references, clock, config.look_s)
-    ingest = Ingest(store, events, references, clock, config.look_s, alerts.touched, config.monitoring)
-    return alerts, ingest, comparisons
+    labels = label_room(store, blobs, events, alerts, clock, settings)
+    ingest = Ingest(store, events, references, clock, config.look_s, alerts.touched, config.monitoring, labels.desk)
+    return alerts, ingest, comparisons, labels
 
 
 def _with_broker(config: HubConfig, broker: str) -> HubConfig:

@@ -84,12 +84,16 @@ class Labels:
         problems = (RefusedLabel(n, error.key, str(error)) for n, error in sorted(refused.items()))
         return msgspec.structs.replace(taken, refused=tuple(problems))
 
-    async def joined(self, connection: AsyncConnection, device: str, prediction_ids: Collection[str]) -> set[str]:
-        """Join samples of these ids, which have just been stored; the builds that have other outcomes than before."""
-        known = await book.labelled(connection, prediction_ids)
-        if not known:
+    async def joined(self, connection: AsyncConnection, samples: Collection[tuple[str, str]]) -> set[str]:
+        """Join samples, by device and prediction id, that have just been stored in this transaction.
+
+        The builds that have other outcomes than before: `tell` them once the transaction is committed.
+        """
+        ids = await book.labelled(connection, {prediction_id for _, prediction_id in samples})
+        if not ids:
             return set()
-        return (await join.rejoin(connection, known, {device}, self._known, self._clock())).manifests
+        devices = {device for device, prediction_id in samples if prediction_id in ids}
+        return (await join.rejoin(connection, ids, devices, self._known, self._clock())).manifests
 
     def tell(self, manifests: Collection[str]) -> None:
         """The transaction in which `joined` was called is committed."""

@@ -132,6 +132,19 @@ def share_evidence(sums: Sums, bound: float, above: bool) -> float:
     return largest + math.log(sum(math.exp(one - largest) for one in logs) / steps)
 
 
+def mean_evidence(sums: Sums, bound: float) -> float:
+    """Log evidence, in nats, that a mean lies above `bound`: a normal mixture, asymptotic. 0 where it does not."""
+    if sums.rows < 2 or sums.mean <= bound:
+        return 0.0
+    rows = sums.effective
+    deviation = math.sqrt(sums.spread * sums.w * sums.w / sums.w2) * (1 + _FEW / rows)
+    if deviation == 0:
+        return 0.0  # numbers that are all the same say nothing of their spread
+    grown = rows * _RHO2 + 1
+    away = rows * (sums.mean - bound) / deviation
+    return away * away * _RHO2 / (2 * grown) - math.log(grown) / 2
+
+
 def _edge(inside: float, outside: float, excluded: Callable[[float], bool]) -> float:
     """Where the excluded part begins, between a share that is not and the end of the scale."""
     if not excluded(outside):

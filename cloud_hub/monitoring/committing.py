@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -34,6 +34,16 @@ _log = logging.getLogger(__name__)
 Entries = list[tuple[int, bytes]]
 Record = Callable[..., Awaitable[None]]  # (connection, kind, device, **details)
 Marks = Mapping[StreamKey, int]
+
+
+class Joiner(Protocol):
+    """Joins samples with labels that were here before them (`cloud_hub.labels`)."""
+
+    async def joined(self, connection: AsyncConnection, samples: Collection[tuple[str, str]]) -> set[str]:
+        """Device and prediction id of samples that this transaction keeps; the builds that have other outcomes now."""
+
+    def tell(self, manifests: Collection[str]) -> None:
+        """The transaction is committed."""
 
 
 @dataclass(eq=False)
@@ -67,6 +77,7 @@ class Committer:
         look_s: float,
         group_by: Sequence[str],
         record: Record,
+        joiner: Joiner | None = None,
     ) -> None:
         self._store = store
         self._references = references
@@ -74,6 +85,7 @@ class Committer:
         self._look_s = look_s
         self._group_by = group_by
         self._record = record
+        self._joiner = joiner
         self._traits = Traits()
 
     async def commit(self, jobs: Sequence[Job]) -> set[Group]:
@@ -87,9 +99,15 @@ class Committer:
                     await self._drop_retired(connection, jobs)
                     return set()
             await self._parse(jobs)
+            touched: set[Group] | None = None
+            labelled: set[str] = set()
             async with self._store.write() as connection:
                 if await read_marks(connection, keys) == before:
-                    return await self._keep(connection, jobs, before, after)
+                    touched, labelled = await self._keep(connection, jobs, before, after)
+            if touched is not None:
+                if self._joiner is not None and labelled:
+                    self._joiner.tell(labelled)
+                return touched
         raise Unavailable("store-busy", "others moved the same streams again and again; nothing was changed")
 
     async def _drop_retired(self, connection: AsyncConnection, jobs: Sequence[Job]) -> None:
@@ -104,7 +122,9 @@ class Committer:
         for job, parsed in zip(jobs, await parse(self._references, batches, self._clock()), strict=True):
             job.parsed = parsed
 
-    async def _keep(self, connection: AsyncConnection, jobs: Sequence[Job], before: Marks, after: Marks) -> set[Group]:
+    async def _keep(
+        self, connection: AsyncConnection, jobs: Sequence[Job], before: Marks, after: Marks
+    ) -> tuple[set[Group], set[str]]:
         traits = await self._traits.of(connection, {job.device for job in jobs})
         retired = {device for device, found in traits.items() if found is None}
         scopes = {job.device: scopes_of(job.device, traits.get(job.device), self._group_by) for job in jobs}
@@ -121,10 +141,14 @@ class Committer:
         new = await keep_windows(connection, windows, self._look_s, now)
         samples = [(job.device, item) for job in jobs for item in job.parsed if isinstance(item, KeptSample)]
         await keep_samples(connection, samples, now)
+        labelled: set[str] = set()
+        if self._joiner is not None and samples:
+            ids = {(device, item.sample.prediction_id) for device, item in samples}
+            labelled = await self._joiner.joined(connection, ids)
         for job in jobs:
             await self._tell(connection, job, before)
         await self._move(connection, {k: m for k, m in after.items() if k.device not in retired}, before, now)
-        return _touched(new, jobs)
+        return _touched(new, jobs), labelled
 
     async def _move(self, connection: AsyncConnection, after: Marks, before: Marks, now: float) -> None:
         moved = {key: mark for key, mark in after.items() if before.get(key, 0) != mark}

@@ -20,7 +20,7 @@ from cloud_hub.clock import Clock
 from cloud_hub.errors import HubError
 from cloud_hub.events import Events
 from cloud_hub.monitoring.allowance import Allowance, Room
-from cloud_hub.monitoring.committing import Committer, Job
+from cloud_hub.monitoring.committing import Committer, Job, Joiner
 from cloud_hub.monitoring.looks import Group
 from cloud_hub.monitoring.references import References
 from cloud_hub.monitoring.settings import MonitoringSettings
@@ -50,6 +50,7 @@ class Ingest:
         look_s: float,
         on_counts: Callable[[Collection[Group]], None],
         settings: MonitoringSettings | None = None,
+        joiner: Joiner | None = None,
     ) -> None:
         settings = settings or MonitoringSettings()
         self._events = events
@@ -57,7 +58,7 @@ class Ingest:
         self._allowance = Allowance(clock)
         self._room = Room(clock, settings.device_mib_per_day)
         self._store = store
-        self._committer = Committer(store, references, clock, look_s, settings.group_by, self._record)
+        self._committer = Committer(store, references, clock, look_s, settings.group_by, self._record, joiner)
         self._waiting: deque[Job] = deque()
         self._turn = asyncio.Lock()
 

@@ -33,6 +33,7 @@ from cloud_hub.operator.arm_calls import ArmCalls
 from cloud_hub.operator.context import HubContext
 from cloud_hub.operator.dataset_calls import DataSetCalls
 from cloud_hub.operator.errors import Refused
+from cloud_hub.operator.label_calls import LabelCalls
 from cloud_hub.operator.transport import Progress, Transport, path_of
 from cloud_hub.operator.webhook_calls import WebhookCalls
 from cloud_hub.packaging import ModuleRelease
@@ -54,7 +55,7 @@ def no_progress(_more: int) -> None:
     """For callers who show none."""
 
 
-class HubClient(ArmCalls, WebhookCalls, DataSetCalls):
+class HubClient(LabelCalls, ArmCalls, WebhookCalls, DataSetCalls):
     """Raises `errors.Refused` for what the hub refuses, `HubUnreachable` when it does not answer."""
 
     def __init__(self, context: HubContext, reason: str = "") -> None:

@@ -1,0 +1,101 @@
+"""Routes of labels and of what they say: labels in and out, quality, and how good a module is asked to be."""
+
+from __future__ import annotations
+
+from cloud_hub.api.route import Call, Route
+from cloud_hub.labels.book import Label
+from cloud_hub.labels.bounds import Bound, BoundQuery, NewBound
+from cloud_hub.labels.report import QualityQuery, QualityReport
+from cloud_hub.labels.rows import LabelQuery, LabelsTaken, NewLabels
+from cloud_hub.roles import Role
+from cloud_hub.rooms import Rooms
+
+
+async def add_labels(rooms: Rooms, call: Call) -> LabelsTaken:
+    body: NewLabels = call.body
+    mine = await call.access.devices()
+    return await rooms.labels.desk.take(body.labels, call.actor, body.dry_run, mine)
+
+
+async def list_labels(rooms: Rooms, call: Call) -> list[Label]:
+    return await rooms.labels.desk.page(call.query, await call.access.devices())
+
+
+async def show_quality(rooms: Rooms, call: Call) -> list[QualityReport]:
+    query: QualityQuery = call.query
+    if query.device:
+        await call.access.require_known_device(query.device)  # an id with a slip in it must not look like no labels
+    return await rooms.labels.quality.reports(query, await call.access.devices())
+
+
+async def list_bounds(rooms: Rooms, call: Call) -> list[Bound]:
+    query: BoundQuery = call.query
+    return await rooms.labels.bounds.list(query.module)
+
+
+async def set_bound(rooms: Rooms, call: Call) -> Bound:
+    call.access.require_everything("a bound for a module")
+    return await rooms.labels.bounds.set(call.body, call.actor)
+
+
+async def remove_bound(rooms: Rooms, call: Call) -> None:
+    call.access.require_everything("a bound for a module")
+    query: BoundQuery = call.query
+    await rooms.labels.bounds.remove(query.module, query.output, call.actor)
+
+
+ROUTES = (
+    Route(
+        "POST",
+        "/labels",
+        add_labels,
+        "Keep labels of predictions; sending the same again changes nothing",
+        returns=LabelsTaken,
+        body=NewLabels,
+        role=Role.OPERATOR,
+    ),
+    Route(
+        "GET",
+        "/labels",
+        list_labels,
+        "Labels, in the order in which they came",
+        returns=list[Label],
+        query=LabelQuery,
+        role=Role.VIEWER,
+    ),
+    Route(
+        "GET",
+        "/quality",
+        show_quality,
+        "How good a module is by its labels, and what is estimated without",
+        returns=list[QualityReport],
+        query=QualityQuery,
+        role=Role.VIEWER,
+    ),
+    Route(
+        "GET",
+        "/quality/bounds",
+        list_bounds,
+        "How good modules are asked to be",
+        returns=list[Bound],
+        query=BoundQuery,
+        role=Role.VIEWER,
+    ),
+    Route(
+        "PUT",
+        "/quality/bounds",
+        set_bound,
+        "Ask for an accuracy or a mean absolute error; worse is an alert",
+        returns=Bound,
+        body=NewBound,
+        role=Role.OPERATOR,
+    ),
+    Route(
+        "DELETE",
+        "/quality/bounds",
+        remove_bound,
+        "Ask for nothing any more",
+        query=BoundQuery,
+        role=Role.OPERATOR,
+    ),
+)
