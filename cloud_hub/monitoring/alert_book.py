@@ -40,12 +40,13 @@ class DeviceShare(msgspec.Struct, frozen=True):
 
 class ProblemCount(msgspec.Struct, frozen=True):
     """Something that a device did and that makes its data suspect, by reason: entries that could not be used, a clock
-    that was set, late rows, far more rows than others send.
+    that was set, late rows, far more rows than usual, a sensor that stands still (then `field` is its name).
     """
 
     key: str
     count: int
     text: str
+    field: str = ""
 
 
 class Fact(msgspec.Struct, frozen=True):
@@ -107,7 +108,7 @@ class AlertEvidence(msgspec.Struct, frozen=True):
     def names(self) -> tuple[str, ...]:
         """What the alert speaks of: features, or the keys of problems, or the names of facts."""
         found = [item.name for item in self.features if item.alarm] + [item.name for item in self.rates]
-        found += [item.key for item in self.problems] + [item.name for item in self.facts]
+        found += [item.field or item.key for item in self.problems] + [item.name for item in self.facts]
         return tuple(dict.fromkeys(found))
 
 

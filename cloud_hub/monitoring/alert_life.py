@@ -204,9 +204,13 @@ class AlertLife:
 
 def severity_of(group: Group, evidence: AlertEvidence) -> Severity:
     """Critical: a large change (PSI of an alarming feature, or share of bad values), or of more than one device."""
+    return "critical" if severe(evidence) or not group.scope.startswith("device:") else "warning"
+
+
+def severe(evidence: AlertEvidence) -> bool:
+    """A large change, or many bad values."""
     large = any(feature.alarm and feature.psi >= LARGE_PSI for feature in evidence.features)
-    poor = any(rate.rate - rate.reference_rate >= LARGE_RATE for rate in evidence.rates)
-    return "critical" if large or poor or not group.scope.startswith("device:") else "warning"
+    return large or any(rate.rate - rate.reference_rate >= LARGE_RATE for rate in evidence.rates)
 
 
 async def _live(connection: AsyncConnection, number: int, wanted: str) -> Alert:

@@ -1,8 +1,10 @@
-"""Alerts: after new counts, weigh the groups they belong to and open, update or resolve what there is to say.
+"""Alerts: after new counts, weigh the scopes they belong to and open, update or resolve what there is to say.
 
 `ingest` names the touched groups; one task weighs each at most EVALUATIONS_PER_LOOK times per look, the open look
-included, which the threshold pays for. Groups with an open alert are weighed once per look also without new counts.
-A fleet alert is not opened when a few devices explain it: those have alerts of their own.
+included. Groups with a live alert are weighed once per look also without new counts. What a scope says, and whether
+another says it better, is `deciding`; what becomes of an alert, `alert_life`. The fleet is weighed before groups and
+those before devices: a device whose alarm a wider scope already says, or will say at its next turn, opens none of its
+own.
 """
 
 from __future__ import annotations
@@ -11,45 +13,35 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Final
 
-from sqlalchemy import select
+import msgspec
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cloud_hub.clock import Clock
 from cloud_hub.errors import HubError
 from cloud_hub.events import Events
 from cloud_hub.monitoring import alert_book, looks
-from cloud_hub.monitoring.alert_book import (
-    Alert,
-    AlertDetail,
-    AlertEvidence,
-    AlertKind,
-    DeviceShare,
-    ProblemCount,
-    Resolution,
-    Severity,
-)
-from cloud_hub.monitoring.alert_life import AlertLife
-from cloud_hub.monitoring.finding import Finding, next_evidence, opening
-from cloud_hub.monitoring.fleet import share_out
-from cloud_hub.monitoring.layout import Layout
+from cloud_hub.monitoring.alert_book import Alert, AlertDetail, AlertEvidence, AlertKind, Resolution, Severity
+from cloud_hub.monitoring.alert_life import AlertLife, severe
+from cloud_hub.monitoring.causes import causes_of
+from cloud_hub.monitoring.deciding import Deciding, Decision
 from cloud_hub.monitoring.looks import FLEET, Group
-from cloud_hub.monitoring.references import References, Watched
+from cloud_hub.monitoring.reference import Reference
+from cloud_hub.monitoring.references import References
 from cloud_hub.monitoring.reports import Reports, WatchSettings
-from cloud_hub.monitoring.verdict import Kind, LookSeries
+from cloud_hub.monitoring.scopes import is_device
+from cloud_hub.monitoring.verdict import Kind
+from cloud_hub.monitoring.watches import Watches
 from cloud_hub.store.engine import Store
-from cloud_hub.store.tables import events as events_table
-from modules.windows import ReferenceProfile
 
 KINDS: Final[tuple[Kind, ...]] = ("drift", "quality")
-REFUSED_KINDS: Final = ("window.refused", "sample.refused", "event.refused")
-MAX_PROBLEM_EVENTS: Final = 200
 REOPEN_LOOKS: Final = 24  # one that comes back within so many looks is the same alert
 LONGEST_PAUSE_S: Final = 60.0
 SHORTEST_PAUSE_S: Final = 0.02
-_NOTHING: Final = Layout(ReferenceProfile(0, ()))
+SAID: Final = "said"  # by a wider alert
+HELD: Final = "held"  # a wider scope will say it at its next turn
 
 _log = logging.getLogger(__name__)
 
@@ -65,11 +57,13 @@ class Alerts:
         reports: Reports,
         clock: Clock,
         settings: WatchSettings,
+        group_by: Sequence[str] = (),
     ) -> None:
+        self.watches = Watches(store, events, references, clock)
         self.reports = reports
         self._store = store
         self._life = AlertLife(events, clock, REOPEN_LOOKS * settings.look_s)
-        self._references = references
+        self._deciding = Deciding(store, references, reports, clock, settings, group_by)
         self._clock = clock
         self._settings = settings
         self._waiting: set[Group] = set()
@@ -97,10 +91,11 @@ class Alerts:
     async def run_due(self) -> float:
         """Weigh every waiting group whose pause is over; the seconds until the next one may be."""
         await self._sweep()
+        self._deciding.fresh()
         now = self._clock()
-        for group in sorted(self._waiting):
+        for group in sorted(self._waiting, key=_by_width):
             if now - self._weighed_at.get(group, -math.inf) >= self._settings.pause_s:
-                self._waiting.discard(group)
+                self._waiting.discard(group)  # it may come back: see `_say`
                 self._weighed_at[group] = now
                 await self._weigh(group)
         pauses = [self._weighed_at.get(group, now) + self._settings.pause_s - now for group in self._waiting]
@@ -113,14 +108,46 @@ class Alerts:
         before: int = 0,
         limit: int = 100,
         devices: Collection[str] | None = None,
+        attached: bool = True,
     ) -> list[Alert]:
-        """Newest first; `before` is the id of the last alert of the page before. With `devices` only theirs."""
+        """Newest first; `before` is the id of the last alert of the page before. State "live" is all but resolved.
+
+        With `devices` only theirs; without `attached` none for which a wider alert speaks.
+        """
         async with self._store.read() as connection:
-            return await alert_book.list_alerts(connection, state, module, before, limit, devices)
+            return await alert_book.list_alerts(connection, state, module, before, limit, devices, attached)
 
     async def detail(self, number: int) -> AlertDetail:
         """With its history. Raises NotFound `alert-not-found`."""
         async with self._store.read() as connection:
+            return await alert_book.detail(connection, number)
+
+    async def acknowledge(self, number: int, actor: str, comment: str = "") -> AlertDetail:
+        """Raises NotFound `alert-not-found`, Conflict `alert-resolved`."""
+        async with self._store.write() as connection:
+            await self._life.acknowledge(connection, number, actor, comment)
+            return await alert_book.detail(connection, number)
+
+    async def snooze(self, number: int, for_s: float, actor: str, comment: str = "") -> AlertDetail:
+        """Raises NotFound `alert-not-found`, Conflict `alert-resolved`, BadRequest `snooze-invalid`."""
+        async with self._store.write() as connection:
+            await self._life.snooze(connection, number, for_s, actor, comment)
+            return await alert_book.detail(connection, number)
+
+    async def resolve(self, number: int, actor: str, comment: str = "", normal: bool = False) -> AlertDetail:
+        """By hand: looks up to now are not weighed again. With `normal` what was counted since the change began is what
+        this scope is compared with from now on.
+
+        Raises NotFound `alert-not-found`, Conflict `alert-resolved`, and with `normal` Conflict `reference-empty`.
+        """
+        now, look_s = self._clock(), self._settings.look_s
+        next_look = looks.look_start(now, look_s) + look_s
+        alert = (await self.detail(number)).alert
+        if normal and alert.live:
+            since = alert.evidence.since or alert.opened_at
+            await self.watches.set(alert.module, alert.scope, Reference("period", since, next_look), actor)
+        async with self._store.write() as connection:
+            await self._life.resolve_by_hand(connection, number, actor, comment, next_look, normal)
             return await alert_book.detail(connection, number)
 
     async def raise_alert(
@@ -171,7 +198,7 @@ class Alerts:
             await asyncio.wait_for(self._wake.wait(), max(pause_s - SHORTEST_PAUSE_S, SHORTEST_PAUSE_S))
 
     async def _sweep(self) -> None:
-        """Once per look: open alerts may have come to their end without new counts."""
+        """Once per look: open alerts may have come to their end without new counts, and snoozed ones wake."""
         now = self._clock()
         if now - self._swept_at >= self._settings.look_s:
             self._swept_at = now
@@ -180,89 +207,117 @@ class Alerts:
             self._weighed_at = recent
             async with self._store.read() as connection:
                 self._waiting |= await alert_book.open_groups(connection, KINDS)
+        async with self._store.read() as connection:
+            asleep = await alert_book.awake(connection, now)
+        if asleep:
+            async with self._store.write() as connection:
+                await self._life.wake(connection)
 
     async def _weigh(self, group: Group) -> None:
         try:
-            watched = await self._references.get(group.manifest_sha256) if group.manifest_sha256 else None
-            for kind in KINDS:
-                await self._weigh_kind(group, watched, kind)
+            for kind in await self._in_order(group):
+                await self._weigh_kind(group, kind)
         except HubError as error:
             _log.error("could not weigh a group", extra={"scope": group.scope, "key": error.key, "text": error.message})
 
-    async def _weigh_kind(self, group: Group, watched: Watched | None, kind: Kind) -> None:
-        module = watched.module if watched else ""
+    async def _in_order(self, group: Group) -> tuple[Kind, ...]:
+        """What is worse first: the other may be said by it."""
+        quality = (await self._deciding.decide(group, "quality")).evidence
+        worse = quality is not None and (quality.problems or severe(quality))
+        return ("quality", "drift") if worse else ("drift", "quality")
+
+    async def _weigh_kind(self, group: Group, kind: Kind) -> None:
+        decision = await self._deciding.decide(group, kind)
         async with self._store.read() as connection:
             alert = await alert_book.find_open(connection, kind, group)
-            finding = await self._finding(connection, group, watched, kind)
-            gone = alert is not None and await self._is_gone(connection, module, group, finding)
-        if alert is not None and gone:
-            await self._resolve(alert, "superseded")
-            return
-        window = await asyncio.to_thread(lambda: finding.window)
-        devices: tuple[DeviceShare, ...] = ()
-        if window >= 0 and group.device == FLEET:
-            spread = await share_out(self._store, group.manifest_sha256, finding, window)
-            if alert is None and spread.explained:
-                return
-            devices = spread.devices
+            gone = alert is not None and await self._is_gone(connection, decision, group)
+            parent = await alert_book.get(connection, alert.parent) if alert is not None and alert.parent else None
         if alert is None:
-            if (evidence := await asyncio.to_thread(opening, finding, devices)) is not None:
-                await self._open(kind, watched, group, evidence)
-        elif (evidence := await asyncio.to_thread(next_evidence, alert.evidence, finding, devices)) is None:
+            if decision.evidence is not None:
+                await self._say(group, kind, decision, decision.evidence)
+        elif gone:
+            await self._resolve(alert, "superseded")
+        elif (evidence := await asyncio.to_thread(decision.again, alert.evidence)) is not None:
+            if evidence.resolution:
+                await self._resolve(alert, evidence.resolution, evidence.calm_from)
+            else:
+                await self._update(alert, decision, evidence, parent)
+
+    async def _say(self, group: Group, kind: Kind, decision: Decision, evidence: AlertEvidence) -> None:
+        """Open an alert, unless one of a wider scope says it, or will in a moment."""
+        saying = await self._wider_alert(group, kind, evidence)
+        if saying == HELD:
+            self._waiting.add(group)
+        if saying is not None:
             return
-        elif evidence.resolution:
-            await self._resolve(alert, evidence.resolution, evidence.calm_from)
-        else:
-            await self._update(alert, evidence)
+        module, version = (decision.watched.module, decision.watched.version) if decision.watched else ("", 0)
+        inside = set() if is_device(group.device) else await self._deciding.inside(group)
+        async with self._store.write() as connection:
+            evidence = await self._with_causes(connection, module, group, evidence)
+            parent = await self._companion(connection, group, kind, evidence)
+            number = await self._life.open(connection, kind, module, group, evidence, version, None, parent)
+            for alert in await alert_book.live_of(connection, kind, group.manifest_sha256):
+                if alert.parent is None and alert.group in inside and _says(evidence, alert.evidence):
+                    await self._life.attach(connection, alert, number)
 
-    async def _finding(self, connection: AsyncConnection, group: Group, watched: Watched | None, kind: Kind) -> Finding:
-        rate = await self.reports.alarm_rate(connection)
-        problems = await self._problems(connection, group) if kind == "quality" else ()
-        calm_looks = self._settings.calm_looks
-        if watched is None:
-            return Finding(kind, _NOTHING, LookSeries.empty(_NOTHING), 0, rate, calm_looks, problems)
-        found = await self.reports.series(connection, watched, group, kind)
-        over = self._clock() - self._settings.look_s
-        closed = sum(start <= over for start in found.starts)
-        return Finding(kind, watched.layout, found, closed, rate, calm_looks, problems)
+    async def _wider_alert(self, group: Group, kind: Kind, evidence: AlertEvidence) -> str | None:
+        for wide in await self._deciding.wider(group):
+            async with self._store.read() as connection:
+                alert = await alert_book.find_open(connection, kind, wide)
+            if alert is not None and _says(alert.evidence, evidence):
+                return SAID
+            if alert is None:
+                wider = (await self._deciding.decide(wide, kind)).evidence
+                if wider is not None and _says(wider, evidence):
+                    self._waiting.add(wide)
+                    return HELD
+        return None
 
-    async def _problems(self, connection: AsyncConnection, group: Group) -> tuple[ProblemCount, ...]:
-        """What the device sent lately that could not be used, of this module or (without a manifest) of none."""
-        since = self._clock() - self._settings.calm_looks * self._settings.look_s
-        table = events_table
-        query = (
-            select(table.c.details)
-            .where(table.c.subject == group.device, table.c.kind.in_(REFUSED_KINDS), table.c.at > since)
-            .order_by(table.c.id.desc())
-            .limit(MAX_PROBLEM_EVENTS)
-        )
-        counted: dict[str, ProblemCount] = {}
-        for details in (await connection.execute(query)).scalars():
-            if details["manifest_sha256"] == group.manifest_sha256:
-                key = details["key"]
-                before = counted[key].count if key in counted else 0
-                counted[key] = ProblemCount(key, before + details["count"], details["text"])
-        return tuple(counted.values())
+    async def _companion(
+        self, connection: AsyncConnection, group: Group, kind: Kind, evidence: AlertEvidence
+    ) -> int | None:
+        """The alert of the other kind about the same field here: a wrong unit is one thing to see to, not two."""
+        other = await alert_book.find_open(connection, "drift" if kind == "quality" else "quality", group)
+        if other is None or evidence.problems or not evidence.names:
+            return None
+        return other.id if evidence.names[0] in other.evidence.names else None
 
-    async def _is_gone(self, connection: AsyncConnection, module: str, group: Group, finding: Finding) -> bool:
+    async def _with_causes(
+        self, connection: AsyncConnection, module: str, group: Group, evidence: AlertEvidence
+    ) -> AlertEvidence:
+        devices = [group.device] if is_device(group.device) else [share.device for share in evidence.devices]
+        found = await causes_of(connection, module, devices, evidence.since, self._settings.look_s)
+        return msgspec.structs.replace(evidence, causes=found)
+
+    async def _is_gone(self, connection: AsyncConnection, decision: Decision, group: Group) -> bool:
         """No counts for some looks, while another build of the module has been counting there since."""
-        if not len(finding.looks) or finding.problems:
+        finding = decision.finding
+        if decision.watched is None or not len(finding.looks) or finding.problems:
             return False
         newest = finding.looks.starts[-1]
         silent_s = self._clock() - newest - self._settings.look_s
         if silent_s < self._settings.calm_looks * self._settings.look_s:
             return False
-        return await looks.superseded(connection, module, group, newest)
+        return await looks.superseded(connection, decision.watched.module, group, newest)
 
-    async def _open(self, kind: Kind, watched: Watched | None, group: Group, evidence: AlertEvidence) -> None:
-        module, version = (watched.module, watched.version) if watched else ("", 0)
+    async def _update(self, alert: Alert, decision: Decision, evidence: AlertEvidence, parent: Alert | None) -> None:
         async with self._store.write() as connection:
-            await self._life.open(connection, kind, module, group, evidence, version)
-
-    async def _update(self, alert: Alert, evidence: AlertEvidence) -> None:
-        async with self._store.write() as connection:
+            if not evidence.causes and evidence.since != alert.evidence.since:
+                evidence = await self._with_causes(connection, alert.module, alert.group, evidence)
             await self._life.update(connection, alert.id, evidence)
+            if parent is not None and not parent.live and decision.evidence is not None:
+                await self._life.detach(connection, alert)
 
     async def _resolve(self, alert: Alert, resolution: Resolution, calm_from: float | None = None) -> None:
         async with self._store.write() as connection:
             await self._life.resolve(connection, alert, resolution, calm_from)
+
+
+def _says(wide: AlertEvidence, narrow: AlertEvidence) -> bool:
+    """Whether the wider alert speaks of what is strongest in the narrower one."""
+    return not narrow.problems and bool(narrow.names) and narrow.names[0] in wide.names
+
+
+def _by_width(group: Group) -> tuple[int, Group]:
+    """The fleet first, then groups, then devices: so that what is spread is said once."""
+    return (2 if is_device(group.device) else 0 if group.device == FLEET else 1, group)

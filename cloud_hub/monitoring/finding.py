@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from cloud_hub.monitoring.alert_book import AlertEvidence, DeviceShare, ProblemCount
+from cloud_hub.monitoring.alert_book import AlertEvidence, ProblemCount
 from cloud_hub.monitoring.evidence import AlarmRate
 from cloud_hub.monitoring.layout import Layout
 from cloud_hub.monitoring.verdict import (
@@ -38,6 +38,7 @@ class Finding:
     rate: AlarmRate
     calm_looks: int
     problems: tuple[ProblemCount, ...] = ()
+    reference: str = "training"
 
     @property
     def threshold(self) -> float:
@@ -49,15 +50,15 @@ class Finding:
         return detecting_window(self.layout, self.looks.counts, self.kind, self.threshold)
 
 
-def opening(finding: Finding, devices: tuple[DeviceShare, ...] = ()) -> AlertEvidence | None:
+def opening(finding: Finding) -> AlertEvidence | None:
     """The evidence to open an alert with; None when there is nothing to say."""
     window = finding.window
     if window < 0 and not finding.problems:
         return None
-    return _evidence(finding, window, finding.looks.starts[-1] if window >= 0 else 0.0, devices)
+    return _evidence(finding, window, finding.looks.starts[-1] if window >= 0 else 0.0)
 
 
-def next_evidence(old: AlertEvidence, finding: Finding, devices: tuple[DeviceShare, ...] = ()) -> AlertEvidence | None:
+def next_evidence(old: AlertEvidence, finding: Finding) -> AlertEvidence | None:
     """What an open alert says now; with a `resolution` it is to be resolved. None leaves it as it is."""
     if old.window >= 0 and (calm := _calm_from(old, finding)) is not None and not finding.problems:
         return msgspec.structs.replace(old, problems=(), resolution="calm", calm_from=calm)
@@ -67,11 +68,11 @@ def next_evidence(old: AlertEvidence, finding: Finding, devices: tuple[DeviceSha
     if window < 0 and not finding.problems:
         return None
     if window < 0:
-        return _evidence(finding, old.window, old.alarm_look, devices)
+        return _evidence(finding, old.window, old.alarm_look)
     shortest = min(window, old.window) if old.window >= 0 else window
     held = strength(finding.layout, finding.looks.counts, finding.kind)[: shortest + 1].max()
     alarm_look = finding.looks.starts[-1] if held >= finding.threshold else old.alarm_look
-    return _evidence(finding, shortest, alarm_look, devices)
+    return _evidence(finding, shortest, alarm_look)
 
 
 def _calm_from(old: AlertEvidence, finding: Finding) -> float | None:
@@ -83,7 +84,7 @@ def _calm_from(old: AlertEvidence, finding: Finding) -> float | None:
     return None if place is None else closed.starts[place]
 
 
-def _evidence(finding: Finding, window: int, alarm_look: float, devices: tuple[DeviceShare, ...]) -> AlertEvidence:
+def _evidence(finding: Finding, window: int, alarm_look: float) -> AlertEvidence:
     verdict = judge(finding.layout, finding.looks, finding.rate)
     return AlertEvidence(
         threshold=finding.threshold,
@@ -91,9 +92,9 @@ def _evidence(finding: Finding, window: int, alarm_look: float, devices: tuple[D
         features=(verdict.drifted or verdict.drift)[:MAX_SHOWN] if finding.kind == "drift" else (),
         rates=verdict.poor[:MAX_SHOWN] if finding.kind == "quality" else (),
         problems=finding.problems,
-        devices=devices,
         window=window,
         alarm_look=alarm_look,
+        reference=finding.reference,
     )
 
 

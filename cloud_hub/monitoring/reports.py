@@ -18,8 +18,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from cloud_hub.clock import Clock
 from cloud_hub.errors import NotFound
 from cloud_hub.monitoring import alert_book, looks
+from cloud_hub.monitoring.bases import Bases
 from cloud_hub.monitoring.evidence import MAX_LOOKS, AlarmRate
 from cloud_hub.monitoring.looks import FLEET, Group, LookSummary
+from cloud_hub.monitoring.reference import Reference
 from cloud_hub.monitoring.references import References, Watched
 from cloud_hub.monitoring.verdict import FeatureEvidence, Kind, LookSeries, RateEvidence, group_threshold, judge
 from cloud_hub.store.engine import Store
@@ -51,6 +53,7 @@ class DriftReport(msgspec.Struct, frozen=True):
 
     `alarm` is true when any feature or rate has evidence above `threshold` (nats) for a change that matters. `since`
     and `until` bound the looks that were weighed; `rows` are the predictions in them.
+    `reference` is what they were compared with. A group of devices stands in `device` as "key=value".
     """
 
     module: str
@@ -65,6 +68,7 @@ class DriftReport(msgspec.Struct, frozen=True):
     alarm: bool
     features: tuple[FeatureEvidence, ...]
     rates: tuple[RateEvidence, ...]
+    reference: str = "training"
 
 
 class Reports:
@@ -75,19 +79,24 @@ class Reports:
         self._references = references
         self._clock = clock
         self._settings = settings
+        self.bases = Bases(references)
         self._groups = (-math.inf, 1)  # counted when, how many
 
-    async def drift(self, manifest_sha256: str, device: str = "") -> DriftReport:
-        """Raises NotFound `module-not-found` for a manifest that is not of this hub."""
+    async def drift(self, manifest_sha256: str, device: str = "", reference: Reference | None = None) -> DriftReport:
+        """Of a device, a group ("site=north") or else the fleet; against what is set for it, or what is chosen here.
+
+        Raises NotFound `module-not-found` for a manifest that is not of this hub.
+        """
         watched = await self._references.get(manifest_sha256)
         if watched is None:
             raise NotFound("module-not-found", f"no module with manifest {manifest_sha256}", manifest=manifest_sha256)
         group = Group(manifest_sha256, device or FLEET)
         async with self._store.read() as connection:
-            found = await self.series(connection, watched, group, "drift")
+            basis = await self.bases.basis(connection, watched, group, reference)
+            found = await self.series(connection, watched, group, "drift", basis.since)
             rows = await looks.rows_since(connection, group, found.starts[0]) if len(found) else 0
             rate = await self.alarm_rate(connection)
-        verdict = await asyncio.to_thread(judge, watched.layout, found, rate)
+        verdict = await asyncio.to_thread(judge, basis.layout(found), found, rate)
         return DriftReport(
             module=watched.module,
             version=watched.version,
@@ -101,9 +110,12 @@ class Reports:
             alarm=bool(verdict.drifted or verdict.poor),
             features=verdict.drift,
             rates=verdict.rates,
+            reference=basis.reference,
         )
 
-    async def drift_of(self, module: str, version: int = 0, device: str = "") -> list[DriftReport]:
+    async def drift_of(
+        self, module: str, version: int = 0, device: str = "", reference: Reference | None = None
+    ) -> list[DriftReport]:
         """One report per build (device profile) of a version: the given one, else the newest that has been running.
 
         Raises NotFound `module-not-found`.
@@ -114,7 +126,7 @@ class Reports:
             raise NotFound("module-not-found", f"no module {what} on this hub", name=module, version=version)
         newest: list[DriftReport] = []
         for number in sorted({number for number, _ in builds}, reverse=True):
-            reports = [await self.drift(sha256, device) for at, sha256 in builds if at == number]
+            reports = [await self.drift(sha256, device, reference) for at, sha256 in builds if at == number]
             newest = newest or reports
             if running := [report for report in reports if report.looks]:
                 return running
@@ -135,10 +147,15 @@ class Reports:
         async with self._store.read() as connection:
             return await looks.summaries(connection, module, manifests, only, since, min(limit, MAX_SUMMARIES), devices)
 
-    async def series(self, connection: AsyncConnection, watched: Watched, group: Group, kind: Kind) -> LookSeries:
-        """The looks that count for the group: the latest, but none from before it was last found calm again."""
-        since = await alert_book.calm_from(connection, kind, group)
-        return await looks.series(connection, watched.layout, group, -math.inf if since is None else since)
+    async def series(
+        self, connection: AsyncConnection, watched: Watched, group: Group, kind: Kind, since: float | None = None
+    ) -> LookSeries:
+        """The looks that count for the group: the latest, but none from before `since` or before it was last found
+        calm again.
+        """
+        calm = await alert_book.calm_from(connection, kind, group)
+        after = max((start for start in (calm, since) if start is not None), default=-math.inf)
+        return await looks.series(connection, watched.layout, group, after)
 
     async def alarm_rate(self, connection: AsyncConnection) -> AlarmRate:
         """The promise, shared among all groups with recent looks; they are counted once per look."""

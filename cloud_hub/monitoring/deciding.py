@@ -1,0 +1,193 @@
+"""What the counts of one scope say at this moment, and whether a narrower or another scope says it better. Reads only.
+
+Used by `alerts`, which writes. Within one run every scope is decided once, so that a device asks what its fleet says
+without weighing the fleet again for each device.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import msgspec
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from cloud_hub.clock import Clock
+from cloud_hub.monitoring import alert_book, looks, problems, spread
+from cloud_hub.monitoring.alert_book import AlertEvidence, ProblemCount
+from cloud_hub.monitoring.evidence import MAX_LOOKS
+from cloud_hub.monitoring.finding import Finding, next_evidence, opening
+from cloud_hub.monitoring.layout import Layout
+from cloud_hub.monitoring.looks import FLEET, Group
+from cloud_hub.monitoring.population import MAX_SUSPECTS, Population, heaviest, population
+from cloud_hub.monitoring.references import References, Watched
+from cloud_hub.monitoring.reports import Reports, WatchSettings
+from cloud_hub.monitoring.scopes import is_device, is_group
+from cloud_hub.monitoring.traits import Traits
+from cloud_hub.monitoring.verdict import Kind, LookSeries
+from cloud_hub.store.engine import Store
+from modules.windows import ReferenceProfile
+
+_NOTHING: Final = Layout(ReferenceProfile(0, ()))
+
+
+@dataclass(frozen=True)
+class Decision:
+    """`finding` without what others explain; `evidence` to open an alert with, None where there is nothing to say."""
+
+    watched: Watched | None
+    finding: Finding
+    behind: spread.Spread | None
+    evidence: AlertEvidence | None
+
+    def again(self, old: AlertEvidence) -> AlertEvidence | None:
+        """What an open alert says now; with a `resolution` it is to be resolved. None leaves it as it is."""
+        found = next_evidence(old, self.finding)
+        if found is None or found.resolution:
+            return found
+        shown = dressed(found, self.behind)
+        causes = old.causes if found.since == old.since else ()
+        if self.behind is None:
+            shown = msgspec.structs.replace(shown, devices=old.devices, affected=old.affected, common=old.common)
+        return msgspec.structs.replace(shown, causes=causes)
+
+
+class Deciding:
+    """`fresh` begins a run."""
+
+    def __init__(
+        self,
+        store: Store,
+        references: References,
+        reports: Reports,
+        clock: Clock,
+        settings: WatchSettings,
+        group_by: Sequence[str],
+    ) -> None:
+        self._store = store
+        self._references = references
+        self._reports = reports
+        self._clock = clock
+        self._settings = settings
+        self._group_by = tuple(group_by)
+        self._traits = Traits()
+        self._decided: dict[tuple[Group, Kind], Decision] = {}
+        self._people: dict[str, tuple[float, Population]] = {}
+
+    def fresh(self) -> None:
+        """Forget what was decided, and populations that are older than a pause."""
+        self._decided.clear()
+        oldest = self._clock() - self._settings.pause_s
+        self._people = {sha256: kept for sha256, kept in self._people.items() if kept[0] > oldest}
+
+    async def decide(self, group: Group, kind: Kind) -> Decision:
+        """Once per run."""
+        if (group, kind) not in self._decided:
+            self._decided[group, kind] = await self._decide(group, kind)
+        return self._decided[group, kind]
+
+    async def wider(self, group: Group) -> list[Group]:
+        """The scopes that hold all of this one's devices, the widest first."""
+        if not group.manifest_sha256 or group.device == FLEET:
+            return []
+        fleet = Group(group.manifest_sha256, FLEET)
+        if is_group(group.device):
+            return [fleet]
+        async with self._store.read() as connection:
+            people = await self._population(connection, group.manifest_sha256)
+        return [fleet, *(Group(group.manifest_sha256, name) for name in people.groups_of(group.device))]
+
+    async def inside(self, group: Group) -> set[Group]:
+        """The scopes all of whose devices are this one's: what an alert of it may speak for."""
+        async with self._store.read() as connection:
+            people = await self._population(connection, group.manifest_sha256)
+        names = set(people.members(group.device))
+        if group.device == FLEET:
+            names |= {name for device in people.rows for name in people.groups_of(device)}
+        return {Group(group.manifest_sha256, name) for name in names}
+
+    async def _decide(self, group: Group, kind: Kind) -> Decision:
+        watched = await self._references.get(group.manifest_sha256) if group.manifest_sha256 else None
+        async with self._store.read() as connection:
+            finding = await self._finding(connection, group, watched, kind)
+            behind = None
+            if not is_device(group.device) and len(finding.looks):
+                finding, behind = await self._of_many(connection, group, finding)
+        evidence = await asyncio.to_thread(opening, finding)
+        return Decision(watched, finding, behind, None if evidence is None else dressed(evidence, behind))
+
+    async def _finding(self, connection: AsyncConnection, group: Group, watched: Watched | None, kind: Kind) -> Finding:
+        rate = await self._reports.alarm_rate(connection)
+        calm_looks = self._settings.calm_looks
+        if watched is None:
+            found = await self._problems(connection, group, None) if kind == "quality" else ()
+            return Finding(kind, _NOTHING, LookSeries.empty(_NOTHING), 0, rate, calm_looks, found)
+        basis = await self._reports.bases.basis(connection, watched, group)
+        series = await self._reports.series(connection, watched, group, kind, basis.since)
+        over = self._clock() - self._settings.look_s
+        closed = sum(start <= over for start in series.starts)
+        finding = Finding(kind, basis.layout(series), series, closed, rate, calm_looks, (), basis.reference)
+        return (
+            replace(finding, problems=await self._problems(connection, group, finding))
+            if kind == "quality"
+            else finding
+        )
+
+    async def _problems(
+        self, connection: AsyncConnection, group: Group, finding: Finding | None
+    ) -> tuple[ProblemCount, ...]:
+        """Only devices have any."""
+        if not is_device(group.device):
+            return ()
+        recent = self._clock() - self._settings.calm_looks * self._settings.look_s
+        found = await problems.refused(connection, group, recent)
+        if finding is None or not len(finding.looks):
+            return found
+        found += await problems.clock_and_lateness(connection, group, recent)
+        found += problems.stuck(finding.layout, finding.looks, recent, finding.threshold)
+        if int(finding.looks.rows.max(initial=0)) >= problems.FLOOD_ROWS:
+            found += problems.flood(finding.looks, recent, await self._usual(connection, group, recent))
+        return found
+
+    async def _usual(self, connection: AsyncConnection, group: Group, since: float) -> float:
+        """Rows that another device sends per look."""
+        people = await self._population(connection, group.manifest_sha256)
+        fleet = await looks.rows_since(connection, Group(group.manifest_sha256, FLEET), since)
+        own = await looks.rows_since(connection, group, since)
+        return (fleet - own) / max(len(people.rows) - 1, 1) / self._settings.calm_looks
+
+    async def _of_many(
+        self, connection: AsyncConnection, group: Group, finding: Finding
+    ) -> tuple[Finding, spread.Spread | None]:
+        people = await self._population(connection, group.manifest_sha256)
+        members = people.members(group.device)
+        if len(members) < 2 or (is_group(group.device) and len(members) == len(people.rows)):
+            # What a single device or the whole fleet says is said by the device or the fleet.
+            return replace(finding, looks=LookSeries.empty(finding.layout), closed=0), None
+        heavy = await heaviest(connection, group, finding.looks.starts, people)
+        finding = replace(finding, looks=await spread.balanced(connection, finding, group, people, heavy))
+        if await asyncio.to_thread(lambda: finding.window) < 0:
+            return finding, None
+        live = await alert_book.live_of(connection, finding.kind, group.manifest_sha256, MAX_SUSPECTS)
+        suspects = [alert.group.device for alert in live if is_device(alert.group.device)]
+        behind = await spread.look_behind(connection, finding, group, people, suspects, heavy)
+        return replace(finding, looks=behind.rest), behind
+
+    async def _population(self, connection: AsyncConnection, manifest_sha256: str) -> Population:
+        if manifest_sha256 not in self._people:
+            now = self._clock()
+            since = now - MAX_LOOKS * self._settings.look_s
+            people = await population(connection, self._traits, self._group_by, manifest_sha256, since)
+            self._people[manifest_sha256] = (now, people)
+        return self._people[manifest_sha256][1]
+
+
+def dressed(evidence: AlertEvidence, behind: spread.Spread | None) -> AlertEvidence:
+    """With who is behind it."""
+    if behind is None:
+        return evidence
+    return msgspec.structs.replace(
+        evidence, devices=behind.devices, affected=len(behind.affected), common=behind.common
+    )

@@ -1,0 +1,194 @@
+"""Who is behind the evidence of many devices, and whether some of them explain all of it. The rule of scopes.
+
+An alert belongs to the smallest scope that explains the evidence, and to the largest when it is spread:
+
+- Some devices explain a group or the fleet when they alarm by themselves, are one or less than half of those that were
+  looked at, and without them the rest is calm. Then they speak for themselves.
+- Some groups of one kind (sites, versions, profiles) explain the fleet under the same conditions.
+- A group explains another one when, without the devices of the first, the rest of the second is calm. Where each
+  explains the other, the first in the order of `group_by` speaks.
+
+What is explained is taken out, so that what is left is weighed as if the others were not there. Used by `deciding`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from cloud_hub.monitoring import looks
+from cloud_hub.monitoring.alert_book import Common, DeviceShare
+from cloud_hub.monitoring.balance import balance, share_allowed, without
+from cloud_hub.monitoring.evidence import WINDOWS
+from cloud_hub.monitoring.finding import Finding
+from cloud_hub.monitoring.looks import FLEET, Group
+from cloud_hub.monitoring.population import MAX_LOOKED, Chosen, Population, choose
+from cloud_hub.monitoring.verdict import LookSeries, strength
+
+MAX_SHOWN: Final = 20
+MAX_GROUPS: Final = 128
+# Of the devices behind an alert and of all others: from these shares on something in common is worth telling.
+MOST_BEHIND: Final = 0.8
+FEW_OTHERS: Final = 0.5
+
+
+@dataclass(frozen=True)
+class Spread:
+    """`rest` are the looks without what explains them: `explained` names that, "" where nothing does."""
+
+    rest: LookSeries
+    explained: str = ""
+    devices: tuple[DeviceShare, ...] = ()
+    affected: tuple[str, ...] = ()
+    common: tuple[Common, ...] = ()
+
+
+async def balanced(
+    connection: AsyncConnection, finding: Finding, group: Group, people: Population, heavy: Sequence[str]
+) -> LookSeries:
+    """The looks of many, with no device counting for more than its share."""
+    members = len(people.members(group.device))
+    if share_allowed(members) >= 1.0 or not len(finding.looks) or not heavy:
+        return finding.looks
+    since = finding.looks.starts[0]
+    parts = await looks.series_of(connection, finding.layout, group.manifest_sha256, heavy, since)
+    return balance(finding.looks, list(parts.values()), members)
+
+
+async def look_behind(
+    connection: AsyncConnection,
+    finding: Finding,
+    group: Group,
+    people: Population,
+    suspects: Collection[str],
+    heavy: Sequence[str],
+) -> Spread:
+    """For a group or a fleet that alarms."""
+    chosen = choose(people.members(group.device), suspects, heavy)
+    since = finding.looks.starts[0]
+    parts = await looks.series_of(connection, finding.layout, group.manifest_sha256, chosen.all, since)
+    found = await asyncio.to_thread(_judge_devices, finding, chosen, parts)
+    spread = replace(found, common=in_common(found.affected, group, people))
+    if spread.explained:
+        return spread
+    others = await _others(connection, finding, group)
+    if group.device == FLEET:
+        return await asyncio.to_thread(_judge_groups, finding, others, spread)
+    return await _judge_overlaps(connection, finding, group, people, others, spread)
+
+
+def _judge_devices(finding: Finding, chosen: Chosen, parts: Mapping[str, LookSeries]) -> Spread:
+    window = finding.window
+    since = finding.looks.starts[-min(WINDOWS[window], len(finding.looks))]
+    own, alarming = {}, []
+    for device, series in parts.items():
+        own[device], alarms = _own_evidence(finding, series, since)
+        if alarms:
+            alarming.append(device)
+    present = [device for device in chosen.drawn if device in parts and parts[device].starts[-1] >= since]
+    few = len(alarming) == 1 or len(set(alarming) & set(present)) < len(present) / 2
+    spread = Spread(finding.looks, "", _shares(own), tuple(alarming))
+    if alarming and few:
+        rest = without(finding.looks, [parts[device] for device in alarming])
+        if _is_calm(finding, rest):
+            return replace(spread, rest=rest, explained="devices")
+    return spread
+
+
+async def _others(connection: AsyncConnection, finding: Finding, group: Group) -> dict[str, LookSeries]:
+    """Every other group that alarms by itself."""
+    since = finding.looks.starts[0]
+    names = [
+        name for name in await looks.scopes_since(connection, group.manifest_sha256, since) if name != group.device
+    ]
+    return await looks.series_of(connection, finding.layout, group.manifest_sha256, names[:MAX_GROUPS], since)
+
+
+def _judge_groups(finding: Finding, groups: Mapping[str, LookSeries], spread: Spread) -> Spread:
+    """Whether some of the groups of one kind explain the fleet: of several kinds, those with the fewest rows."""
+    kinds: dict[str, list[str]] = {}
+    for name in groups:
+        kinds.setdefault(name.partition("=")[0], []).append(name)
+    explaining: list[tuple[int, tuple[str, ...]]] = []
+    for names in kinds.values():
+        bad = [name for name in names if not _is_calm(finding, groups[name])]
+        if not bad or len(names) < 2 or (len(bad) > 1 and len(bad) >= len(names) / 2):
+            continue
+        if _is_calm(finding, without(finding.looks, [groups[name] for name in bad])):
+            explaining.append((sum(int(groups[name].rows.sum()) for name in bad), tuple(bad)))
+    if not explaining:
+        return spread
+    _, bad_ones = min(explaining)
+    rest = without(finding.looks, [groups[name] for name in bad_ones])
+    return replace(spread, rest=rest, explained=", ".join(bad_ones))
+
+
+async def _judge_overlaps(
+    connection: AsyncConnection,
+    finding: Finding,
+    group: Group,
+    people: Population,
+    others: Mapping[str, LookSeries],
+    spread: Spread,
+) -> Spread:
+    """Whether another group explains this one."""
+    own = set(people.members(group.device))
+    for name, series in others.items():
+        both = sorted(own & set(people.members(name)))
+        if not both or len(both) > MAX_LOOKED or await asyncio.to_thread(_is_calm, finding, series):
+            continue
+        since = finding.looks.starts[0]
+        parts = await looks.series_of(connection, finding.layout, group.manifest_sha256, both, since)
+        rest = without(finding.looks, list(parts.values()))
+        if not await asyncio.to_thread(_is_calm, finding, rest):
+            continue
+        theirs = without(series, list(parts.values()))
+        mutual = await asyncio.to_thread(_is_calm, finding, theirs)
+        if not mutual or _goes_first(name, group.device, people):
+            return replace(spread, rest=rest, explained=name)
+    return spread
+
+
+def in_common(affected: Collection[str], group: Group, people: Population) -> tuple[Common, ...]:
+    """What most of the affected devices have and most others have not, the most telling first."""
+    behind = set(affected) & set(people.rows)
+    others = set(people.rows) - behind
+    if len(behind) < 2 or not others:
+        return ()
+    names = {name for device in behind for name in people.groups_of(device)} - {group.device}
+    found = []
+    for name in sorted(names):
+        having = set(people.members(name))
+        one = Common(name, len(behind & having), len(behind), len(others & having), len(others))
+        if one.behind >= MOST_BEHIND * one.behind_all and one.others <= FEW_OTHERS * one.others_all:
+            found.append(one)
+    return tuple(sorted(found, key=lambda c: (c.others / c.others_all - c.behind / c.behind_all, c.group)))
+
+
+def _goes_first(name: str, other: str, people: Population) -> bool:
+    def place(scope: str) -> tuple[int, str]:
+        kind = scope.partition("=")[0]
+        return (people.order.index(kind) if kind in people.order else len(people.order), scope)
+
+    return place(name) < place(other)
+
+
+def _is_calm(finding: Finding, series: LookSeries) -> bool:
+    return bool(strength(finding.layout, series.counts, finding.kind).max() < finding.threshold)
+
+
+def _own_evidence(finding: Finding, series: LookSeries, since: float) -> tuple[float, bool]:
+    """Evidence of the device's looks from `since` on, and whether the device alarms by itself."""
+    latest = series.counts[[start >= since for start in series.starts]]
+    evidence = float(strength(finding.layout, latest.sum(axis=0, keepdims=True), finding.kind).max())
+    return evidence, not _is_calm(finding, series)
+
+
+def _shares(own: Mapping[str, float]) -> tuple[DeviceShare, ...]:
+    total = sum(max(value, 0.0) for value in own.values())
+    ranked = sorted(own.items(), key=lambda item: (-item[1], item[0]))[:MAX_SHOWN]
+    return tuple(DeviceShare(device, max(value, 0.0) / total if total else 0.0, value) for device, value in ranked)
