@@ -19,6 +19,7 @@ from cloud_hub.store.tables.people import api_tokens, users
 from cloud_hub.store.tables.privacy import privacy_spent
 from cloud_hub.store.tables.registry import model_counters, model_files, model_versions, modules, patches
 from cloud_hub.store.tables.rollouts import executions, rollouts
+from cloud_hub.store.tables.samples import blob_pieces, commands, sample_blobs
 from cloud_hub.store.tables.trust import claim_tokens, director_files, image_files, pending_metadata
 
 __all__ = [
@@ -26,7 +27,9 @@ __all__ = [
     "alerts",
     "api_tokens",
     "assignments",
+    "blob_pieces",
     "claim_tokens",
+    "commands",
     "cursors",
     "dataset_counters",
     "datasets",
@@ -53,6 +56,7 @@ __all__ = [
     "retrain_runs",
     "revocations",
     "rollouts",
+    "sample_blobs",
     "samples",
     "streams",
     "users",

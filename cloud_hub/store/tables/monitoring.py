@@ -84,5 +84,6 @@ samples = Table(
     Column("stratum", String(63), nullable=False),
     Column("probability", Float, nullable=False),
     Column("body", LargeBinary, nullable=False),  # modules.messages.Sample as received
+    Column("request", String(32), index=True),  # the command that asked for it; null: it was sampled
     Index("ix_samples_module_at", "module", "at"),
 )
