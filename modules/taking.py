@@ -15,6 +15,7 @@ from modules.projection import projection
 from modules.windows import Numeric
 
 Array = np.ndarray[Any, np.dtype[Any]]
+CHUNK_ELEMENTS = 1 << 22  # of rows that are looked at together: what is made of them takes some times their memory
 ALONG_AXES = frozenset({"sharpness", "crossings"})
 
 
@@ -30,8 +31,12 @@ class Taker:
 
     def take(self, block: Array, shape: Sequence[int]) -> Array:
         """`block` has a flat row per row, each of `shape`."""
+        step = max(1, CHUNK_ELEMENTS // max(1, block.shape[1]))
         with np.errstate(over="ignore", invalid="ignore"):
-            return self._taken(block, tuple(shape))
+            if len(block) <= step:
+                return self._taken(block, tuple(shape))
+            parts = [self._taken(block[at : at + step], tuple(shape)) for at in range(0, len(block), step)]
+        return np.concatenate(parts)
 
     def _taken(self, block: Array, shape: tuple[int, ...]) -> Array:
         feature, width = self._feature, block.shape[1]

@@ -18,11 +18,13 @@ def understood(
     runtime: Runtime,
     resources: Resources | None = None,
     sampling: SamplingPolicy | None = None,
+    *,
+    plain: bool = True,
 ) -> Requirements:
-    """With the agent version that these need, where nobody has said a version."""
+    """With the agent version that these need, where nobody has said a version; `plain`: the reference needs none."""
     said = (health, resources, sampling)
     needed = max((part.agent_version for part in said if part is not None), default="")
-    needed = needed if runtime.is_plain else NEWER_AGENT
+    needed = needed if runtime.is_plain and plain else NEWER_AGENT
     return msgspec.structs.replace(requires, agent_version=requires.agent_version or needed)
 
 

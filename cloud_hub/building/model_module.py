@@ -47,7 +47,7 @@ async def model_manifest(
         outputs=result.outputs,
         files=(*own, *carried),
         runtime=runs,
-        requires=_required(request, runs, profile, target, own, carried),
+        requires=_required(request, runs, profile, target, own, carried, result.plain),
         resources=request.resources or Resources(),
         health=_health(request, runs, result.golden),
         sampling=request.sampling or SamplingPolicy(),
@@ -72,13 +72,14 @@ def _required(
     target: Target,
     own: tuple[FileEntry, ...],
     carried: tuple[FileEntry, ...],
+    plain: bool,
 ) -> Requirements:
     """Libraries take room on the disk, and fit one Python; they are not held in memory as a model is."""
     model, libraries = (sum(entry.size for entry in files) for files in (own, carried))
     needs = request.requires or requirements(profile, model, libraries)
     if runs.environment:
         needs = msgspec.structs.replace(needs, python=needs.python or (target.python,))
-    return understood(needs, request.health, runs, request.resources, request.sampling)
+    return understood(needs, request.health, runs, request.resources, request.sampling, plain=plain)
 
 
 def _health(request: BuildRequest, runs: Runtime, golden: bool) -> Health:

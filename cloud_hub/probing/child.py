@@ -48,8 +48,10 @@ def _inspect(request: ProbeRequest) -> ProbeResult:
         raise ValueError("expected a training sample or golden inputs, got neither")
     folder = Path(request.output_folder)
     cases = write_golden(folder, model, golden if request.golden else golden.head(GOLDEN_ROWS))
-    rows = write_reference(folder, model, training, inputs) if training else 0
-    return ProbeResult(inputs, model.outputs, cases > 0, rows > 0, cases, rows)
+    if not training:
+        return ProbeResult(inputs, model.outputs, cases > 0, False, cases)
+    reference = write_reference(folder, model, training, inputs)
+    return ProbeResult(inputs, model.outputs, cases > 0, True, cases, reference.rows, reference.is_plain)
 
 
 def _with_labels(spec: TensorSpec, columns: Mapping[str, tuple[str, ...]]) -> TensorSpec:

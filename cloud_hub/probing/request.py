@@ -23,7 +23,9 @@ class ProbeRequest(msgspec.Struct, frozen=True):
 
 
 class ProbeResult(msgspec.Struct, frozen=True):
-    """What the model takes and gives. `golden` and `reference` say whether those files were written."""
+    """What the model takes and gives. `golden` and `reference` say whether those files were written, `plain` whether
+    every agent can read the reference.
+    """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -31,3 +33,4 @@ class ProbeResult(msgspec.Struct, frozen=True):
     reference: bool
     golden_cases: int = 0
     reference_rows: int = 0
+    plain: bool = True

@@ -12,7 +12,7 @@ from cloud_hub.probe_data import Arrays, to_tensor
 from cloud_hub.probing.models import Model
 from cloud_hub.reference import profile_training
 from modules.tensors import GoldenCase, GoldenSet, TensorSpec, encode_golden
-from modules.windows import encode_reference
+from modules.windows import ReferenceProfile, encode_reference
 
 BATCH_ROWS = 1024
 
@@ -29,16 +29,17 @@ def write_golden(folder: Path, model: Model, golden: Arrays) -> int:
     return len(cases)
 
 
-def write_reference(folder: Path, model: Model, training: Arrays, inputs: tuple[TensorSpec, ...]) -> int:
-    """The reference profile of the training sample and of the model's answers to it. Returns the number of rows."""
+def write_reference(folder: Path, model: Model, training: Arrays, inputs: tuple[TensorSpec, ...]) -> ReferenceProfile:
+    """The reference profile of the training sample and of the model's answers to it."""
     answers = [model.answer(feeds) for feeds in _batches(model, training, BATCH_ROWS)]
     if not answers:
         raise ValueError(f"expected at least {model.fixed_rows} rows in the training sample, got {training.rows}")
     joined = {spec.name: np.concatenate([answer[spec.name] for answer in answers]) for spec in model.outputs}
     rows = min(len(array) for array in joined.values())
     seen = {spec.name: training.arrays[spec.name][:rows] for spec in inputs}
-    (folder / "reference.json").write_bytes(encode_reference(profile_training(seen, joined, inputs, model.outputs)))
-    return rows
+    profile = profile_training(seen, joined, inputs, model.outputs)
+    (folder / "reference.json").write_bytes(encode_reference(profile))
+    return profile
 
 
 def _batches(model: Model, data: Arrays, rows: int) -> Iterator[dict[str, Any]]:
