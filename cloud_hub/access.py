@@ -154,12 +154,22 @@ class Access:
         await self.require_device(device)
 
     async def shown_alert(self, alert: Alert) -> Alert:
-        """Without the shares of devices that are out of scope."""
+        """Without what it says of devices that are out of scope: shares, causes, and counts of others as reference."""
         mine = await self.devices()
         if mine is None:
             return alert
-        shares = tuple(share for share in alert.evidence.devices if share.device in mine)
-        return msgspec.structs.replace(alert, evidence=msgspec.structs.replace(alert.evidence, devices=shares))
+        told = alert.evidence
+        features = told.features
+        if told.reference != "training":
+            features = tuple(msgspec.structs.replace(feature, reference=()) for feature in features)
+        shown = msgspec.structs.replace(
+            told,
+            features=features,
+            devices=tuple(share for share in told.devices if share.device in mine),
+            causes=tuple(cause for cause in told.causes if cause.subject in mine),
+            common=(),
+        )
+        return msgspec.structs.replace(alert, evidence=shown, parent=None)
 
     async def visible_events(self) -> Visible | None:
         mine, own = await self.devices(), await self.own_rollouts()

@@ -1,36 +1,33 @@
-"""Routes of monitoring: drift as it stands, alerts, samples, and the counts behind them."""
+"""Routes of monitoring: drift as it stands, samples, and the counts behind them."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated
 
 import msgspec
 
 from cloud_hub.api.route import Call, Route
-from cloud_hub.bounds import AnyVersion, Limit, RowId
-from cloud_hub.monitoring.alert_book import Alert
+from cloud_hub.bounds import AnyVersion, Limit
+from cloud_hub.errors import BadRequest
 from cloud_hub.monitoring.looks import LookSummary
+from cloud_hub.monitoring.reference import TRAINING, parse
 from cloud_hub.monitoring.reports import DriftReport
 from cloud_hub.monitoring.samples import SampleQuery, SampleRow
+from cloud_hub.monitoring.scopes import is_group
 from cloud_hub.roles import Role
 from cloud_hub.rooms import Rooms
 
 
 class DriftQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Without a version the newest that has been running; without a device the fleet."""
+    """Without a version the newest that has been running; without a device or a group (KEY=VALUE) the fleet.
+    `reference` is training, period:FROM..TO, version:N or fleet (all other devices); without it what is set.
+    """
 
     module: str
     version: AnyVersion = 0
     device: str = ""
-
-
-class AlertQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Newest first; `before` is the id of the last alert of the page before."""
-
-    state: Literal["", "open", "resolved"] = ""
-    module: str = ""
-    before: RowId = 0
-    limit: Limit = 100
+    group: Annotated[str, msgspec.Meta(max_length=264)] = ""
+    reference: Annotated[str, msgspec.Meta(max_length=200)] = ""
 
 
 class WindowQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -50,14 +47,13 @@ async def show_drift(rooms: Rooms, call: Call) -> list[DriftReport]:
     await call.access.require_one_device(query.device)
     if query.device:
         await call.access.require_known_device(query.device)  # an id with a slip in it must not look calm
-    return await rooms.alerts.reports.drift_of(query.module, query.version, query.device)
-
-
-async def list_alerts(rooms: Rooms, call: Call) -> list[Alert]:
-    query: AlertQuery = call.query
-    mine = await call.access.devices()
-    found = await rooms.alerts.list(query.state, query.module, query.before, query.limit, mine)
-    return [await call.access.shown_alert(alert) for alert in found]
+    if query.group and (query.device or not is_group(query.group)):
+        raise BadRequest("group-invalid", f"group: expected KEY=VALUE and no device, got {query.group[:80]!r}")
+    reference = parse(query.reference) if query.reference else None
+    if not call.access.everything:
+        # Every other reference counts the devices of others.
+        reference = TRAINING
+    return await rooms.alerts.reports.drift_of(query.module, query.version, query.device or query.group, reference)
 
 
 async def list_samples(rooms: Rooms, call: Call) -> list[SampleRow]:
@@ -78,15 +74,6 @@ ROUTES = (
         "Evidence per feature that a module's inputs or answers have changed",
         returns=list[DriftReport],
         query=DriftQuery,
-        role=Role.VIEWER,
-    ),
-    Route(
-        "GET",
-        "/alerts",
-        list_alerts,
-        "Alerts with their evidence",
-        returns=list[Alert],
-        query=AlertQuery,
         role=Role.VIEWER,
     ),
     Route(

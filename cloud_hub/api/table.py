@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cloud_hub.api import (
+    alerts,
     arms,
     blobs,
     datasets,
@@ -33,6 +34,7 @@ EVERY_ROUTE: tuple[Route, ...] = (
     *offline.ROUTES,
     *rollouts.ROUTES,
     *monitoring.ROUTES,
+    *alerts.ROUTES,
     *arms.ROUTES,
     *exports.ROUTES,
     *labels.ROUTES,

@@ -24,16 +24,16 @@ from cloud_hub.chain import Event
 from cloud_hub.claims import IssuedToken, KnownToken, NewToken
 from cloud_hub.devices import Device
 from cloud_hub.expulsion import Expelled
-from cloud_hub.monitoring.alert_book import Alert
 from cloud_hub.monitoring.looks import LookSummary
-from cloud_hub.monitoring.reports import DriftReport
 from cloud_hub.monitoring.samples import SampleQuery, SampleRow
 from cloud_hub.offline import OfflineRequest, OfflineSet
+from cloud_hub.operator.alert_calls import AlertCalls
 from cloud_hub.operator.arm_calls import ArmCalls
 from cloud_hub.operator.context import HubContext
 from cloud_hub.operator.dataset_calls import DataSetCalls
 from cloud_hub.operator.errors import Refused
 from cloud_hub.operator.label_calls import LabelCalls
+from cloud_hub.operator.privacy_calls import PrivacyCalls
 from cloud_hub.operator.transport import Progress, Transport, path_of
 from cloud_hub.operator.webhook_calls import WebhookCalls
 from cloud_hub.packaging import ModuleRelease
@@ -55,7 +55,7 @@ def no_progress(_more: int) -> None:
     """For callers who show none."""
 
 
-class HubClient(LabelCalls, ArmCalls, WebhookCalls, DataSetCalls):
+class HubClient(AlertCalls, LabelCalls, ArmCalls, PrivacyCalls, WebhookCalls, DataSetCalls):
     """Raises `errors.Refused` for what the hub refuses, `HubUnreachable` when it does not answer."""
 
     def __init__(self, context: HubContext, reason: str = "") -> None:
@@ -290,18 +290,6 @@ class HubClient(LabelCalls, ArmCalls, WebhookCalls, DataSetCalls):
         return await self._http.ask(RolloutStatus, "POST", path_of("rollouts", rollout, "abort"), AbortRequest(reason))
 
     # --- monitoring ---------------------------------------------------------------------------------------------
-    async def drift(self, module: str, version: int = 0, device: str = "") -> list[DriftReport]:
-        """One per build of the version; without a device of the fleet."""
-        return await self._http.ask(
-            list[DriftReport], "GET", "/drift", query={"module": module, "version": version, "device": device}
-        )
-
-    async def alerts(self, state: str = "", module: str = "", limit: int = 100) -> list[Alert]:
-        """Newest first."""
-        return await self._http.ask(
-            list[Alert], "GET", "/alerts", query={"state": state, "module": module, "limit": limit}
-        )
-
     async def windows(
         self, module: str = "", version: int = 0, device: str = "", limit: int = 100
     ) -> list[LookSummary]:

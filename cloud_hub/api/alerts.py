@@ -1,0 +1,205 @@
+"""Routes of alerts: what is wrong, who sees to it, and what modules are compared with."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from cloud_hub.api.route import Call, Route
+from cloud_hub.bounds import Limit, RowId
+from cloud_hub.errors import BadRequest, NotFound
+from cloud_hub.monitoring.alert_book import Alert, AlertDetail
+from cloud_hub.monitoring.reference import parse
+from cloud_hub.monitoring.scopes import is_device, of_name
+from cloud_hub.monitoring.watches import Watch
+from cloud_hub.roles import Role
+from cloud_hub.rooms import Rooms
+
+Comment = Annotated[str, msgspec.Meta(max_length=2000)]
+
+
+class AlertQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Newest first; `before` is the id of the last alert of the page before. `live` is all but resolved. With
+    `attached` false those for which a wider alert speaks are left out.
+    """
+
+    state: Literal["", "live", "open", "acknowledged", "snoozed", "resolved"] = ""
+    module: str = ""
+    before: RowId = 0
+    limit: Limit = 100
+    attached: bool = True
+
+
+class Acknowledgement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Somebody sees to it; `comment` stands in the alert's history."""
+
+    comment: Comment = ""
+
+
+class Snooze(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Put off for so many seconds, at most 92 days; then it is open again unless it has become calm."""
+
+    for_s: float
+    comment: Comment = ""
+
+
+class Resolution(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """It is over: what was counted up to now is not weighed again. With `normal` what was counted since the change
+    began becomes the reference of this scope.
+    """
+
+    comment: Comment = ""
+    normal: bool = False
+
+
+class NewWatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`reference` is training, period:FROM..TO, version:N or fleet; `scope` is fleet (for every scope without a watch
+    of its own), device:ID or group:KEY=VALUE.
+    """
+
+    reference: Annotated[str, msgspec.Meta(max_length=200)]
+    scope: Annotated[str, msgspec.Meta(max_length=280)] = "fleet"
+
+
+class WatchQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Of one module, or of all."""
+
+    module: str = ""
+
+
+async def list_alerts(rooms: Rooms, call: Call) -> list[Alert]:
+    query: AlertQuery = call.query
+    mine = await call.access.devices()
+    # Whoever sees single devices only does not see the alert that speaks for them.
+    attached = query.attached or mine is not None
+    found = await rooms.alerts.list(query.state, query.module, query.before, query.limit, mine, attached)
+    return [await call.access.shown_alert(alert) for alert in found]
+
+
+async def show_alert(rooms: Rooms, call: Call) -> AlertDetail:
+    return await _shown(call, await rooms.alerts.detail(call.int("id")))
+
+
+async def acknowledge_alert(rooms: Rooms, call: Call) -> AlertDetail:
+    body: Acknowledgement = call.body
+    number = await _own(rooms, call)
+    return await _shown(call, await rooms.alerts.acknowledge(number, call.actor, body.comment))
+
+
+async def snooze_alert(rooms: Rooms, call: Call) -> AlertDetail:
+    body: Snooze = call.body
+    number = await _own(rooms, call)
+    return await _shown(call, await rooms.alerts.snooze(number, body.for_s, call.actor, body.comment))
+
+
+async def resolve_alert(rooms: Rooms, call: Call) -> AlertDetail:
+    body: Resolution = call.body
+    number = await _own(rooms, call)
+    return await _shown(call, await rooms.alerts.resolve(number, call.actor, body.comment, body.normal))
+
+
+async def list_watches(rooms: Rooms, call: Call) -> list[Watch]:
+    query: WatchQuery = call.query
+    mine = await call.access.devices()
+    found = await rooms.alerts.watches.all(query.module)
+    return [watch for watch in found if mine is None or of_name(watch.scope) in mine]
+
+
+async def set_watch(rooms: Rooms, call: Call) -> Watch:
+    body: NewWatch = call.body
+    scope = of_name(body.scope)
+    if body.scope != "fleet" and body.scope.partition(":")[0] not in ("device", "group"):
+        raise BadRequest(
+            "scope-invalid", f"scope: expected fleet, device:ID or group:KEY=VALUE, got {body.scope[:80]!r}"
+        )
+    if body.scope.startswith("device:"):
+        await call.access.require_known_device(scope)
+    else:
+        call.access.require_everything("a reference of more than one device")
+    return await rooms.alerts.watches.set(call.path["module"], body.scope, parse(body.reference), call.actor)
+
+
+async def _own(rooms: Rooms, call: Call) -> int:
+    """The number in the path, of an alert that whoever asks may see. Raises NotFound `alert-not-found`."""
+    number = call.int("id")
+    await _shown(call, await rooms.alerts.detail(number))
+    return number
+
+
+async def _shown(call: Call, found: AlertDetail) -> AlertDetail:
+    """Raises NotFound `alert-not-found`, as for one that is not there."""
+    mine = await call.access.devices()
+    if mine is None:
+        return found
+    device = found.alert.group.device
+    if not is_device(device) or device not in mine:
+        raise NotFound("alert-not-found", f"no alert {found.alert.id}", id=found.alert.id)
+    return AlertDetail(await call.access.shown_alert(found.alert), found.history, ())
+
+
+_ALERT = "/alerts/{id}"
+ROUTES: tuple[Route, ...] = (
+    Route(
+        "GET",
+        "/alerts",
+        list_alerts,
+        "Alerts with their evidence",
+        returns=list[Alert],
+        query=AlertQuery,
+        role=Role.VIEWER,
+    ),
+    Route(
+        "GET",
+        _ALERT,
+        show_alert,
+        "One alert with its history and what it speaks for",
+        returns=AlertDetail,
+        role=Role.VIEWER,
+    ),
+    Route(
+        "POST",
+        f"{_ALERT}/acknowledge",
+        acknowledge_alert,
+        "See to an alert",
+        returns=AlertDetail,
+        body=Acknowledgement,
+        role=Role.OPERATOR,
+    ),
+    Route(
+        "POST",
+        f"{_ALERT}/snooze",
+        snooze_alert,
+        "Put an alert off",
+        returns=AlertDetail,
+        body=Snooze,
+        role=Role.OPERATOR,
+    ),
+    Route(
+        "POST",
+        f"{_ALERT}/resolve",
+        resolve_alert,
+        "End an alert by hand, if you like with what is counted now as the new reference",
+        returns=AlertDetail,
+        body=Resolution,
+        role=Role.OPERATOR,
+    ),
+    Route(
+        "GET",
+        "/watches",
+        list_watches,
+        "What modules are compared with, where that is not their training data",
+        returns=list[Watch],
+        query=WatchQuery,
+        role=Role.VIEWER,
+    ),
+    Route(
+        "PUT",
+        "/watches/{module}",
+        set_watch,
+        "Choose what a module is compared with",
+        returns=Watch,
+        body=NewWatch,
+        role=Role.OPERATOR,
+    ),
+)
