@@ -8,6 +8,7 @@ compares the two.
 from __future__ import annotations
 
 from cloud_hub.store.tables.alerts import alert_changes, alerts, watch_counts, watches
+from cloud_hub.store.tables.asking import blob_pieces, commands, sample_blobs
 from cloud_hub.store.tables.base import metadata
 from cloud_hub.store.tables.datasets import dataset_counters, datasets, retrain_plans, retrain_runs
 from cloud_hub.store.tables.devices import assignments, devices, revocations
@@ -19,7 +20,6 @@ from cloud_hub.store.tables.people import api_tokens, users
 from cloud_hub.store.tables.privacy import privacy_spent
 from cloud_hub.store.tables.registry import model_counters, model_files, model_versions, modules, patches
 from cloud_hub.store.tables.rollouts import executions, rollouts
-from cloud_hub.store.tables.samples import blob_pieces, commands, sample_blobs
 from cloud_hub.store.tables.trust import claim_tokens, director_files, image_files, pending_metadata
 
 __all__ = [
