@@ -22,6 +22,7 @@ from cloud_hub.ca_settings import CaSettings
 from cloud_hub.datasets.settings import DatasetSettings
 from cloud_hub.errors import BadRequest, NotFound
 from cloud_hub.images.settings import ImageSettings
+from cloud_hub.metrics.settings import MetricsSettings
 from cloud_hub.monitoring.settings import MonitoringSettings
 from cloud_hub.oidc_settings import OidcSettings
 from cloud_hub.outward.settings import OutwardSettings
@@ -32,7 +33,7 @@ from firmware_profiles.profile import NAME_PATTERN
 ENVIRONMENT_PREFIX = "MOORING_HUB_"
 CONFIG_NAME = "hub.toml"
 SQLITE = "sqlite"
-_TABLES = ("building", "ca", "datasets", "images", "monitoring", "oidc", "outward", "patches", "transfer")
+_TABLES = ("building", "ca", "datasets", "images", "metrics", "monitoring", "oidc", "outward", "patches", "transfer")
 
 
 @dataclass(frozen=True)
@@ -191,6 +192,7 @@ class HubConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     images: ImageSettings = ImageSettings()
     datasets: DatasetSettings = DatasetSettings()
     outward: OutwardSettings = OutwardSettings()
+    metrics: MetricsSettings = MetricsSettings()
     monitoring: MonitoringSettings = MonitoringSettings()
 
     def __post_init__(self) -> None:

@@ -7,6 +7,7 @@ something; listed by `api.system`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -66,6 +67,8 @@ class Events:
     def __init__(self, store: Store, clock: Clock) -> None:
         self._store = store
         self._clock = clock
+        # Since the start of the process. What devices make up (agent.*) is one kind here.
+        self.recorded: Counter[str] = Counter()
 
     async def record(
         self, connection: AsyncConnection, kind: str, actor: str, subject: str, /, **details: object
@@ -88,6 +91,7 @@ class Events:
         event = msgspec.structs.replace(event, hash=digest(event))
         await connection.execute(insert(events).values(msgspec.structs.asdict(event)))
         self._store.ring_after(connection)
+        self.recorded["agent.*" if kind.startswith("agent.") else kind] += 1
 
     async def list(
         self,

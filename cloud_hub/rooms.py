@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from cloud_hub.expulsion import Expulsion
     from cloud_hub.labels.room import LabelRoom
     from cloud_hub.link import HubLink
+    from cloud_hub.metrics.room import Metrics
     from cloud_hub.mirror import Mirror
     from cloud_hub.monitoring.alerts import Alerts
     from cloud_hub.monitoring.ingest import Ingest
@@ -82,3 +83,4 @@ class Rooms:
     link: HubLink
     mirror: Mirror | None
     outward: Outward
+    metrics: Metrics

@@ -43,6 +43,7 @@ from cloud_hub.images.bases import Bases
 from cloud_hub.labels.room import LabelRoom, label_room
 from cloud_hub.limits import Rate
 from cloud_hub.link import Handlers, HubLink
+from cloud_hub.metrics.room import metrics
 from cloud_hub.mirror import Mirror
 from cloud_hub.monitoring.alerts import Alerts
 from cloud_hub.monitoring.ingest import Ingest
@@ -230,6 +231,7 @@ def _build(config: HubConfig, paths: HubPaths, store: Store, catalog: dict[str, 
         broker=broker,
         link=link,
         mirror=mirror,
+        metrics=metrics(config.metrics, clock, keys.signed, ingest),
         outward=outward(config, paths, store, events, clock, link),
     )
 
@@ -332,7 +334,9 @@ async def _renew(rooms: Rooms) -> None:
 @asynccontextmanager
 async def _listening(rooms: Rooms) -> AsyncIterator[None]:
     """The API over TLS. At the end new connections are refused first, then requests under way get a moment."""
-    runner = web.AppRunner(application(rooms, EVERY_ROUTE, gate(rooms)), access_log=None, shutdown_timeout=API_STOP_S)
+    runner = web.AppRunner(
+        application(rooms, EVERY_ROUTE, gate(rooms), rooms.metrics.meters), access_log=None, shutdown_timeout=API_STOP_S
+    )
     await runner.setup()
     host, port = rooms.config.api_host, rooms.config.api_port
     try:

@@ -9,13 +9,16 @@ import asyncio
 import logging
 import math
 import re
+import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import msgspec
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
+from cloud_hub.api import metrics
 from cloud_hub.api.blobs import TRANSFERS, Transfers
 from cloud_hub.api.gate import Gate
 from cloud_hub.api.openapi import document
@@ -23,6 +26,7 @@ from cloud_hub.api.parse import parse_body, parse_query
 from cloud_hub.api.route import DOCUMENT, PREFIX, Call, Failure, FailureBody, Route
 from cloud_hub.errors import BadRequest, HubError, TooMany
 from cloud_hub.events import Events, because
+from cloud_hub.metrics.meters import OTHER, Meters
 from cloud_hub.rooms import Rooms
 from modules.errors import ModuleError
 
@@ -36,15 +40,24 @@ _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 log = logging.getLogger(__name__)
 
 
-def application(rooms: Rooms, routes: Sequence[Route], gate: Gate | None = None) -> web.Application:
-    """Serves `routes` below /api/v1. Without a `gate` one that knows tokens and users of this hub only."""
+def application(
+    rooms: Rooms, routes: Sequence[Route], gate: Gate | None = None, meters: Meters | None = None
+) -> web.Application:
+    """Serves `routes` below /api/v1. Without a `gate` one that knows tokens and users of this hub only.
+
+    With `meters` requests are counted, and GET /metrics tells.
+    """
     gate = gate or Gate(rooms.store, Events(rooms.store, rooms.clock), rooms.clock)
-    app = web.Application(client_max_size=MAX_JSON_BYTES, middlewares=[_errors])
+    app = web.Application(
+        client_max_size=MAX_JSON_BYTES, middlewares=[_errors] if meters is None else [_counted(meters), _errors]
+    )
     app[DOCUMENT] = msgspec.json.encode(document(routes))
     app[TRANSFERS] = Transfers()
     app.on_response_prepare.append(_add_headers)
     for route in routes:
         app.router.add_route(route.method, PREFIX + route.path, _endpoint(rooms, route, gate))
+    if meters is not None:
+        app.router.add_get("/metrics", _endpoint(rooms, metrics.route(rooms), gate))
     return app
 
 
@@ -85,6 +98,22 @@ async def _read(request: web.Request) -> bytes:
             return await request.read()
     except TimeoutError as error:
         raise BadRequest("body-late", f"body: expected all of it within {BODY_DEADLINE_S:.0f} s") from error
+
+
+def _counted(meters: Meters) -> Middleware:
+    @web.middleware
+    async def count(request: web.Request, handler: _Handler) -> web.StreamResponse:
+        begun, status = time.monotonic(), 499  # the client went away, as nginx has it
+        try:
+            response = await handler(request)
+            status = response.status
+            return response
+        finally:
+            resource = request.match_info.route.resource
+            route = OTHER if resource is None else resource.canonical
+            meters.answered(request.method, route, status, time.monotonic() - begun)
+
+    return count
 
 
 @web.middleware

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -51,6 +52,7 @@ class Keys:
     def __init__(self, *folders: Path) -> None:
         self._folders = folders
         self._loaded: dict[str, CryptoSigner] = {}
+        self.signed: Counter[str] = Counter()  # how often each was asked for
 
     def has(self, name: str) -> bool:
         return self._find(name) is not None
@@ -59,6 +61,7 @@ class Keys:
         """Raises Conflict `offline-key` when the key is not here, `key-exposed` when others may read its file."""
         if name not in self._loaded:
             self._loaded[name] = self._load(name)
+        self.signed[name] += 1
         return self._loaded[name]
 
     def _load(self, name: str) -> CryptoSigner:
