@@ -17,6 +17,7 @@ from cloud_hub.operator.cli import (
     exports,
     fpga,
     keys,
+    labels,
     models,
     modules,
     monitoring,
@@ -46,6 +47,8 @@ app.add_typer(arms.app)
 app.add_typer(monitoring.drift, name="drift")
 app.add_typer(monitoring.alerts, name="alerts")
 app.add_typer(monitoring.samples, name="samples")
+app.add_typer(labels.labels, name="labels")
+app.add_typer(labels.quality, name="quality")
 app.add_typer(exports.windows, name="windows")
 app.add_typer(datasets.app, name="dataset")
 app.add_typer(monitoring.events, name="events")
