@@ -16,6 +16,7 @@ from cloud_hub.api import (
     offline,
     patches,
     people,
+    privacy,
     rollouts,
     system,
     trust,
@@ -40,5 +41,6 @@ EVERY_ROUTE: tuple[Route, ...] = (
     *labels.ROUTES,
     *datasets.ROUTES,
     *people.ROUTES,
+    *privacy.ROUTES,
     *webhooks.ROUTES,
 )

@@ -27,7 +27,7 @@ class Difference(msgspec.Struct, frozen=True):
     """Candidate less baseline in one measure; `low` and `high` cover it at all times together (null: not yet known).
 
     `latency` is in octaves: 1 is twice as slow. Health and quality are better when they are lower. `units` are looks of
-    devices.
+    devices. `design` is that of the comparison, or `arms` where no device has this measure of both versions.
     """
 
     name: str
@@ -39,6 +39,7 @@ class Difference(msgspec.Struct, frozen=True):
     high: float | None
     margin: float
     word: Word
+    design: Design
     units: int
     devices: int
 
@@ -102,7 +103,10 @@ def _difference(
     design: Design, name: str, new: Mapping[Key, Measure], old: Mapping[Key, Measure], margins: Margins, alpha: float
 ) -> Difference | None:
     # In one order, so that sums of fractions are the same whatever order the looks were read in.
-    found = _ESTIMATES[design](dict(sorted(new.items())), dict(sorted(old.items())), alpha)
+    new, old = dict(sorted(new.items())), dict(sorted(old.items()))
+    found = _ESTIMATES[design](new, old, alpha)
+    if found is None:  # labels, say, that no device has of both versions
+        design, found = "arms", between(new, old, alpha)
     if found is None or not math.isfinite(found.value):
         return None
     known = math.isfinite(found.half)
@@ -110,7 +114,8 @@ def _difference(
     margin, role = _margin(margins, name), role_of(name)
     return Difference(
         name=name, role=role, candidate=found.candidate, baseline=found.baseline, difference=found.value, low=low,
-        high=high, margin=margin, word=_word(role, low, high, margin), units=found.units, devices=found.devices,
+        high=high, margin=margin, word=_word(role, low, high, margin), design=design, units=found.units,
+        devices=found.devices,
     )  # fmt: skip
 
 

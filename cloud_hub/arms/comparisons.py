@@ -25,11 +25,14 @@ from cloud_hub.monitoring.references import References
 from cloud_hub.store.engine import Store
 from cloud_hub.store.tables import modules
 
-HISTORY_S: Final = 14 * 86_400.0  # before the candidate's first look, for what devices did until then
+# Where no time is asked for: looks before the candidate's first, for what devices did until then, and looks in all.
+HISTORY_LOOKS: Final = 168
+MOST_LOOKS: Final = 504
 
 
 class Question(msgspec.Struct, frozen=True):
-    """Which versions; `baseline` 0 is the newest one below the candidate. Zeros in `since` and `until` mean any time.
+    """Which versions; `baseline` 0 is the newest one below the candidate. `until` 0 is now, `since` 0 some time before
+    the candidate's first look, or the last MOST_LOOKS looks.
 
     Without `devices` all of them; `alpha` is the chance of any wrong word, at any time.
     """
@@ -125,7 +128,8 @@ class Comparisons:
         if question.since:
             return Period(question.since, until, self._look_s)
         first = await first_look(connection, builds)
-        return Period(max(0.0, (until if first is None else first) - HISTORY_S), until, self._look_s)
+        since = (until if first is None else first) - HISTORY_LOOKS * self._look_s
+        return Period(max(0.0, since, until - MOST_LOOKS * self._look_s), until, self._look_s)
 
 
 async def _builds(connection: AsyncConnection, module: str, version: int) -> list[str]:

@@ -24,7 +24,7 @@ from cloud_hub.store.engine import among
 from cloud_hub.store.tables import look_scopes, looks, outcomes
 from modules.sampling import ASKED
 
-MAX_LOOKS: Final = 20_000  # of one arm
+MAX_LOOKS: Final = 40_000  # of one arm
 MAX_OUTCOMES: Final = 50_000  # of one arm, the newest
 BATCH: Final = 500
 

@@ -24,6 +24,7 @@ from cloud_hub.monitoring.references import References
 from cloud_hub.monitoring.scopes import scopes_of
 from cloud_hub.monitoring.streams import CLOSED, MAX_EPOCHS, StreamKey, forget_epochs, move_marks, read_marks
 from cloud_hub.monitoring.traits import Traits
+from cloud_hub.privacy import note_spent
 from cloud_hub.store.engine import Store
 from modules.messages import Ack, AgentEvent, Batch
 
@@ -55,6 +56,7 @@ class Job:
     entries: Entries
     held: int = 0  # entries that the device has no room for now
     done: bool = False
+    abandoned: bool = False  # nobody waits for it any more
     ack: Ack | None = None
     error: Exception | None = None
     step: Literal["none", "take", "close"] = "none"
@@ -139,6 +141,7 @@ class Committer:
             if isinstance(item, CountedWindow)
         ]
         new = await keep_windows(connection, windows, self._look_s, now)
+        await note_spent(connection, ((item.device, item.counted.window) for item in new))
         samples = [(job.device, item) for job in jobs for item in job.parsed if isinstance(item, KeptSample)]
         await keep_samples(connection, samples, now)
         labelled: set[str] = set()

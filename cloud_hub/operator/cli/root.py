@@ -10,6 +10,7 @@ import typer
 
 from cloud_hub import __version__
 from cloud_hub.operator.cli import (
+    alerts,
     arms,
     audit,
     datasets,
@@ -22,6 +23,7 @@ from cloud_hub.operator.cli import (
     modules,
     monitoring,
     people,
+    privacy,
     rollouts,
     trust,
     webhooks,
@@ -44,14 +46,15 @@ app.add_typer(trust.app, name="trust")
 app.add_typer(devices.app, name="device")
 app.add_typer(rollouts.app, name="rollout")
 app.add_typer(arms.app)
-app.add_typer(monitoring.drift, name="drift")
-app.add_typer(monitoring.alerts, name="alerts")
+app.add_typer(alerts.drift, name="drift")
+app.add_typer(alerts.alerts, name="alerts")
 app.add_typer(monitoring.samples, name="samples")
 app.add_typer(labels.labels, name="labels")
 app.add_typer(labels.quality, name="quality")
 app.add_typer(exports.windows, name="windows")
 app.add_typer(datasets.app, name="dataset")
 app.add_typer(monitoring.events, name="events")
+app.add_typer(privacy.app, name="privacy")
 app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(people.account)
 app.add_typer(people.users, name="user")
