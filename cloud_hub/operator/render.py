@@ -12,7 +12,6 @@ from rich.text import Text
 from cloud_hub.api.devices import DeviceDetail
 from cloud_hub.chain import Event
 from cloud_hub.devices import Device
-from cloud_hub.monitoring.alert_book import Alert
 from cloud_hub.monitoring.samples import SampleRow, TensorValue
 from cloud_hub.operator.verify import Verification
 from cloud_hub.packaging import ModuleRelease
@@ -144,22 +143,6 @@ def _hardware(profile: DeviceProfile) -> dict[str, str]:
 def events(found: Sequence[Event]) -> RenderableType:
     rows = [(when(e.at), e.kind, e.subject, e.actor, pairs({k: str(v) for k, v in e.details.items()})) for e in found]
     return table(("at", "event", "subject", "actor", "details"), rows, "no events")
-
-
-def alerts(found: Sequence[Alert]) -> RenderableType:
-    rows = []
-    for alert in found:
-        evidence = alert.evidence
-        names = [f.name for f in evidence.features if f.alarm] + [f"{r.name} {r.problem}" for r in evidence.rates]
-        names += [f"{p.count} x {p.key}" for p in evidence.problems]
-        behind = ", ".join(f"{d.device} {100 * d.share:.0f}%" for d in evidence.devices[:4])
-        ended = when(alert.resolved_at) if alert.resolved_at is not None else ""
-        state = alert.state if not ended else f"{alert.state} {ended}"
-        rows.append(
-            (str(alert.id), alert.kind, alert.module, alert.scope, state, when(alert.opened_at), _few(names), behind)
-        )
-    headers = ("id", "kind", "module", "scope", "state", "opened", "behind it", "devices")
-    return table(headers, rows, "no alerts")
 
 
 def samples(found: Sequence[SampleRow]) -> RenderableType:

@@ -40,7 +40,8 @@ def _headline(report: DriftReport) -> Text:
         return line.append(", nothing has been counted yet")
     span = f"{when(report.since)} to {when(report.until)}"
     looks = "1 look" if report.looks == 1 else f"{report.looks} looks"
-    return line.append(f", {report.rows} predictions in {looks}, {span}")
+    against = "" if report.reference == "training" else f", compared with {report.reference}"
+    return line.append(f", {report.rows} predictions in {looks}, {span}{against}")
 
 
 def _features(report: DriftReport, everything: bool) -> RenderableType:

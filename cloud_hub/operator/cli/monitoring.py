@@ -1,4 +1,4 @@
-"""`mooring drift`, `mooring alerts`, `mooring samples`, `mooring events`: what devices saw, and what happened."""
+"""`mooring samples`, `mooring events`: what devices saw, and what happened."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cloud_hub.operator.cli.session import Format, Output, WatchedRef, act, show
+from cloud_hub.operator.cli.session import Format, Output, act, show
 
 if TYPE_CHECKING:
     from cloud_hub.monitoring.samples import SampleQuery
 
-drift = typer.Typer(no_args_is_help=True, help="Drift: have inputs or answers changed since training?")
-alerts = typer.Typer(no_args_is_help=True, help="Alerts: drift and data quality, with the evidence.")
 samples = typer.Typer(no_args_is_help=True, help="Samples: predictions that devices kept and sent.")
 events = typer.Typer(no_args_is_help=True, help="Events: the audit trail, and what devices told.")
 
@@ -21,49 +19,6 @@ Module = Annotated[str, typer.Option(help="Of this module only.")]
 Version = Annotated[int, typer.Option(min=0, help="Of this version only; 0 for any.")]
 OfDevice = Annotated[str, typer.Option(help="Of this device only.")]
 SinceHours = Annotated[float, typer.Option("--since-hours", min=0, help="Not older than this; 0 for all.")]
-
-
-@drift.command("show", epilog="Example:  mooring drift show digits:2 --device cam-17")
-def show_drift(
-    context: typer.Context,
-    module: Annotated[
-        WatchedRef,
-        typer.Argument(parser=WatchedRef.parse, metavar="NAME[:VERSION]", help="Without a version the newest."),
-    ],
-    device: Annotated[str, typer.Option(help="One device; without it the fleet.")] = "",
-    everything: Annotated[bool, typer.Option("--all", help="Every feature, not only the strongest.")] = False,
-    output: Output = Format.TABLE,
-) -> None:
-    """Show how large each feature's change is, and the evidence for it against its threshold."""
-    found = act(context, lambda hub: hub.drift(module.name, module.version, device))
-    from cloud_hub.operator import render_drift
-
-    show(found, output, lambda reports: render_drift.drift(reports, everything))
-
-
-@drift.callback()
-def _drift() -> None:
-    """Keeps `show` a command of its own."""
-
-
-@alerts.command("list", epilog="Example:  mooring alerts list --state open")
-def list_alerts(
-    context: typer.Context,
-    state: Annotated[str, typer.Option(help="open or resolved; both without it.")] = "",
-    module: Module = "",
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")] = 100,
-    output: Output = Format.TABLE,
-) -> None:
-    """List alerts, newest first, with the features and devices behind them."""
-    found = act(context, lambda hub: hub.alerts(state, module, limit))
-    from cloud_hub.operator import render
-
-    show(found, output, render.alerts)
-
-
-@alerts.callback()
-def _alerts() -> None:
-    """Keeps `list` a command of its own."""
 
 
 @samples.command("list", epilog="Example:  mooring samples list --module digits --device cam-17")
