@@ -67,9 +67,7 @@ def _postgres(connection: Connection, url: URL) -> Finding:
     off = [name for name in ("fsync", "full_page_writes") if _setting(connection, name) == "off"]
     off += ["synchronous_commit"] if _setting(connection, "synchronous_commit") == "off" else []
     if off:
-        return Finding(
-            "database", "problem", f"{said}; {', '.join(off)} is off: a power cut would lose what was stored"
-        )
+        return Finding("database", "problem", f"{said}; {', '.join(off)} off: a power cut loses what was stored")
     if (url.host or "") not in LOOPBACK and url.query.get("sslmode") != "verify-full":
         return Finding("database", "note", f"{said}; without sslmode=verify-full anybody may stand between")
     return Finding("database", "ok", said)

@@ -16,7 +16,7 @@ def repository() -> Path:
 
 
 # Folders whose tests share what takes long to make: a container engine with its images, a compiled circuit.
-_TOGETHER = ("containers", "fpga")
+_TOGETHER = ("containers", "fpga", "postgres")
 
 
 class _ByFile(LoadScopeScheduling):  # type: ignore[misc]

@@ -14,6 +14,7 @@ from typing import Final, Literal, Protocol
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from cloud_hub.asking.arriving import keep_asked
 from cloud_hub.clock import Clock
 from cloud_hub.errors import Unavailable
 from cloud_hub.monitoring.intake import CountedWindow, KeptSample, Parsed, Problem
@@ -144,6 +145,7 @@ class Committer:
         await note_spent(connection, ((item.device, item.counted.window) for item in new))
         samples = [(job.device, item) for job in jobs for item in job.parsed if isinstance(item, KeptSample)]
         await keep_samples(connection, samples, now)
+        await keep_asked(connection, ((job.device, item) for job in jobs for item in job.parsed), now)
         labelled: set[str] = set()
         if self._joiner is not None and samples:
             ids = {(device, item.sample.prediction_id) for device, item in samples}

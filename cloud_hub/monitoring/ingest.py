@@ -33,7 +33,7 @@ MAX_EPOCH: Final = 63
 # What shares one transaction: enough that its cost is nothing per entry, few enough that others get the writer soon.
 MAX_JOBS: Final = 256
 MAX_ENTRIES: Final = 2048
-_EVENT_KIND = re.compile(r"(agent\.[a-z0-9][a-z0-9.-]{0,49}|(window|sample|event)\.[a-z]+)")
+_EVENT_KIND = re.compile(r"(agent\.[a-z0-9][a-z0-9.-]{0,49}|(window|sample|event|blob)\.[a-z]+)")
 
 _log = logging.getLogger(__name__)
 
@@ -61,6 +61,7 @@ class Ingest:
         self._committer = Committer(store, references, clock, look_s, settings.group_by, self._record, joiner)
         self._waiting: deque[Job] = deque()
         self._turn = asyncio.Lock()
+        self.on_job: Callable[[Job], None] = _uncounted  # called for each batch that was committed; must not block
 
     async def commit(self, device: str, batch: Batch) -> Ack | None:
         """Store what is new in the batch and say up to where the device may forget.
@@ -84,7 +85,8 @@ class Ingest:
                     if not job.done:
                         await self._commit_waiting()
         finally:
-            if not job.done:
+            job.abandoned = not job.done
+            if job in self._waiting:
                 self._waiting.remove(job)
         if job.error is not None:
             raise job.error
@@ -120,7 +122,7 @@ class Ingest:
                     job.done, job.error = True, its_error
         finally:
             # Only a cancellation leaves any: the next in turn commits them. The marks tell what was committed.
-            self._waiting.extendleft(reversed([job for job in jobs if not job.done]))
+            self._waiting.extendleft(reversed([job for job in jobs if not job.done and not job.abandoned]))
 
     def _next_group(self) -> list[Job]:
         jobs: list[Job] = []
@@ -136,6 +138,7 @@ class Ingest:
             if job.fresh and job.batch.stream != "event":
                 self._room.use(job.device, job.fresh)
             job.done = True
+            self.on_job(job)
         if touched:
             self._on_counts(touched)
 
@@ -148,6 +151,10 @@ class Ingest:
             await self._events.record(connection, "device.flooded", "hub", device, not_recorded=missed)
         kind = kind if _EVENT_KIND.fullmatch(kind) else "agent.other"
         await self._events.record(connection, kind, f"device:{device}", device, **details)
+
+
+def _uncounted(_job: Job) -> None:
+    """Where nobody counts."""
 
 
 def _well_formed(batch: Batch) -> bool:
