@@ -1,61 +1,74 @@
-"""Rows per second that the worker's windows count: 20 float features, at batch 1, 32 and 1024, on one core."""
+"""Rows per second that the worker's windows count, on one core, beside whylogs and DataSketches' KLL; bytes per window.
+
+20 float features in 10 bins each, as the hub builds a reference by default, with joint features and stillness. Rows come
+as they do from requests: an array per batch. `wire_bytes_per_window` is a whole message to the hub with one window of
+300 rows in it, and `wire_bytes_per_window_1000` with one of 1,000 rows. Peers run in an environment of their own
+(benchmarks/peers/profiling), which is made when it is not there.
+"""
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 
+import msgspec
 import numpy as np
 
+from agent.endpoint.counters import Counters
 from agent.watching.profiler import Profiler
+from agent.watching.windows import Subject, Windows
+from benchmarks._servers import environment
 from benchmarks.common import median, report
-from modules.manifest import Lineage, Manifest, Runtime
+from cloud_hub.reference import profile_training
+from modules.manifest import Lineage, Manifest, Runtime, SamplingPolicy
+from modules.messages import Batch, encode
 from modules.tensors import TensorSpec
-from modules.windows import Numeric, ReferenceProfile
+from modules.windows import ReferenceProfile, Window, encode_window
 
 FEATURES = 20
-BINS = 20
 ROUNDS = 5
 ROUND_S = 0.4
+PEERS = ROOT / "benchmarks/peers/profiling"
+PEER_S = 120.0
+SPEC = TensorSpec("x", "FP32", (-1, FEATURES))
+MANIFEST = Manifest("bench", 1, "generic-x86_64", Lineage("bench", 1), (SPEC,), (), (), Runtime(model=""))
+Rng = np.random.Generator
+Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def main() -> None:
     rng = np.random.default_rng(0)
-    metrics = {}
+    reference = profile_training({"x": rng.normal(size=(10_000, FEATURES)).astype(np.float32)}, {}, [SPEC], [])
+    assert reference.joint is not None
+    metrics: dict[str, float] = {"joint_dimensions": reference.joint.dimensions}
+    python = _peer_python()
     for batch in (1, 32, 1024):
-        rates = [_rate(_profiler(rng), _batches(rng, batch), batch) for _ in range(ROUNDS)]
+        rates = [_rate(Profiler(reference, MANIFEST), _batches(rng, batch), batch) for _ in range(ROUNDS)]
         metrics[f"rows_per_s_batch{batch}"] = median(rates)
         print(f"batch {batch:5}: {median(rates):12,.0f} rows/s (from {min(rates):,.0f} to {max(rates):,.0f})")
+        for peer in ("whylogs", "kll"):
+            metrics |= _peer(python, peer, batch)
+    for rows, name in ((300, "wire_bytes_per_window"), (1000, "wire_bytes_per_window_1000")):
+        metrics[name] = _wire_bytes(reference, rng, rows)
+        print(f"a message with a window of {rows:5} rows: {metrics[name]:.0f} bytes")
     report("profile_rows", metrics)
 
 
-def _profiler(rng: np.random.Generator) -> Profiler:
-    training = rng.normal(size=(10_000, FEATURES))
-    features = tuple(_feature(i, training[:, i]) for i in range(FEATURES))
-    manifest = Manifest(
-        "bench", 1, "bench", Lineage("bench", 1), (TensorSpec("x", "FP32", (-1, FEATURES)),), (), (), Runtime(model="")
-    )
-    return Profiler(ReferenceProfile(len(training), features), manifest)
-
-
-def _feature(index: int, column: np.ndarray) -> Numeric:
-    edges = np.quantile(column, np.linspace(0, 1, BINS + 1))
-    counts = (*np.histogram(column, edges)[0].tolist(), 0, 0, 0)
-    return Numeric(f"f{index}", "x", tuple(edges.tolist()), counts, 0.0, 1.0, index=index)
-
-
-def _batches(rng: np.random.Generator, batch: int) -> list[dict[str, np.ndarray]]:
+def _batches(rng: Rng, batch: int) -> list[dict[str, Array]]:
     """As they come from requests: every batch an array of its own."""
     count = max(4, 4096 // batch)
     return [{"x": rng.normal(size=(batch, FEATURES)).astype(np.float32)} for _ in range(count)]
 
 
-def _rate(profiler: Profiler, batches: list[dict[str, np.ndarray]], batch: int) -> float:
+def _rate(profiler: Profiler, batches: list[dict[str, Array]], batch: int) -> float:
     rows = 0
-    nothing: dict[str, np.ndarray] = {}
+    nothing: dict[str, Array] = {}
     started = time.perf_counter()
     while (took := time.perf_counter() - started) < ROUND_S:
         for inputs in batches:
@@ -65,6 +78,56 @@ def _rate(profiler: Profiler, batches: list[dict[str, np.ndarray]], batch: int) 
     cells = profiler.close().cells
     assert sum(cells) == rows * FEATURES, "a row was lost"
     return rows / took
+
+
+def _wire_bytes(reference: ReferenceProfile, rng: Rng, rows: int) -> float:
+    """As a worker makes it of requests of one row each, and as it lies in a message of its own."""
+    found = []
+    for _ in range(ROUNDS):
+        sent: list[Window] = []
+        counters = Counters()
+        now = 1_790_000_123.456789
+        subject = Subject(MANIFEST, "5" * 64, reference, "c" * 64)
+        windows = Windows(
+            subject, SamplingPolicy(), counters, lambda: now, lambda: 5.0, lambda w: not sent.append(w), _raised
+        )
+        for row in rng.normal(size=(rows, FEATURES)).astype(np.float32):
+            windows.add(1, {"x": row[np.newaxis]}, {})
+            counters.latency.add(int(rng.lognormal(6, 0.5)))
+        now += 300.0
+        windows.look()
+        found.append(len(encode(_batch(encode_window(sent[0])))))
+    return median(found)
+
+
+def _raised(error: Exception) -> None:
+    raise error
+
+
+def _batch(window: bytes) -> Batch:
+    return Batch(epoch="0123456789abcdef", stream="window", previous=1233, entries=((1234, window),))
+
+
+def _peer_python() -> Path | None:
+    try:
+        return environment(PEERS, "")
+    except (OSError, subprocess.CalledProcessError) as error:
+        print(f"no peers, their environment could not be made: {error}")
+        return None
+
+
+def _peer(python: Path | None, peer: str, batch: int) -> dict[str, float]:
+    """Its metrics; none, and a line that says so, where it does not run here."""
+    if python is None:
+        return {}
+    command = [str(python), "-W", "ignore", str(PEERS / "count.py"), peer, str(batch), str(FEATURES), str(ROUND_S)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=PEER_S, check=False)
+    if run.returncode:
+        print(f"{peer} does not run here: {run.stderr.strip().splitlines()[-1:]}")
+        return {}
+    found = msgspec.json.decode(run.stdout.splitlines()[-1], type=dict[str, float])
+    print(f"    {peer:8}: {found['rows_per_s']:12,.0f} rows/s, {found['bytes']:,.0f} bytes of 1,000 rows")
+    return {f"{peer}_rows_per_s_batch{batch}": found["rows_per_s"], f"{peer}_bytes_batch{batch}": found["bytes"]}
 
 
 if __name__ == "__main__":

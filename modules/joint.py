@@ -56,10 +56,13 @@ class JointMap:
 def raw_features(values: Array, centres: Array, scales: Array, frequencies: Array, offsets: Array) -> Array:
     """The cosines of the cut and scaled values; `frequencies` is (inputs, dimensions)."""
     with np.errstate(over="ignore", invalid="ignore"):
-        scaled = (values.astype(np.float64, copy=False) - centres) / scales
-    cut = np.clip(scaled, -JOINT_CUT, JOINT_CUT).astype(np.float32)
-    with np.errstate(invalid="ignore"):
-        return np.asarray(np.cos(cut @ frequencies + offsets))
+        cut = np.subtract(values, centres, dtype=np.float64)
+        cut /= scales
+        np.minimum(cut, JOINT_CUT, out=cut)  # both keep NaN
+        np.maximum(cut, -JOINT_CUT, out=cut)
+        phases = cut.astype(np.float32) @ frequencies
+        phases += offsets
+        return np.asarray(np.cos(phases, out=phases))
 
 
 def _inputs(joint: Joint, profile: ReferenceProfile) -> list[Numeric]:

@@ -25,7 +25,7 @@ from modules.windows import Categorical, Feature, Numeric, ReferenceProfile, pac
 
 BLOCK_ROWS = 1024
 BLOCK_BYTES = 4 * 1024 * 1024  # wide rows (images) are counted sooner, so that they do not fill the memory
-STRIDE = 8  # of the rows that joint features take where a block fills within STRIDE_S
+STRIDE = 16  # of the rows that joint features take where a block fills within STRIDE_S
 STRIDE_S = 0.01
 
 Arrays = Mapping[str, Array]
@@ -197,12 +197,14 @@ class _Group:
         self.places = [place for place, _ in features]
         self.columns = NumericColumns([feature for _, feature in features])
         own = [(row, joint.index(place)) for row, place in enumerate(self.places) if place in joint]
-        self._rows, self._joint_places = [row for row, _ in own], [place for _, place in own]
+        rows, self._joint_places = [row for row, _ in own], [place for _, place in own]
+        self._rows = slice(None) if rows == list(range(len(self.places))) else rows
+        self._joins = bool(rows)
 
     def put(self, values: Array, joint: _JointSums) -> None:
         """`values` are (features, rows), not sorted yet."""
-        if self._rows:
-            joint.put(self._joint_places, values[self._rows, :: joint.stride])
+        if self._joins:
+            joint.put(self._joint_places, values[self._rows, :: joint.stride].copy())
 
 
 class _JointSums:
@@ -212,6 +214,7 @@ class _JointSums:
         self._map = JointMap(reference)
         self._rows, self._total = 0, np.zeros(self._map.dimensions)
         self._found: list[tuple[list[int], Array]] = []
+        self._in_order = list(range(len(self._map.inputs)))
         self.stride = 1
 
     def begin(self, stride: int) -> None:
@@ -225,10 +228,13 @@ class _JointSums:
         sizes = {values.shape[1] for _, values in self._found}
         if len(sizes) != 1 or sum(len(places) for places, _ in self._found) != len(self._map.inputs):
             return
-        rows = np.empty((sizes.pop(), len(self._map.inputs)))
-        for places, values in self._found:
-            rows[:, places] = values.T
-        self._found = []
+        found, self._found = self._found, []
+        if found[0][0] == self._in_order:
+            rows = found[0][1].T
+        else:
+            rows = np.empty((sizes.pop(), len(self._map.inputs)))
+            for places, values in found:
+                rows[:, places] = values.T
         count, total = self._map.sums(rows)
         self._rows += count
         self._total += total

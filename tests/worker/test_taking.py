@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from agent.watching import profiler as profiling
-from agent.watching.profiler import Counted, Profiler
+from agent.watching.profiler import STRIDE, Counted, Profiler
 from cloud_hub.reference import profile_training
 from cloud_hub.wide_reference import PROJECTIONS, WIDE
 from modules.errors import WindowError
@@ -255,7 +255,7 @@ def test_where_rows_are_very_many_some_of_them_stand_for_all(
     closed = counted(world, (TABLE,), {"x": rows}, 100)
     count, sums = joint_of(world, closed)
     assert sum(closed.cells) == 6 * 5000
-    assert 5000 // 8 <= count < 5000 // 8 + 10
+    assert 5000 // STRIDE <= count < 5000 // STRIDE + 10
     assert world.joint is not None
     assert float(sums @ sums) / count < 2 * world.joint.dimensions
 
