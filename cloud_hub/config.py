@@ -59,6 +59,11 @@ class HubPaths:
         return self.root / "blobs"
 
     @property
+    def sample_blobs(self) -> Path:
+        """Large tensors of samples."""
+        return self.root / "sample-blobs"
+
+    @property
     def patch_work(self) -> Path:
         """Patches that are being built; nothing here is needed after a start."""
         return self.root / "patch-work"

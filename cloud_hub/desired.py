@@ -14,6 +14,7 @@ from sqlalchemy import delete, insert, select, update
 from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from cloud_hub.agents import agent_version, older
 from cloud_hub.clock import Clock
 from cloud_hub.errors import Conflict, NotFound
 from cloud_hub.store.engine import Store
@@ -60,9 +61,10 @@ class Desired:
         """Puts the assignment in the place of the module's old one; the director version that carries it.
 
         The same assignment again changes nothing. Raises NotFound `device-not-found` or `module-not-found`, Conflict
-        `device-retired`, `profile-mismatch` or `module-not-signed`.
+        `device-retired`, `profile-mismatch`, `agent-outdated` or `module-not-signed`.
         """
         version = await _check_device(connection, device, assignment.profile)
+        await _check_agent(connection, device, assignment)
         await _check_signed(connection, assignment)
         old = await self.current(connection, device, assignment.module)
         if old == assignment:
@@ -105,6 +107,23 @@ async def _check_device(connection: AsyncConnection, device: str, profile: str |
             got=profile,
         )
     return int(row.director_version)
+
+
+async def _check_agent(connection: AsyncConnection, device: str, assignment: Assignment) -> None:
+    """An older agent would refuse the whole desired state for a word that it does not know."""
+    wanted = assignment.sampling.agent_version if assignment.sampling is not None else ""
+    if not wanted:
+        return
+    report = (await connection.execute(select(devices.c.report).where(devices.c.id == device))).scalar_one_or_none()
+    version = agent_version(report)
+    if older(version, wanted):
+        raise Conflict(
+            "agent-outdated",
+            f"device {device}: its sampling policy needs agent {wanted}, it has {version}; nothing was assigned",
+            device=device,
+            expected=wanted,
+            got=version,
+        )
 
 
 async def _check_signed(connection: AsyncConnection, assignment: Assignment) -> None:

@@ -26,7 +26,7 @@ from cloud_hub.store.tables import events
 MAX_EVENTS: Final = 1000
 EXPORT_PAGE: Final = 500
 # Events whose subject is a device, and those that speak of no device at all.
-_OF_DEVICES: Final = ("agent.", "device.", "event.", "sample.", "state.", "window.")
+_OF_DEVICES: Final = ("agent.", "blob.", "command.", "device.", "event.", "sample.", "state.", "window.")
 _OF_NO_DEVICE: Final = ("model.", "module.")
 # Why the request at hand is made, in the words of who makes it. It travels beside the call, because every change may
 # have a reason and no room does anything with it.

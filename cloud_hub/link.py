@@ -27,6 +27,7 @@ from cloud_hub.config import HubConfig, HubPaths
 from cloud_hub.errors import HubError
 from cloud_hub.inbox import Complaints, Inbox, Work
 from cloud_hub.trust.ca import HUB_CLIENT_NAME
+from modules.commands import Command
 from modules.errors import MessageError, TopicError
 from modules.messages import (
     Ack,
@@ -65,7 +66,7 @@ BATCHES_PER_STREAM = 16
 MAX_CORRELATION_BYTES = 64
 
 # Requests at most once: the device asks again. Everything else at least once.
-_QOS: dict[Up, int] = {"get": 0, "state": 1, "window": 1, "sample": 1, "event": 1}
+_QOS: dict[Up, int] = {"get": 0, "state": 1, "window": 1, "sample": 1, "event": 1, "blob": 1}
 
 
 async def _offer_nothing(_device: str, _offers: Offers) -> Offered:
@@ -146,6 +147,13 @@ class HubLink:
     async def publish_event(self, topic: str, payload: bytes, properties: Properties) -> None:
         """Returns when the broker has it. Raises aiomqtt.MqttError, also while there is no connection."""
         await self._publish(topic, payload, qos=1, properties=properties)
+
+    async def command(self, device: str, command: Command) -> None:
+        """Sends the command to the device, if it is there. Whoever wants an answer sends it again."""
+        try:
+            await self._publish(down(device, "command"), encode(command), qos=1)
+        except aiomqtt.MqttError as error:
+            log.info("command %s of %s not sent now: %s", command.id, device, error)
 
     async def forget(self, device: str) -> None:
         """Takes away what the broker keeps for and of the device. Raises aiomqtt.MqttError."""

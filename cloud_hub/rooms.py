@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cloud_hub.arms.comparisons import Comparisons
     from cloud_hub.arms.gates import Gates
+    from cloud_hub.asking.room import Asking
     from cloud_hub.blobs import Blobs
     from cloud_hub.broker import Broker
     from cloud_hub.capabilities import Capabilities
@@ -77,6 +78,7 @@ class Rooms:
     gates: Gates
     patches: Patches
     samples: Samples
+    asking: Asking
     labels: LabelRoom
     datasets: DataSets
     broker: Broker

@@ -24,6 +24,7 @@ from cloud_hub.api.gate import Gate
 from cloud_hub.api.table import EVERY_ROUTE
 from cloud_hub.arms.comparisons import Comparisons
 from cloud_hub.arms.gates import Gates
+from cloud_hub.asking.room import asking
 from cloud_hub.blobs import Blobs
 from cloud_hub.broker import Broker, device_address
 from cloud_hub.building.resolve import Resolver
@@ -136,6 +137,8 @@ async def serve(
             await parts.enter_async_context(_beside(_tick(rooms), "ticks"))
             await parts.enter_async_context(_beside(retention(rooms).keep_sweeping(), "retention"))
             await parts.enter_async_context(_beside(_renew(rooms), "renewal"))
+            await parts.enter_async_context(_beside(rooms.asking.commands.run(), "commands"))
+            await parts.enter_async_context(_beside(rooms.asking.blobs.run(), "sample-blobs"))
             await parts.enter_async_context(_beside(rooms.gates.run(), "gates"))
             await parts.enter_async_context(_beside(_builder(rooms).keep_building(), "patches"))
             if rooms.mirror is not None:
@@ -178,6 +181,7 @@ def _build(config: HubConfig, paths: HubPaths, store: Store, catalog: dict[str, 
         report = await devices.accept_report(device, signed)
         if report is not None:
             await rollouts.on_report(device, report)
+            await asked.commands.heard(device)
 
     handlers = Handlers(serving.answer, renewals.answer, ingest.commit, on_report, devices.behind, ways.answer)
     link = HubLink(config, paths, handlers)
@@ -187,6 +191,7 @@ def _build(config: HubConfig, paths: HubPaths, store: Store, catalog: dict[str, 
         await link.ring(device, director_version)
 
     rollouts = Controller(store, events, desired, ring, clock)
+    asked = asking(config, paths, store, blobs, events, desired, link, ring, clock)
     return Rooms(
         config=config,
         paths=paths,
@@ -226,6 +231,7 @@ def _build(config: HubConfig, paths: HubPaths, store: Store, catalog: dict[str, 
         gates=Gates(store, comparisons, rollouts, clock, config.look_s),
         patches=patches,
         samples=Samples(store),
+        asking=asked,
         labels=labels,
         datasets=data_sets(config, store, blobs, events, clock),
         broker=broker,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from cloud_hub.api import (
     alerts,
     arms,
+    asking,
     blobs,
     datasets,
     devices,
@@ -37,6 +38,7 @@ EVERY_ROUTE: tuple[Route, ...] = (
     *monitoring.ROUTES,
     *alerts.ROUTES,
     *arms.ROUTES,
+    *asking.ROUTES,
     *exports.ROUTES,
     *labels.ROUTES,
     *datasets.ROUTES,

@@ -13,13 +13,17 @@ from typing import Final, TypeVar
 from cloud_hub.monitoring.merging import Stack, stack
 from cloud_hub.monitoring.references import Watched
 from cloud_hub.store.bulk import in_slices
+from modules.commands import MAX_COMMAND_ID
 from modules.errors import ModuleError
 from modules.messages import AgentEvent, Sample, decode_event, decode_sample
+from modules.pieces import PIECE_BYTES, BlobPiece, decode_piece
 from modules.windows import Window, decode_window
 
 MAX_WINDOW_BYTES: Final = 900_000
 MAX_SAMPLE_BYTES: Final = 512 * 1024
 MAX_EVENT_BYTES: Final = 16 * 1024
+MAX_PIECE_BYTES: Final = PIECE_BYTES + 1024
+MAX_WITHHELD: Final = 256  # tensors of one sample
 MAX_CELLS_AT_ONCE: Final = 2_000_000  # that are in memory as numbers together
 MAX_AHEAD_S: Final = 86_400.0
 MAX_BEHIND_S: Final = 400 * 86_400.0
@@ -54,7 +58,7 @@ class KeptSample:
     body: bytes
 
 
-Parsed = CountedWindow | KeptSample | AgentEvent | Problem
+Parsed = CountedWindow | KeptSample | AgentEvent | BlobPiece | Problem
 Known = Mapping[str, Watched | None]
 Sent = tuple[Window, bytes]
 _Item = TypeVar("_Item")
@@ -67,6 +71,10 @@ def peek_window(body: bytes) -> Window | Problem:
 
 def peek_sample(body: bytes) -> Sample | Problem:
     return _decoded(body, MAX_SAMPLE_BYTES, decode_sample)
+
+
+def read_piece(body: bytes) -> BlobPiece | Problem:
+    return _decoded(body, MAX_PIECE_BYTES, decode_piece)
 
 
 def read_event(body: bytes) -> AgentEvent | Problem:
@@ -102,6 +110,9 @@ def read_sample(sample: Sample, body: bytes, known: Known, now: float) -> KeptSa
         and len(sample.stratum) <= MAX_NAME
         and "\0" not in sample.prediction_id + sample.stratum  # which PostgreSQL does not take
         and 0.0 < sample.probability <= 1.0
+        and len(sample.request) <= MAX_COMMAND_ID
+        and "\0" not in sample.request
+        and len(sample.withheld) <= MAX_WITHHELD
     )
     if not fits:
         text = f"sample of {watched.module}: expected its module, an id, a stratum and a probability within limits"

@@ -126,4 +126,5 @@ def _sample_row(device: str, item: KeptSample, now: float) -> dict[str, object]:
         "stratum": sample.stratum,
         "probability": sample.probability,
         "body": item.body,
+        "request": sample.request or None,
     }

@@ -17,21 +17,24 @@ from cloud_hub.monitoring.intake import (
     peek_sample,
     peek_window,
     read_event,
+    read_piece,
     read_sample,
     read_windows,
 )
 from cloud_hub.monitoring.references import References
 from modules.messages import AgentEvent, Sample, Stream
+from modules.pieces import BlobPiece
 from modules.windows import Window
 
 MAX_CELLS: Final = 64_000_000  # of all windows that are read together, and are in memory as numbers
 
 Entries = Sequence[tuple[int, bytes]]
-_Peeked = Window | Sample | AgentEvent | Problem
+_Peeked = Window | Sample | AgentEvent | BlobPiece | Problem
 _PEEK: Final[Mapping[Stream, Callable[[bytes], _Peeked]]] = {
     "window": peek_window,
     "sample": peek_sample,
     "event": read_event,
+    "blob": read_piece,
 }
 
 
@@ -42,7 +45,7 @@ class TooMuchError(Exception):
 async def parse(references: References, batches: Sequence[tuple[Stream, Entries]], now: float) -> list[list[Parsed]]:
     """What the entries of each batch are. Raises TooMuchError, for several batches only."""
     peeked = [[_PEEK[stream](body) for _, body in entries] for stream, entries in batches]
-    manifests = manifests_of(item for items in peeked for item in items if not isinstance(item, AgentEvent))
+    manifests = manifests_of(item for items in peeked for item in items if not isinstance(item, AgentEvent | BlobPiece))
     known = {sha256: await references.get(sha256) for sha256 in manifests}
     if len(batches) > 1 and _cells(peeked, known) > MAX_CELLS:
         raise TooMuchError

@@ -17,7 +17,7 @@ from cloud_hub.bounds import AnyVersion, Limit, RowId
 from cloud_hub.errors import NotFound
 from cloud_hub.store.engine import Store, among
 from cloud_hub.store.tables import modules, samples
-from modules.messages import decode_sample
+from modules.messages import Sample, decode_sample
 from modules.tensors import NUMPY_CODES, Tensor
 
 MAX_PAGE: Final = 500
@@ -37,6 +37,7 @@ class SampleQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     device: str = ""
     stratum: str = ""
     prediction_id: str = ""
+    request: str = ""
     since: float = 0.0
     until: float = 0.0
     after: RowId = 0
@@ -53,8 +54,23 @@ class TensorValue(msgspec.Struct, frozen=True):
     base64: str | None = None
 
 
+class WithheldTensor(msgspec.Struct, frozen=True):
+    """A tensor that is not in its sample: dropped on the device (`drop`), or apart from it (`blob`), under `sha256`."""
+
+    name: str
+    side: str
+    datatype: str
+    shape: tuple[int, ...]
+    why: str
+    sha256: str = ""
+    size: int = 0
+
+
 class SampleRow(msgspec.Struct, frozen=True):
-    """One sampled prediction. It stands for 1/`probability` predictions of its stratum."""
+    """One sampled prediction. It stands for 1/`probability` predictions, but in the stratum `asked`: it was asked for
+    by the command `request`, and stands for itself alone. `redacted` says what was done to tensors and features, by
+    name.
+    """
 
     id: int
     device: str
@@ -67,6 +83,9 @@ class SampleRow(msgspec.Struct, frozen=True):
     probability: float
     inputs: tuple[TensorValue, ...]
     outputs: tuple[TensorValue, ...]
+    withheld: tuple[WithheldTensor, ...] = ()
+    redacted: dict[str, str] = {}
+    request: str = ""
 
 
 class Samples:
@@ -84,6 +103,14 @@ class Samples:
         async with self._store.read() as connection:
             rows = await connection.execute(statement.limit(max(1, min(query.limit, MAX_PAGE))))
             return [_row(row) for row in rows]
+
+    async def sample(self, id_: int) -> tuple[Sample, str]:
+        """The sample as it came, and the device that sent it. Raises NotFound `sample-not-found`."""
+        async with self._store.read() as connection:
+            row = (await connection.execute(select(samples).where(samples.c.id == id_))).one_or_none()
+        if row is None:
+            raise NotFound("sample-not-found", f"no sample {id_}", id=id_)
+        return decode_sample(row.body), str(row.device)
 
     async def export(self, query: SampleQuery, devices: Collection[str] | None = None) -> AsyncIterator[bytes]:
         """Every sample as one line of JSON, as `list`; `limit` does not apply. Raises NotFound `module-not-found`."""
@@ -119,6 +146,7 @@ class Samples:
             (samples.c.device, query.device),
             (samples.c.stratum, query.stratum),
             (samples.c.prediction_id, query.prediction_id),
+            (samples.c.request, query.request),
         ):
             if value:
                 conditions.append(column == value)
@@ -201,4 +229,7 @@ def _row(row: Row[Any]) -> SampleRow:
         probability=row.probability,
         inputs=tuple(readable(tensor) for tensor in sample.inputs),
         outputs=tuple(readable(tensor) for tensor in sample.outputs),
+        withheld=tuple(WithheldTensor(**msgspec.structs.asdict(one)) for one in sample.withheld),
+        redacted=sample.redacted,
+        request=sample.request,
     )

@@ -1,0 +1,136 @@
+"""Routes of what is asked of devices: samples of their rings, sampling policies, and the large tensors of samples."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+from aiohttp import web
+
+from cloud_hub.api.route import Call, Route
+from cloud_hub.asking.book import AskedCommand
+from cloud_hub.asking.commands import NewSampleRequest
+from cloud_hub.asking.policies import DevicePolicy, PolicyChange
+from cloud_hub.bounds import Limit
+from cloud_hub.errors import NotFound
+from cloud_hub.roles import Role
+from cloud_hub.rooms import Rooms
+
+PIECE_BYTES = 256 * 1024
+
+
+class CommandQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Newest first; empty texts mean any."""
+
+    device: str = ""
+    module: str = ""
+    state: Literal["", "pending", "done", "refused", "failed", "expired"] = ""
+    limit: Limit = 100
+
+
+class PolicyQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`target` is a query for devices; empty is all that hold the module."""
+
+    module: str
+    target: str = ""
+
+
+async def ask_samples(rooms: Rooms, call: Call) -> AskedCommand:
+    new: NewSampleRequest = call.body
+    await call.access.require_known_device(new.device)
+    return await rooms.asking.commands.ask_samples(new, call.actor)
+
+
+async def list_commands(rooms: Rooms, call: Call) -> list[AskedCommand]:
+    query: CommandQuery = call.query
+    mine = await call.access.devices()
+    return await rooms.asking.commands.listed(query.device, query.module, query.state, query.limit, mine)
+
+
+async def show_command(rooms: Rooms, call: Call) -> AskedCommand:
+    found = await rooms.asking.commands.get(call.path["id"])
+    await call.access.require_device(found.device)
+    return found
+
+
+async def show_policies(rooms: Rooms, call: Call) -> list[DevicePolicy]:
+    query: PolicyQuery = call.query
+    return await rooms.asking.policies.show(query.module, query.target, await call.access.devices())
+
+
+async def change_policies(rooms: Rooms, call: Call) -> list[DevicePolicy]:
+    return await rooms.asking.policies.change(call.body, call.actor, await call.access.devices())
+
+
+async def download_sample_blob(rooms: Rooms, call: Call) -> web.StreamResponse:
+    """Only through a sample that names it, which says whose it is."""
+    sample, device = await rooms.samples.sample(call.int("sample"))
+    await call.access.require_device(device)
+    sha256 = call.path["sha256"]
+    if not any(one.sha256 == sha256 for one in sample.withheld if one.sha256):
+        raise NotFound("blob-not-found", f"sample {call.path['sample']} has no tensor {sha256[:64]}")
+    size = rooms.asking.blobs.size(sha256)
+    headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
+    response = web.StreamResponse(headers=headers)
+    await response.prepare(call.request)
+    async for piece in rooms.asking.blobs.pages(sha256, PIECE_BYTES):
+        await response.write(piece)
+    await response.write_eof()
+    return response
+
+
+ROUTES = (
+    Route(
+        "POST",
+        "/samples/requests",
+        ask_samples,
+        "Ask a device for predictions that it has kept",
+        returns=AskedCommand,
+        body=NewSampleRequest,
+        status=201,
+        role=Role.OPERATOR,
+    ),
+    Route(
+        "GET",
+        "/commands",
+        list_commands,
+        "What devices were asked to do, and what became of it",
+        returns=list[AskedCommand],
+        query=CommandQuery,
+        role=Role.VIEWER,
+    ),
+    Route(
+        "GET",
+        "/commands/{id}",
+        show_command,
+        "One command",
+        returns=AskedCommand,
+        role=Role.VIEWER,
+    ),
+    Route(
+        "GET",
+        "/sampling",
+        show_policies,
+        "The sampling policy that counts on each device",
+        returns=list[DevicePolicy],
+        query=PolicyQuery,
+        role=Role.VIEWER,
+    ),
+    Route(
+        "POST",
+        "/sampling",
+        change_policies,
+        "Change the sampling policy of devices, without a new version of the module",
+        returns=list[DevicePolicy],
+        body=PolicyChange,
+        role=Role.OPERATOR,
+    ),
+    Route(
+        "GET",
+        "/samples/{sample}/blobs/{sha256}",
+        download_sample_blob,
+        "A large tensor of a sample, as raw little-endian bytes",
+        role=Role.VIEWER,
+        media="application/octet-stream",
+    ),
+)

@@ -1,0 +1,133 @@
+"""Commands as rows: written down before they are sent, ended by the device's result or by their time.
+
+Functions over a connection; writing ones belong into the caller's transaction. Used by `commands` and by
+`monitoring.committing`, where results arrive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+from sqlalchemy import Row, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from cloud_hub.store.engine import among
+from cloud_hub.store.tables import commands
+from modules.commands import Command, CommandResult
+
+PENDING: Final = "pending"
+MAX_TEXT: Final = 500
+MAX_PENDING: Final = 100  # of one device
+
+
+class AskedCommand(msgspec.Struct, frozen=True):
+    """One command, and what became of it.
+
+    `state`: pending (the device has not answered), done, refused, failed or expired; `text` says why. `count` is how
+    many things the device says it has sent of `found`, `arrived` how many of them are here.
+    """
+
+    id: str
+    device: str
+    kind: str
+    module: str
+    asked: dict[str, Any]  # as the kind has it
+    state: str
+    created_at: float
+    created_by: str
+    expires_at: float
+    sent_at: float | None
+    ended_at: float | None
+    key: str
+    text: str
+    count: int
+    found: int
+    arrived: int
+
+
+async def put(connection: AsyncConnection, asked: AskedCommand, body: bytes) -> None:
+    await connection.execute(insert(commands).values(**msgspec.structs.asdict(asked), body=body))
+
+
+async def get(connection: AsyncConnection, id_: str) -> AskedCommand | None:
+    row = (await connection.execute(select(commands).where(commands.c.id == id_))).one_or_none()
+    return None if row is None else to_asked(row)
+
+
+async def listed(
+    connection: AsyncConnection,
+    device: str,
+    module: str,
+    state: str,
+    limit: int,
+    devices: Collection[str] | None = None,
+) -> list[AskedCommand]:
+    """Newest first; empty texts mean any; with `devices` only theirs."""
+    query = select(commands).order_by(commands.c.created_at.desc(), commands.c.id).limit(limit)
+    for column, value in ((commands.c.device, device), (commands.c.module, module), (commands.c.state, state)):
+        if value:
+            query = query.where(column == value)
+    if devices is not None:
+        query = query.where(among(commands.c.device, devices))
+    return [to_asked(row) for row in await connection.execute(query)]
+
+
+async def pending(
+    connection: AsyncConnection, now: float, limit: int, device: str = "", sent_before: float | None = None
+) -> list[tuple[str, Command]]:
+    """Commands that have no answer yet, each with its device; those that were sent longest ago first."""
+    query = select(commands).where(commands.c.state == PENDING, commands.c.expires_at > now)
+    if device:
+        query = query.where(commands.c.device == device)
+    if sent_before is not None:
+        query = query.where((commands.c.sent_at.is_(None)) | (commands.c.sent_at < sent_before))
+    rows = await connection.execute(query.order_by(commands.c.sent_at, commands.c.created_at).limit(limit))
+    return [(row.device, Command(row.id, row.kind, row.expires_at, bytes(row.body))) for row in rows]
+
+
+async def sent(connection: AsyncConnection, ids: Sequence[str], now: float) -> None:
+    if ids:
+        await connection.execute(update(commands).where(commands.c.id.in_(ids)).values(sent_at=now))
+
+
+async def end(connection: AsyncConnection, device: str, result: CommandResult, now: float) -> bool:
+    """Write down how it ended, the first time only. Whether it was pending, or had expired unheard."""
+    change = (
+        update(commands)
+        .where(commands.c.id == result.id, commands.c.device == device, commands.c.state.in_((PENDING, "expired")))
+        .values(
+            state=result.outcome,
+            ended_at=now,
+            key=result.key[:63],
+            text=result.text[:MAX_TEXT],
+            count=max(0, min(result.count, 2**31 - 1)),
+            found=max(0, min(result.found, 2**31 - 1)),
+        )
+    )
+    return (await connection.execute(change)).rowcount > 0
+
+
+async def arrived(connection: AsyncConnection, device: str, counts: Mapping[str, int]) -> None:
+    """So many things of each command have come."""
+    for id_, count in counts.items():
+        change = update(commands).where(commands.c.id == id_, commands.c.device == device)
+        await connection.execute(change.values(arrived=commands.c.arrived + count))
+
+
+async def expire(connection: AsyncConnection, now: float, limit: int) -> list[AskedCommand]:
+    """End what nobody has answered in time; what that was."""
+    query = select(commands).where(commands.c.state == PENDING, commands.c.expires_at <= now).limit(limit)
+    late = [to_asked(row) for row in await connection.execute(query)]
+    if late:
+        text = "the device did not answer in time"
+        change = update(commands).where(commands.c.id.in_([one.id for one in late]), commands.c.state == PENDING)
+        await connection.execute(change.values(state="expired", ended_at=now, key="expired", text=text))
+    return late
+
+
+def to_asked(row: Row[Any]) -> AskedCommand:
+    return msgspec.convert(
+        {field: getattr(row, field) for field in AskedCommand.__struct_fields__}, AskedCommand, from_attributes=True
+    )

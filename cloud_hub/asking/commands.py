@@ -1,0 +1,165 @@
+"""Asks devices to do things: writes the command down, sends it now and again until it is answered or its time is over.
+
+A device does each once, however often it comes, so nothing here has to know whether it was heard. Called by
+`api.asking`; `service` wires reports in, because a device that has connected sends one. The result arrives as an event,
+see `monitoring.committing`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Awaitable, Callable, Collection
+from typing import Any, Final
+
+import msgspec
+from sqlalchemy import func, select
+
+from cloud_hub.asking import book
+from cloud_hub.asking.book import MAX_PENDING, AskedCommand
+from cloud_hub.asking.holders import Holder, holders
+from cloud_hub.blobs import Blobs
+from cloud_hub.clock import Clock
+from cloud_hub.errors import BadRequest, Conflict, NotFound
+from cloud_hub.events import Events
+from cloud_hub.store.engine import Store
+from cloud_hub.store.tables import commands
+from modules.commands import SAMPLES, AskSamples, Command, encode_asked
+
+ROUND_S: Final = 5.0
+AGAIN_S: Final = 30.0
+MAX_ROUND: Final = 500
+DAY_S: Final = 86_400.0
+MAX_LIFE_S: Final = 30 * DAY_S
+
+_log = logging.getLogger(__name__)
+Send = Callable[[str, Command], Awaitable[object]]
+
+
+class NewSampleRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Rows of the ring of `asked.module` on `device`; the device may answer within `expires_s`."""
+
+    device: str
+    asked: AskSamples
+    expires_s: float = DAY_S
+
+    def __post_init__(self) -> None:
+        if not 1.0 <= self.expires_s <= MAX_LIFE_S:
+            raise ValueError(f"expires_s: expected 1 to {MAX_LIFE_S:g} seconds, got {self.expires_s}")
+
+
+class Commands:
+    """`send` publishes to a device, and may do nothing while there is no connection; it must not raise."""
+
+    def __init__(self, store: Store, blobs: Blobs, events: Events, clock: Clock, send: Send) -> None:
+        self._store, self._blobs, self._events, self._clock, self._send = store, blobs, events, clock, send
+
+    async def ask_samples(self, new: NewSampleRequest, actor: str) -> AskedCommand:
+        """Raises NotFound `device-not-found` or `not-assigned`, Conflict `agent-outdated`, `no-ring` or
+        `too-many-commands`.
+        """
+        found = [one for one in await self._holders(new) if one.device == new.device]
+        if not found:
+            text = f"device {new.device}: module {new.asked.module} is not assigned to it"
+            raise NotFound("not-assigned", text, device=new.device, module=new.asked.module)
+        _check(found[0], new)
+        asked: dict[str, Any] = {k: v for k, v in msgspec.to_builtins(new.asked).items() if v and k != "module"}
+        return await self._put(new.device, SAMPLES, new.asked.module, asked, encode_asked(new.asked), new, actor)
+
+    async def listed(
+        self, device: str, module: str, state: str, limit: int, devices: Collection[str] | None = None
+    ) -> list[AskedCommand]:
+        async with self._store.read() as connection:
+            return await book.listed(connection, device, module, state, limit, devices)
+
+    async def get(self, id_: str) -> AskedCommand:
+        """Raises NotFound `command-not-found`."""
+        async with self._store.read() as connection:
+            found = await book.get(connection, id_)
+        if found is None:
+            raise NotFound("command-not-found", f"no command {id_[:32]}", id=id_[:32])
+        return found
+
+    async def heard(self, device: str) -> None:
+        """The device is there: what waits for it is sent now."""
+        async with self._store.read() as connection:
+            waiting = await book.pending(connection, self._clock(), MAX_PENDING, device)
+        await self._deliver(waiting)
+
+    async def run(self) -> None:
+        """Sends again what has no answer, and ends what is too late, until cancelled."""
+        while True:
+            await asyncio.sleep(ROUND_S)
+            try:
+                await self.tick()
+            except Exception:
+                _log.exception("commands could not be seen to; trying again in %s s", ROUND_S)
+
+    async def tick(self) -> None:
+        now = self._clock()
+        async with self._store.read() as connection:
+            waiting = await book.pending(connection, now, MAX_ROUND, sent_before=now - AGAIN_S)
+            query = select(func.count()).where(commands.c.state == book.PENDING, commands.c.expires_at <= now)
+            late = (await connection.execute(query)).scalar_one()
+        if late:
+            async with self._store.write() as connection:
+                for one in await book.expire(connection, now, MAX_ROUND):
+                    await self._events.record(
+                        connection, "command.ended", "hub", one.device, id=one.id, state="expired"
+                    )
+        await self._deliver(waiting)
+
+    async def _holders(self, new: NewSampleRequest) -> list[Holder]:
+        async with self._store.read() as connection:
+            return await holders(connection, self._blobs, new.asked.module, [new.device])
+
+    async def _put(
+        self,
+        device: str,
+        kind: str,
+        module: str,
+        asked: dict[str, Any],
+        body: bytes,
+        new: NewSampleRequest,
+        actor: str,
+    ) -> AskedCommand:
+        now = self._clock()
+        one = AskedCommand(
+            f"c-{secrets.token_hex(6)}", device, kind, module, asked, book.PENDING, now, actor, now + new.expires_s,
+            None, None, "", "", 0, 0, 0,
+        )  # fmt: skip
+        async with self._store.write() as connection:
+            waiting = await book.pending(connection, now, MAX_PENDING + 1, device)
+            if len(waiting) >= MAX_PENDING:
+                text = f"device {device}: {MAX_PENDING} commands wait for it already; nothing was asked"
+                raise Conflict("too-many-commands", text, device=device)
+            await book.put(connection, one, body)
+            await self._events.record(
+                connection, "command.created", actor, device, id=one.id, command=kind, module=module, asked=asked
+            )
+        await self._deliver([(device, Command(one.id, kind, one.expires_at, body))])
+        return one
+
+    async def _deliver(self, waiting: list[tuple[str, Command]]) -> None:
+        for device, command in waiting:
+            await self._send(device, command)
+        if waiting:
+            async with self._store.write() as connection:
+                await book.sent(connection, [command.id for _, command in waiting], self._clock())
+
+
+def _check(holder: Holder, new: NewSampleRequest) -> None:
+    if holder.outdated:
+        text = f"device {holder.device} runs agent {holder.agent_version}, which knows no commands: update it first"
+        raise Conflict("agent-outdated", text, device=holder.device, agent_version=holder.agent_version)
+    if not holder.policy.ring_rows:
+        text = (
+            f"the signed policy of {new.asked.module} keeps no predictions on {holder.device}; "
+            f"mooring sampling set {new.asked.module} --device {holder.device} --ring-rows 10000"
+        )
+        raise Conflict("no-ring", text, device=holder.device, module=new.asked.module)
+    known = {"base", "low_confidence", *(one.name for one in holder.policy.strata or ())}
+    if new.asked.stratum and new.asked.stratum not in known:
+        text = f"stratum: expected one of {', '.join(sorted(known))}, got {new.asked.stratum[:40]!r}"
+        raise BadRequest("unknown-stratum", text)

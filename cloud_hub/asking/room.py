@@ -1,0 +1,45 @@
+"""Builds this room for `service`: commands, policies, and the blobs of samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cloud_hub.asking.commands import Commands
+from cloud_hub.asking.pieces import SampleBlobs
+from cloud_hub.asking.policies import Policies, Ring
+from cloud_hub.blobs import Blobs
+from cloud_hub.clock import Clock
+from cloud_hub.config import HubConfig, HubPaths
+from cloud_hub.desired import Desired
+from cloud_hub.events import Events
+from cloud_hub.link import HubLink
+from cloud_hub.store.engine import Store
+
+DAY_S = 86_400.0
+
+
+@dataclass(frozen=True)
+class Asking:
+    """What `Rooms` holds of it."""
+
+    commands: Commands
+    policies: Policies
+    blobs: SampleBlobs
+
+
+def asking(
+    config: HubConfig,
+    paths: HubPaths,
+    store: Store,
+    blobs: Blobs,
+    events: Events,
+    desired: Desired,
+    link: HubLink,
+    ring: Ring,
+    clock: Clock,
+) -> Asking:
+    return Asking(
+        Commands(store, blobs, events, clock, link.command),
+        Policies(store, blobs, events, desired, ring, clock),
+        SampleBlobs(store, Blobs(paths.sample_blobs), events, clock, config.samples_days * DAY_S),
+    )
