@@ -1,8 +1,8 @@
 """Rows per second that the worker's windows count, on one core, beside whylogs and DataSketches' KLL; bytes per window.
 
-20 float features in 10 bins each, as the hub builds a reference by default, with joint features and stillness. Rows come
-as they do from requests: an array per batch. `wire_bytes_per_window` is a whole message to the hub with one window of
-300 rows in it, and `wire_bytes_per_window_1000` with one of 1,000 rows. Peers run in an environment of their own
+20 float features in 10 bins each, as the hub builds a reference by default, with joint features and stillness. Rows
+come as they do from requests: an array per batch. `wire_bytes_per_window` is a whole message to the hub with one window
+of 300 rows in it, and `wire_bytes_per_window_1000` with one of 1,000 rows. Peers run in an environment of their own
 (benchmarks/peers/profiling), which is made when it is not there.
 """
 
@@ -14,8 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import msgspec
 import numpy as np
@@ -34,7 +33,7 @@ from modules.windows import ReferenceProfile, Window, encode_window
 FEATURES = 20
 ROUNDS = 5
 ROUND_S = 0.4
-PEERS = ROOT / "benchmarks/peers/profiling"
+PEERS = Path(__file__).resolve().parent / "peers/profiling"
 PEER_S = 120.0
 SPEC = TensorSpec("x", "FP32", (-1, FEATURES))
 MANIFEST = Manifest("bench", 1, "generic-x86_64", Lineage("bench", 1), (SPEC,), (), (), Runtime(model=""))
@@ -81,23 +80,28 @@ def _rate(profiler: Profiler, batches: list[dict[str, Array]], batch: int) -> fl
 
 
 def _wire_bytes(reference: ReferenceProfile, rng: Rng, rows: int) -> float:
+    """In the middle of some."""
+    return median(_message_bytes(reference, rng, rows) for _ in range(ROUNDS))
+
+
+def _message_bytes(reference: ReferenceProfile, rng: Rng, rows: int) -> int:
     """As a worker makes it of requests of one row each, and as it lies in a message of its own."""
-    found = []
-    for _ in range(ROUNDS):
-        sent: list[Window] = []
-        counters = Counters()
-        now = 1_790_000_123.456789
-        subject = Subject(MANIFEST, "5" * 64, reference, "c" * 64)
-        windows = Windows(
-            subject, SamplingPolicy(), counters, lambda: now, lambda: 5.0, lambda w: not sent.append(w), _raised
-        )
-        for row in rng.normal(size=(rows, FEATURES)).astype(np.float32):
-            windows.add(1, {"x": row[np.newaxis]}, {})
-            counters.latency.add(int(rng.lognormal(6, 0.5)))
-        now += 300.0
-        windows.look()
-        found.append(len(encode(_batch(encode_window(sent[0])))))
-    return median(found)
+    sent: list[Window] = []
+    counters = Counters()
+    now = [1_790_000_123.456789]
+    subject = Subject(MANIFEST, "5" * 64, reference, "c" * 64)
+
+    def send(window: Window) -> bool:
+        sent.append(window)
+        return True
+
+    windows = Windows(subject, SamplingPolicy(), counters, lambda: now[0], lambda: 5.0, send, _raised)
+    for row in rng.normal(size=(rows, FEATURES)).astype(np.float32):
+        windows.add(1, {"x": row[np.newaxis]}, {})
+        counters.latency.add(int(rng.lognormal(6, 0.5)))
+    now[0] += 300.0
+    windows.look()
+    return len(encode(_batch(encode_window(sent[0]))))
 
 
 def _raised(error: Exception) -> None:
