@@ -14,7 +14,7 @@ from typing import Final
 
 import numpy as np
 
-from cloud_hub.monitoring.evidence import UNSEEN_WEIGHT, FloatArray, IntArray
+from cloud_hub.monitoring.evidence import UNSEEN_WEIGHT, FloatArray
 
 # Standard deviations of a normal feature: near enough to each other that one between two loses little.
 SHIFTS: Final = (0.06, 0.1, 0.16, 0.25, 0.4, 0.65, 1.0)
@@ -31,18 +31,18 @@ RATE_LOG_PRIOR: Final[FloatArray] = np.log([*([(1 - FREE_SHARE) / len(RISES)] * 
 _NORMAL: Final = NormalDist()
 
 
-def alternatives(reference: IntArray, ordered: bool) -> FloatArray:
+def alternatives(reference: FloatArray, ordered: bool) -> FloatArray:
     """Weights of one feature's cells, (COUNT, cells). With `ordered` the cells ascend by value."""
-    base = 1.0 + reference.astype(np.float64)
+    base = 1.0 + reference
     tilts = _ordered(base) if ordered or len(base) < 3 else _by_category(base)
     tilted = base * np.exp(tilts)
     tilted *= base.sum() / tilted.sum(axis=1, keepdims=True)
     return np.concatenate([tilted, [np.where(reference > 0, 1.0, UNSEEN_WEIGHT)]])
 
 
-def rises(reference: IntArray) -> FloatArray:
+def rises(reference: FloatArray) -> FloatArray:
     """Weights of pairs (without, with) whose second has grown: (len(RISES) + 1, 2 * pairs)."""
-    pairs = (1.0 + reference.astype(np.float64)).reshape(-1, 2)
+    pairs = (1.0 + reference).reshape(-1, 2)
     tilted = pairs * np.exp([[[0.0, rise]] for rise in RISES])
     tilted *= pairs.sum(axis=1, keepdims=True) / tilted.sum(axis=2, keepdims=True)
     free = np.where(reference > 0, 1.0, UNSEEN_WEIGHT)

@@ -2,23 +2,27 @@
 
 Neighbouring frames of a video, or a temperature read every second, are not independent draws, and evidence that takes
 them for such cries wolf. The chi-square distance of two looks in a row, per degree of freedom, is about 1 for
-independent rows and about k where k rows say as much as one. The median over the latest pairs of looks does not see a
-change, which is in one pair only. Counts are divided by it before they are weighed, and never multiplied.
+independent rows and about k where k rows say as much as one. A change is in one pair of looks only, an outage in two:
+so what the latest pairs say together is their median, or their mean without the highest where that is more (looks of
+several kinds). Counts are divided by it before they are weighed, and never multiplied.
 
 What is slower than looks (day and night, seasons) is not seen here. Used by `layout`.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
 from cloud_hub.monitoring.evidence import FloatArray, IntArray
 
+BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
+
 LEAST_PAIRS: Final = 8
 MOST_PAIRS: Final = 64  # the latest
 LEAST_ROWS: Final = 20  # in either look of a pair
+_TRIMMED: Final = 8  # one in so many pairs, and one more, is left out of the mean
 
 
 def dispersion(looks: IntArray, starts: IntArray) -> FloatArray:
@@ -29,21 +33,7 @@ def dispersion(looks: IntArray, starts: IntArray) -> FloatArray:
     recent = looks[-MOST_PAIRS - 1 :].astype(np.float64)
     if len(recent) <= LEAST_PAIRS:
         return np.ones(len(starts))
-    distances, usable = _distances(recent[1:], recent[:-1], starts)
-    if usable.all():
-        return np.maximum(np.median(distances, axis=0), 1.0)
-    found = np.ones(len(starts))
-    enough = usable.sum(axis=0) >= LEAST_PAIRS
-    if enough.any():
-        chosen = np.where(usable, distances, np.nan)[:, enough]
-        found[enough] = np.maximum(np.nanmedian(chosen, axis=0), 1.0)
-    return found
-
-
-def _distances(
-    now: FloatArray, before: FloatArray, starts: IntArray
-) -> tuple[FloatArray, np.ndarray[tuple[int, ...], np.dtype[np.bool_]]]:
-    """Chi-square per degree of freedom over its median, per pair and feature; and where it can be used."""
+    now, before = recent[1:], recent[:-1]
     rows_now, rows_before = np.add.reduceat(now, starts, axis=-1), np.add.reduceat(before, starts, axis=-1)
     usable = (rows_now >= LEAST_ROWS) & (rows_before >= LEAST_ROWS)
     sizes = np.diff(np.append(starts, now.shape[-1]))
@@ -51,7 +41,17 @@ def _distances(
     both = now + before
     squares = np.square(now / ratio - before * ratio) / np.maximum(both, 1.0)
     freedom = np.add.reduceat((both > 0).astype(np.float64), starts, axis=-1) - 1
-    usable &= freedom > 0
-    freedom = np.maximum(freedom, 1.0)
-    median = freedom * (1 - 2 / (9 * freedom)) ** 3
-    return np.add.reduceat(squares, starts, axis=-1) / median, usable
+    return typical(np.add.reduceat(squares, starts, axis=-1), np.maximum(freedom, 1.0), usable & (freedom > 0))
+
+
+def typical(squares: FloatArray, freedom: FloatArray, usable: BoolArray) -> FloatArray:
+    """What chi-squares (pairs, features) of `freedom` degrees say together of how far pairs lie apart, 1 or more."""
+    number = usable.sum(axis=0)
+    shares = np.sort(np.where(usable, squares / freedom, np.inf), axis=0)
+    # The median of a chi-square is below its mean: Wilson and Hilferty.
+    scaled = np.sort(np.where(usable, squares / (freedom * (1 - 2 / (9 * freedom)) ** 3), np.inf), axis=0)
+    kept = np.maximum(number - number // _TRIMMED - 1, 1)
+    below = np.arange(len(shares))[:, np.newaxis] < kept
+    mean = np.where(below, shares, 0.0).sum(axis=0) / kept
+    median = np.take_along_axis(scaled, np.maximum(number - 1, 0)[np.newaxis] // 2, axis=0)[0]
+    return np.where(number >= LEAST_PAIRS, np.maximum(np.maximum(mean, median), 1.0), 1.0)

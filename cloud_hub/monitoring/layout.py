@@ -8,6 +8,7 @@ sensor that sends nothing has not drifted.
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -23,6 +24,7 @@ from modules.windows import Categorical, Feature, Numeric, ReferenceProfile
 # A change smaller than these is nobody's concern however sure it is: a mean moved by x sd has a PSI of about x * x.
 LEAST_PSI = 0.0025
 LEAST_RATE_RISE = 0.005
+_ALIKE_STEP = 1.25
 
 BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -63,6 +65,7 @@ class Layout:
         self.reference: IntArray = np.array([c for f in self.features for c in f.counts], np.int64)
         self.joint = profile.joint
         self.joint_reference: IntArray | None = None
+        self.is_live = False  # whether the reference is of other rows than the training data
         parts = [start + _drift_cells(f) for start, f in zip(self.starts, self.features, strict=False)]
         self._drift_cells: IntArray = np.concatenate([np.zeros(0, np.int64), *parts]).astype(np.int64)
         self._drift_sizes = [len(part) for part in parts]
@@ -73,6 +76,7 @@ class Layout:
         )
         self._rate_starts = _starts([2] * (2 * len(self.features)))
         self._weighed: tuple[Weights, Weights] | None = None
+        self._deflated: tuple[bytes, Weights] | None = None  # of the last dispersion of a live reference
 
     @property
     def numeric(self) -> int:
@@ -92,7 +96,8 @@ class Layout:
         other = copy.copy(self)
         other.reference = counts
         other.joint_reference = joint
-        other._weighed = None
+        other.is_live = True
+        other._weighed = other._deflated = None
         return other
 
     def scan(self, looks: IntArray) -> Scan:
@@ -116,8 +121,9 @@ class Layout:
 
     def looks_since_change(self, looks: IntArray, feature: int) -> int:
         """How many of the latest looks hold the most evidence of drift of one feature: the likeliest time of change."""
-        lengths = np.cumsum(self.drift_counts(looks, feature)[::-1], axis=0)
-        evidence = self._feature_weights(feature).evidence(lengths.astype(np.float64))
+        found = self.drift_counts(looks, feature)
+        alike = dispersion(found, np.zeros(1, np.int64))
+        evidence = self._feature_weights(feature).evidence(np.cumsum(found[::-1], axis=0) / alike)
         return int(evidence[:, 0].argmax()) + 1
 
     def drift_counts(self, counts: IntArray, feature: int) -> IntArray:
@@ -130,7 +136,7 @@ class Layout:
 
     def _weigh_drift(self, merged: IntArray, alike: FloatArray) -> tuple[FloatArray, BoolArray]:
         now, before = merged[:, self._drift_cells], self.reference[self._drift_cells]
-        evidence = self._weights[0].evidence(now / np.repeat(alike, self._drift_sizes))
+        evidence = self._drift_weights(alike).evidence(now / np.repeat(alike, self._drift_sizes))
         return evidence, unbiased_psi(now, before, self._drift_starts) >= LEAST_PSI
 
     def _weigh_rates(self, merged: IntArray) -> tuple[FloatArray, BoolArray]:
@@ -138,25 +144,38 @@ class Layout:
         evidence = self._weights[1].evidence(now.astype(np.float64))
         return evidence, share_of_second(now) - share_of_second(before) >= LEAST_RATE_RISE
 
+    def _drift_weights(self, alike: FloatArray) -> Weights:
+        """Where rows hang together, those of a live reference do so too; training rows are taken as they are."""
+        steps = np.ceil(np.log(alike) / math.log(_ALIKE_STEP) - 0.5) * self.is_live
+        if not steps.any():
+            return self._weights[0]
+        key = steps.tobytes()
+        if self._deflated is None or self._deflated[0] != key:
+            self._deflated = (key, self._weigh_against(_ALIKE_STEP**steps))
+        return self._deflated[1]
+
+    def _weigh_against(self, alike: FloatArray) -> Weights:
+        counts = [self.drift_counts(self.reference, index) / rows for index, rows in enumerate(alike.tolist())]
+        changed = [self._alternatives(index, part) for index, part in enumerate(counts)]
+        return Weights(1.0 + np.concatenate(counts), np.concatenate(changed, axis=1), LOG_PRIOR, self._drift_starts)
+
     @property
     def _weights(self) -> tuple[Weights, Weights]:
         """Of drift and of rates; made when first asked for, since many layouts only check the size of windows."""
         if self._weighed is None:
-            drift = [self._alternatives(index) for index in range(len(self.features))]
-            rates = rises(self._rates(self.reference))
-            null = 1.0 + self.reference[self._drift_cells].astype(np.float64)
+            rates = self._rates(self.reference).astype(np.float64)
             self._weighed = (
-                Weights(null, np.concatenate(drift, axis=1), LOG_PRIOR, self._drift_starts),
-                Weights(1.0 + self._rates(self.reference).astype(np.float64), rates, RATE_LOG_PRIOR, self._rate_starts),
+                self._weigh_against(np.ones(len(self.features))),
+                Weights(1.0 + rates, rises(rates), RATE_LOG_PRIOR, self._rate_starts),
             )
         return self._weighed
 
     def _feature_weights(self, feature: int) -> Weights:
-        null = 1.0 + self.drift_counts(self.reference, feature).astype(np.float64)
-        return Weights(null, self._alternatives(feature), LOG_PRIOR, np.zeros(1, np.int64))
+        counts = self.drift_counts(self.reference, feature).astype(np.float64)
+        return Weights(1.0 + counts, self._alternatives(feature, counts), LOG_PRIOR, np.zeros(1, np.int64))
 
-    def _alternatives(self, feature: int) -> FloatArray:
-        return alternatives(self.drift_counts(self.reference, feature), isinstance(self.features[feature], Numeric))
+    def _alternatives(self, feature: int, counts: FloatArray) -> FloatArray:
+        return alternatives(counts, isinstance(self.features[feature], Numeric))
 
     def _rates(self, counts: IntArray) -> IntArray:
         """Per feature: (present, missing), (inside, outside)."""

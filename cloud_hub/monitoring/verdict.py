@@ -5,30 +5,43 @@ The values here are what the API, the alerts and the command line show.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import msgspec
 import numpy as np
 
+from cloud_hub.monitoring.conditions import Condition, weigh_conditions
 from cloud_hub.monitoring.effects import effect
-from cloud_hub.monitoring.evidence import WINDOWS, AlarmRate, FloatArray, IntArray
+from cloud_hub.monitoring.evidence import WINDOWS, AlarmRate
+from cloud_hub.monitoring.joint import inputs_behind
 from cloud_hub.monitoring.layout import Layout, Scan, cell_names
-from modules.windows import Numeric
+from cloud_hub.monitoring.look_series import MAX_MOMENT as MAX_MOMENT
+from cloud_hub.monitoring.look_series import LookSeries as LookSeries
+from cloud_hub.monitoring.strengths import Kind as Kind
+from cloud_hub.monitoring.strengths import calm_since as calm_since
+from cloud_hub.monitoring.strengths import detecting_window as detecting_window
+from cloud_hub.monitoring.strengths import group_threshold as group_threshold
+from cloud_hub.monitoring.strengths import joint_scan
+from cloud_hub.monitoring.strengths import looks_since as looks_since
+from cloud_hub.monitoring.strengths import strength as strength
+from modules.windows import Categorical, Numeric
 
-MAX_MOMENT: Final = 2.0**30  # a window's sum is cut here, so that one wild value cannot overflow the look
+TOGETHER: Final = "inputs together"
+PREDICTIONS: Final = "predictions"  # errors and slow answers are of no feature
 
-Kind = Literal["drift", "quality"]
-BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
+Problem = Literal["missing", "outside", "unknown", "still", "errors", "slow"]
 
 
 class FeatureEvidence(msgspec.Struct, frozen=True):
-    """One feature: the evidence (nats) in the window of looks where it is largest, and how large the change is.
+    """One feature: the evidence (nats) in the span of looks where it is largest, and how large the change is.
 
-    `index` is the feature's place in the reference profile.
+    `index` is the feature's place in the reference profile; -1 is TOGETHER, all inputs at once: there, `distance` is
+    how far the joint features' means moved (in standard deviations of a row, less what chance moves), and `inputs`
+    names those that seem to be behind it, likeliest first.
 
     `current` and `reference` count rows per cell, as named in `cells`. `mean_shift` is in standard deviations of the
-    training data, null for categories; one wild value moves it, so nothing is decided on it.
+    training data, null for categories; one wild value moves it, so nothing is decided on it. `dispersion` is how many
+    rows were found to say as much as one (1: independent). For `psi`, `js`, `ks`, `w1`, `p` see `effects.Effect`.
     """
 
     index: int
@@ -46,13 +59,22 @@ class FeatureEvidence(msgspec.Struct, frozen=True):
     cells: tuple[str, ...]
     reference: tuple[int, ...]
     current: tuple[int, ...]
+    w1: float | None = None
+    p: float | None = None
+    dispersion: float = 1.0
+    distance: float | None = None
+    inputs: tuple[str, ...] = ()
 
 
 class RateEvidence(msgspec.Struct, frozen=True):
-    """How often a feature is missing, or outside what the training data held (range or categories), against then."""
+    """How often something is wrong, against before: `problem` of the feature `name`, or of all PREDICTIONS.
+
+    missing, outside (the range of the training data), unknown (a category) are held against the reference; still,
+    errors, slow against the group's own looks before: see `conditions`. `rows` are windows for still.
+    """
 
     name: str
-    problem: Literal["missing", "outside"]
+    problem: Problem
     log_bf: float
     threshold: float
     alarm: bool
@@ -80,117 +102,89 @@ class Verdict(msgspec.Struct, frozen=True):
         return tuple(rate for rate in self.rates if rate.alarm)
 
 
-def _none() -> IntArray:
-    return np.zeros((0, 0), np.int64)
-
-
-@dataclass(frozen=True)
-class LookSeries:
-    """Looks of one group, oldest first: counts are (looks, cells), moments (looks, two per numeric feature).
-
-    What else was kept of each look, (0, 0) where it was not read: `joint` (looks, 1 + dimensions) has the rows and the
-    sums in JOINT_TICK, `still` (looks, numeric features) in how many windows each stood still, `windows`, `rows`,
-    `errors` and `refused` (looks,) how many there were, `latency` (looks, LATENCY_BINS) predictions per octave.
-    """
-
-    starts: tuple[float, ...]
-    counts: IntArray
-    moments: FloatArray
-    joint: IntArray = field(default_factory=_none)
-    still: IntArray = field(default_factory=_none)
-    windows: IntArray = field(default_factory=_none)
-    rows: IntArray = field(default_factory=_none)
-    errors: IntArray = field(default_factory=_none)
-    refused: IntArray = field(default_factory=_none)
-    latency: IntArray = field(default_factory=_none)
-
-    @classmethod
-    def empty(cls, layout: Layout) -> LookSeries:
-        return cls((), np.zeros((0, layout.cells), np.int64), np.zeros((0, 2 * layout.numeric)))
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    def until(self, count: int) -> LookSeries:
-        """The first `count` looks."""
-        parts = {f.name: getattr(self, f.name)[:count] for f in fields(self)}
-        return LookSeries(**parts)
-
-
 def judge(layout: Layout, looks: LookSeries, rate: AlarmRate) -> Verdict:
     """Weigh everything and say it in full."""
-    if not len(looks) or not layout.features:
+    if not len(looks):
         return Verdict((), ())
-    scan = layout.scan(looks.counts)
     threshold = group_threshold(layout, rate)
-    return Verdict(_features(layout, looks, scan, threshold), _rates(layout, looks, scan, threshold))
+    drift: list[FeatureEvidence] = []
+    rates = [_condition(layout, looks, found, threshold) for found in weigh_conditions(looks) if found.matters.any()]
+    if layout.features:
+        scan = layout.scan(looks.counts)
+        drift += _features(layout, looks, scan, threshold) + _together(layout, looks, threshold)
+        rates += _rates(layout, looks, scan, threshold)
+    return Verdict(
+        tuple(sorted(drift, key=lambda item: (-item.alarm, -item.log_bf, item.name))),
+        tuple(sorted(rates, key=lambda item: (-item.alarm, -item.log_bf, item.name))),
+    )
 
 
-def group_threshold(layout: Layout, rate: AlarmRate) -> float:
-    """The one threshold for drift and quality of a group: three tests per feature share the allowance."""
-    return rate.threshold(3 * len(layout.features))
-
-
-def strength(layout: Layout, looks: IntArray, kind: Kind) -> FloatArray:
-    """The strongest evidence that matters, per window of looks; 0 without looks."""
-    if not len(looks) or not layout.features:
-        return np.zeros(len(WINDOWS))
-    matrix = layout.drift_that_matters(looks) if kind == "drift" else layout.rates_that_matter(looks)
-    return np.asarray(matrix.max(axis=1))
-
-
-def detecting_window(layout: Layout, looks: IntArray, kind: Kind, threshold: float) -> int:
-    """Index of the shortest window of looks that alarms, -1 when none does."""
-    return next((i for i, value in enumerate(strength(layout, looks, kind)) if value >= threshold), -1)
-
-
-def calm_since(
-    layout: Layout, looks: IntArray, kind: Kind, threshold: float, window: int, looks_needed: int
-) -> int | None:
-    """Index of the first of the last `looks_needed` looks when each of them was calm, else None.
-
-    Calm: no window up to the one that raised the alarm (`window`, an index) holds half the threshold. Longer windows
-    still hold the past, so they are not asked.
-    """
-    if len(looks) < looks_needed:
-        return None
-    for end in range(len(looks), len(looks) - looks_needed, -1):
-        if strength(layout, looks[:end], kind)[: window + 1].max() >= threshold / 2:
-            return None
-    return len(looks) - looks_needed
-
-
-def _features(layout: Layout, looks: LookSeries, scan: Scan, threshold: float) -> tuple[FeatureEvidence, ...]:
+def _features(layout: Layout, looks: LookSeries, scan: Scan, threshold: float) -> list[FeatureEvidence]:
     that_matters = scan.drift_that_matters
     best = np.where(that_matters.any(axis=0), that_matters.argmax(axis=0), scan.drift.argmax(axis=0))
-    inputs = layout.inputs
-    found = []
-    for index, feature in enumerate(layout.features):
-        window = int(best[index])
-        now = layout.drift_counts(scan.counts[window], index)
-        before = layout.drift_counts(layout.reference, index)
-        size = effect(now, before)
-        merged = min(WINDOWS[window], len(looks))
-        found.append(
-            FeatureEvidence(
-                index=index,
-                name=feature.name,
-                role="input" if index < inputs else "output",
-                log_bf=float(scan.drift[window, index]),
-                threshold=threshold,
-                alarm=bool(that_matters[window, index] >= threshold),
-                looks=merged,
-                rows=int(now.sum()),
-                psi=size.psi,
-                js=size.js,
-                ks=size.ks if isinstance(feature, Numeric) else None,
-                mean_shift=_mean_shift(layout, looks, index, merged, int(now.sum())),
-                cells=cell_names(feature),
-                reference=tuple(before.tolist()),
-                current=tuple(now.tolist()),
-            )
+    return [_feature(layout, looks, scan, threshold, index, int(best[index])) for index in range(len(layout.features))]
+
+
+def _feature(
+    layout: Layout, looks: LookSeries, scan: Scan, threshold: float, index: int, window: int
+) -> FeatureEvidence:
+    feature = layout.features[index]
+    now = layout.drift_counts(scan.counts[window], index)
+    before = layout.drift_counts(layout.reference, index)
+    size = effect(now, before)
+    ordered = isinstance(feature, Numeric)
+    merged = min(WINDOWS[window], len(looks))
+    return FeatureEvidence(
+        index=index,
+        name=feature.name,
+        role="input" if index < layout.inputs else "output",
+        log_bf=float(scan.drift[window, index]),
+        threshold=threshold,
+        alarm=bool(scan.drift_that_matters[window, index] >= threshold),
+        looks=merged,
+        rows=int(now.sum()),
+        psi=size.psi,
+        js=size.js,
+        ks=size.ks if ordered else None,
+        mean_shift=_mean_shift(layout, looks, index, merged, int(now.sum())),
+        cells=cell_names(feature),
+        reference=tuple(before.tolist()),
+        current=tuple(now.tolist()),
+        w1=size.w1 if ordered else None,
+        p=size.p,
+        dispersion=float(scan.dispersion[index]),
+    )
+
+
+def _together(layout: Layout, looks: LookSeries, threshold: float) -> list[FeatureEvidence]:
+    scan = joint_scan(layout, looks)
+    if scan is None or layout.joint is None:
+        return []
+    that_matters = np.where(scan.matters, scan.evidence, 0.0)
+    window = int(that_matters.argmax() if that_matters.any() else scan.evidence.argmax())
+    names = tuple(feature.name for feature in layout.features)
+    return [
+        FeatureEvidence(
+            index=-1,
+            name=TOGETHER,
+            role="input",
+            log_bf=float(scan.evidence[window]),
+            threshold=threshold,
+            alarm=bool(that_matters[window] >= threshold),
+            looks=min(WINDOWS[window], len(looks)),
+            rows=int(scan.rows[window]),
+            psi=0.0,
+            js=0.0,
+            ks=None,
+            mean_shift=None,
+            cells=(),
+            reference=(),
+            current=(),
+            dispersion=scan.dispersion,
+            distance=float(scan.distance[window]),
+            inputs=inputs_behind(layout.joint, names, scan.means[window]),
         )
-    return tuple(sorted(found, key=lambda item: (-item.alarm, -item.log_bf, item.name)))
+    ]
 
 
 def _mean_shift(layout: Layout, looks: LookSeries, index: int, merged: int, rows: int) -> float | None:
@@ -203,25 +197,58 @@ def _mean_shift(layout: Layout, looks: LookSeries, index: int, merged: int, rows
     return float(sums.sum() / rows)
 
 
-def _rates(layout: Layout, looks: LookSeries, scan: Scan, threshold: float) -> tuple[RateEvidence, ...]:
+def _rates(layout: Layout, looks: LookSeries, scan: Scan, threshold: float) -> list[RateEvidence]:
     that_matters = scan.rates_that_matter
     before = layout.rate_counts(layout.reference)
     found = []
     for test in np.flatnonzero(scan.rates_matter.any(axis=0)).tolist():
         window = int(that_matters[:, test].argmax())
-        without, holding = layout.rate_counts(scan.counts[window])[test].tolist()
-        was_without, was_holding = before[test].tolist()
         found.append(
-            RateEvidence(
-                name=layout.features[test // 2].name,
-                problem="outside" if test % 2 else "missing",
-                log_bf=float(scan.rates[window, test]),
-                threshold=threshold,
-                alarm=bool(that_matters[window, test] >= threshold),
-                looks=min(WINDOWS[window], len(looks)),
-                rows=without + holding,
-                rate=holding / max(without + holding, 1),
-                reference_rate=was_holding / max(was_without + was_holding, 1),
+            _rate(
+                layout.features[test // 2].name,
+                _problem(layout, test),
+                (float(scan.rates[window, test]), float(that_matters[window, test]), threshold),
+                min(WINDOWS[window], len(looks)),
+                layout.rate_counts(scan.counts[window])[test].tolist(),
+                before[test].tolist(),
             )
         )
-    return tuple(sorted(found, key=lambda item: (-item.alarm, -item.log_bf, item.name)))
+    return found
+
+
+def _condition(layout: Layout, looks: LookSeries, found: Condition, threshold: float) -> RateEvidence:
+    that_matters = np.where(found.matters, found.evidence, 0.0)
+    window = int(that_matters.argmax())
+    numeric = [feature.name for feature in layout.features if isinstance(feature, Numeric)]
+    return _rate(
+        PREDICTIONS if found.feature < 0 else numeric[found.feature],
+        found.problem,
+        (float(found.evidence[window]), float(that_matters[window]), threshold),
+        min(WINDOWS[window], len(looks)),
+        found.now[window].tolist(),
+        found.before[window].tolist(),
+    )
+
+
+def _rate(
+    name: str, problem: Problem, weighed: tuple[float, float, float], looks: int, now: list[int], before: list[int]
+) -> RateEvidence:
+    """`weighed`: evidence, evidence that matters, threshold. `now` and `before`: (good, bad)."""
+    evidence, that_matters, threshold = weighed
+    return RateEvidence(
+        name=name,
+        problem=problem,
+        log_bf=evidence,
+        threshold=threshold,
+        alarm=that_matters >= threshold,
+        looks=looks,
+        rows=sum(now),
+        rate=now[1] / max(sum(now), 1),
+        reference_rate=before[1] / max(sum(before), 1),
+    )
+
+
+def _problem(layout: Layout, test: int) -> Problem:
+    if not test % 2:
+        return "missing"
+    return "unknown" if isinstance(layout.features[test // 2], Categorical) else "outside"

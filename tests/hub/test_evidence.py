@@ -240,6 +240,6 @@ def test_the_chance_of_a_distance_is_as_common_as_it_says() -> None:
         chances = [effect(random.multinomial(200, shares), random.multinomial(3000, shares)).p for _ in range(800)]
         assert np.mean(np.array(chances) <= 0.05) == pytest.approx(0.05, abs=0.03)
         assert np.mean(np.array(chances) <= 0.5) == pytest.approx(0.5, abs=0.08)
-    assert effect(np.array([50, 50]), np.array([500, 500])).p == 1
+    assert effect(np.array([50, 50]), np.array([500, 500])).p == pytest.approx(1)
     assert effect(np.array([90, 10]), np.array([500, 500])).p < 1e-9
     assert effect(np.array([2, 0]), np.array([0, 500])).p == 1, "two rows are too few for the test"
