@@ -16,6 +16,7 @@ import msgspec
 
 from agent.containers.settings import ContainerSettings
 from agent.errors import ConfigError
+from agent.metrics.settings import MetricsSettings
 from agent.toml import table
 from agent.transfer.schedule import parse_hours
 from firmware_profiles.confinement import Confinement
@@ -279,6 +280,7 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     report: ReportLimits = ReportLimits()
     renewal: RenewalLimits = RenewalLimits()
     containers: ContainerSettings = ContainerSettings()
+    metrics: MetricsSettings = MetricsSettings()
 
     @classmethod
     def load(cls, paths: StatePaths) -> AgentConfig:

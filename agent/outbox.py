@@ -136,6 +136,10 @@ class Outbox:
         """Entries not yet acknowledged, by stream."""
         return {stream: lane.waiting for stream, lane in self._lanes.items()}
 
+    def waiting_bytes(self) -> dict[str, int]:
+        """Bytes on the disk that the hub has not acknowledged, or that are not forgotten yet, by stream."""
+        return {stream: lane.held.size for stream, lane in self._lanes.items()}
+
     async def flush(self) -> None:
         """Returns when everything offered so far is on the disk. Raises StoreError; it then stays for the next try."""
         # Shielded: a caller that is cancelled must not leave the lanes in another state than the disk.

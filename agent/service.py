@@ -32,6 +32,9 @@ from agent.files import sweep
 from agent.identity import Credentials, settle
 from agent.installed import AGENT, PROCESS, of_kind
 from agent.link import Link, LinkStatus
+from agent.metrics.page import Facts
+from agent.metrics.process import this_process
+from agent.metrics.server import MetricsServer
 from agent.news import News
 from agent.offline.fetcher import FolderFetcher
 from agent.offline.install import Installer
@@ -101,6 +104,7 @@ class Rooms:
     accounts: Accounts
     spending: Spending
     commands: Commands
+    metrics: MetricsServer
 
 
 async def run(config: AgentConfig, paths: StatePaths) -> int:
@@ -245,9 +249,16 @@ async def _build(
     commands = Commands(store, outbox, {SAMPLES: SampleRequests(keeper).do})
     link.on_command(commands.hear)
     link.on_change(on_change)
+    metrics = MetricsServer(
+        config.metrics,
+        lambda: Facts(
+            compose(), link.status, link.session, outbox.waiting(), outbox.waiting_bytes(), fetcher.traffic.totals(),
+            keeper.stats(), this_process(),
+        ),
+    )  # fmt: skip
     return Rooms(
         link, outbox, keeper, engine, reporter, verifier, fetcher, renewal, clones, releases, installer, transports,
-        containers, heat, accounts, spending, commands,
+        containers, heat, accounts, spending, commands, metrics,
     )  # fmt: skip
 
 
@@ -266,6 +277,7 @@ async def _serve(rooms: Rooms, config: AgentConfig, stop: asyncio.Event) -> None
             Unit("heat", rooms.heat.run),
             Unit("quotas", rooms.spending.run),
             Unit("commands", rooms.commands.run),
+            *([Unit("metrics", rooms.metrics.run)] if config.metrics.listen else []),
             *([Unit("gateway", rooms.transports.gateway.run)] if rooms.transports.gateway else []),
         ],
         drain_s=LEAVE_S,

@@ -149,6 +149,10 @@ class Keeper:
         """One for each module of the set, sorted by name."""
         return tuple(self._report(module) for module in sorted(self.set.modules, key=lambda module: module.name))
 
+    def stats(self) -> dict[str, Stats]:
+        """What workers counted, as they said last, by module."""
+        return {name: unit.stats for name, unit in self._units.items()}
+
     async def endure(self, warmth: Warmth) -> None:
         """How warm the device is: each module bears it as its priority says."""
         self._warmth = warmth
