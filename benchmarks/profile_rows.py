@@ -8,6 +8,7 @@ of 300 rows in it, and `wire_bytes_per_window_1000` with one of 1,000 rows. Peer
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -42,6 +43,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def main() -> None:
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # the peers inherit it
     rng = np.random.default_rng(0)
     reference = profile_training({"x": rng.normal(size=(10_000, FEATURES)).astype(np.float32)}, {}, [SPEC], [])
     assert reference.joint is not None
