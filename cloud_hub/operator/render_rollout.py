@@ -32,7 +32,7 @@ def rollouts(found: Sequence[Rollout]) -> RenderableType:
 
 def rollout(status: RolloutStatus) -> RenderableType:
     """Headline, groups, and the devices that are at work or did not succeed."""
-    return Group(_headline(status.rollout), _groups(status), *_attention(status))
+    return Group(_headline(status.rollout), _groups(status), *_gate(status.rollout), *_attention(status))
 
 
 def _headline(rollout: Rollout) -> Text:
@@ -42,6 +42,16 @@ def _headline(rollout: Rollout) -> Text:
         (str(rollout.state), _STATE_STYLE.get(rollout.state, "bold cyan")),
     )
     return line.append(f" ({rollout.reason})") if rollout.reason else line
+
+
+def _gate(rollout: Rollout) -> list[RenderableType]:
+    """Where it waits, or how its latest gate was passed."""
+    state = rollout.gate
+    if state is None:
+        return []
+    waits = rollout.state is RolloutState.RUNNING and state.group == rollout.group_index and state.word != "fine"
+    line = Text(f"gate after group {state.group + 1}: ").append(state.word, "bold yellow" if waits else "bold")
+    return [line.append(f" ({state.reason})") if state.reason else line]
 
 
 def _groups(status: RolloutStatus) -> Table:

@@ -8,6 +8,7 @@ from cloud_hub.monitoring.reports import DriftReport
 from cloud_hub.monitoring.verdict import FeatureEvidence, RateEvidence
 from cloud_hub.operator import render, render_drift, render_rollout
 from cloud_hub.operator.render_rollout import BAR_CHARS
+from cloud_hub.rollouts.gate import GateState
 from cloud_hub.rollouts.plan import Execution, ExecutionState, Group, Plan, Rollout, RolloutState
 from cloud_hub.rollouts.status import status
 
@@ -94,5 +95,12 @@ def test_what_others_wrote_is_shown_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("count", "words"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (5 * 2**20, "5.0 MiB"), (2**40, "1024.0 GiB")]
 )
+def test_a_rollout_that_waits_at_its_gate_says_for_what() -> None:
+    rollout, parts = standing(ExecutionState.WAITING)
+    waiting = msgspec.structs.replace(rollout, gate=GateState(0, 0.0, "undecided", "errors is not yet known"))
+    shown = text(render_rollout.rollout(status(waiting, parts)))
+    assert "gate after group 1: undecided (errors is not yet known)" in shown
+
+
 def test_sizes_are_short(count: int, words: str) -> None:
     assert render.size(count) == words

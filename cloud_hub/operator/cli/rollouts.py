@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.live import Live
 
-from cloud_hub.operator.cli.session import Format, ModelRef, Output, act, note, show, stdout
+from cloud_hub.operator.cli.session import Format, ModelRef, Output, act, fail, note, show, stdout
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from cloud_hub.operator.client import HubClient
+    from cloud_hub.rollouts.gate import CompareGate
     from cloud_hub.rollouts.status import RolloutStatus
 
 app = typer.Typer(no_args_is_help=True, help="Rollouts: a module to many devices, group by group.")
@@ -45,6 +46,18 @@ def create(
         3600.0
     ),
     deadline: Annotated[float, typer.Option(metavar="SECONDS", help="For the rollout as a whole.")] = 7 * 86_400.0,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Open each next group only once the version has proved no worse.")
+    ] = False,
+    baseline: Annotated[int, typer.Option(min=0, help="Compare with this version; 0: what devices ran before.")] = 0,
+    margin: Annotated[
+        list[str],
+        typer.Option(metavar="MEASURE=AMOUNT", help="So much worse is still as good, such as errors=0.02. Repeatable."),
+    ] = [],  # noqa: B006
+    gate_deadline: Annotated[float, typer.Option(metavar="SECONDS", help="For each comparison.")] = 86_400.0,
+    undecided: Annotated[str, typer.Option(metavar="stop|open", help="What follows when none was found by then.")] = (
+        "stop"
+    ),
     start: Annotated[bool, typer.Option("--start", help="Start at once; else it stays a draft.")] = False,
     watch: Watch = False,
     output: Output = Format.TABLE,
@@ -69,6 +82,7 @@ def create(
                 min_count=min_count,
                 device_deadline_s=device_deadline,
                 deadline_s=deadline,
+                gate=_gate(baseline, margin, gate_deadline, undecided) if compare else None,
                 start=start,
             )
         )
@@ -127,6 +141,22 @@ def list_rollouts(
     from cloud_hub.operator import render_rollout
 
     show(found, output, render_rollout.rollouts)
+
+
+def _gate(baseline: int, margins: Sequence[str], deadline_s: float, undecided: str) -> CompareGate:
+    """Ends with an error for a margin that is none."""
+    import msgspec
+
+    from cloud_hub.arms.margins import Margins
+    from cloud_hub.rollouts.gate import CompareGate
+
+    pairs = [text.partition("=") for text in margins]
+    values = {"deadline_s": deadline_s, "undecided": undecided, "baseline": baseline}
+    try:
+        given = msgspec.convert({name: value for name, _, value in pairs}, Margins, strict=False)
+        return msgspec.convert(values | {"margins": msgspec.to_builtins(given)}, CompareGate)
+    except ValueError as error:  # msgspec's own is one
+        fail(str(error))
 
 
 def _shown(
