@@ -92,9 +92,6 @@ def test_what_others_wrote_is_shown_as_it_is() -> None:
     assert "[bold]x[/bold] [/nonsense]" in shown
 
 
-@pytest.mark.parametrize(
-    ("count", "words"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (5 * 2**20, "5.0 MiB"), (2**40, "1024.0 GiB")]
-)
 def test_a_rollout_that_waits_at_its_gate_says_for_what() -> None:
     rollout, parts = standing(ExecutionState.WAITING)
     waiting = msgspec.structs.replace(rollout, gate=GateState(0, 0.0, "undecided", "errors is not yet known"))
@@ -102,5 +99,8 @@ def test_a_rollout_that_waits_at_its_gate_says_for_what() -> None:
     assert "gate after group 1: undecided (errors is not yet known)" in shown
 
 
+@pytest.mark.parametrize(
+    ("count", "words"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (5 * 2**20, "5.0 MiB"), (2**40, "1024.0 GiB")]
+)
 def test_sizes_are_short(count: int, words: str) -> None:
     assert render.size(count) == words
