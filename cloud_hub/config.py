@@ -27,13 +27,26 @@ from cloud_hub.monitoring.settings import MonitoringSettings
 from cloud_hub.oidc_settings import OidcSettings
 from cloud_hub.outward.settings import OutwardSettings
 from cloud_hub.patch_settings import PatchSettings
+from cloud_hub.retraining.settings import RetrainingSettings
 from cloud_hub.transfer_settings import TransferSettings
 from firmware_profiles.profile import NAME_PATTERN
 
 ENVIRONMENT_PREFIX = "MOORING_HUB_"
 CONFIG_NAME = "hub.toml"
 SQLITE = "sqlite"
-_TABLES = ("building", "ca", "datasets", "images", "metrics", "monitoring", "oidc", "outward", "patches", "transfer")
+_TABLES = (
+    "building",
+    "ca",
+    "datasets",
+    "images",
+    "metrics",
+    "monitoring",
+    "oidc",
+    "outward",
+    "patches",
+    "retraining",
+    "transfer",
+)
 
 
 @dataclass(frozen=True)
@@ -196,6 +209,7 @@ class HubConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     building: BuildingSettings = BuildingSettings()
     images: ImageSettings = ImageSettings()
     datasets: DatasetSettings = DatasetSettings()
+    retraining: RetrainingSettings = RetrainingSettings()
     outward: OutwardSettings = OutwardSettings()
     metrics: MetricsSettings = MetricsSettings()
     monitoring: MonitoringSettings = MonitoringSettings()

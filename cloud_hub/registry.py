@@ -119,7 +119,7 @@ class Registry:
 
         Raises BadRequest `files-invalid`, NotFound `blob-not-found`, Unprocessable `size-mismatch`, `dataset-unknown`.
         """
-        self._check_files(files)
+        check_files(self._blobs, files)
         entries = tuple(ModelFile(path, size, sha256) for path, (sha256, size) in sorted(files.items()))
         async with self._store.write() as connection:
             await check_references(connection, new.datasets)
@@ -176,19 +176,23 @@ class Registry:
             await connection.execute(delete(patches).where(patches.c.module == name, patches.c.version == version))
             await self._events.record(connection, "model.deleted", actor, f"{name}:{version}")
 
-    def _check_files(self, files: Mapping[str, tuple[str, int]]) -> None:
-        if not 1 <= len(files) <= MAX_FILES:
-            raise BadRequest("files-invalid", f"files: expected 1 to {MAX_FILES} files, got {len(files)}")
-        if len({path.lower() for path in files}) != len(files):
-            raise BadRequest("files-invalid", "files: expected paths that differ in more than upper and lower case")
-        for path, (sha256, size) in files.items():
-            try:
-                check_path(path)
-            except ChunkError as error:
-                raise BadRequest("files-invalid", f"files: {error}", path=path[:200]) from error
-            stored = self._blobs.size(sha256)
-            if stored != size:
-                raise Unprocessable("size-mismatch", f"{path}: expected {size} bytes, the upload has {stored}")
+
+def check_files(blobs: Blobs, files: Mapping[str, tuple[str, int]]) -> None:
+    """Digest and size by path. Raises BadRequest `files-invalid`, NotFound `blob-not-found`, Unprocessable
+    `size-mismatch`.
+    """
+    if not 1 <= len(files) <= MAX_FILES:
+        raise BadRequest("files-invalid", f"files: expected 1 to {MAX_FILES} files, got {len(files)}")
+    if len({path.lower() for path in files}) != len(files):
+        raise BadRequest("files-invalid", "files: expected paths that differ in more than upper and lower case")
+    for path, (sha256, size) in files.items():
+        try:
+            check_path(path)
+        except ChunkError as error:
+            raise BadRequest("files-invalid", f"files: {error}", path=path[:200]) from error
+        stored = blobs.size(sha256)
+        if stored != size:
+            raise Unprocessable("size-mismatch", f"{path}: expected {size} bytes, the upload has {stored}")
 
 
 def check_tags(tags: Mapping[str, str]) -> None:

@@ -21,6 +21,7 @@ from cloud_hub.datasets.book import blobs_of_datasets
 from cloud_hub.events import Events
 from cloud_hub.patches import queue
 from cloud_hub.patches.wishes import Wishes
+from cloud_hub.retraining.records import blobs_of_retraining
 from cloud_hub.store.engine import Store
 from cloud_hub.store.tables import looks, model_files, modules, samples, windows
 from modules.manifest import decode_manifest
@@ -135,7 +136,12 @@ class Retention:
 async def _named(connection: AsyncConnection) -> set[str]:
     """Files of models, data sets and retraining plans, and patches."""
     models = set((await connection.execute(select(model_files.c.sha256))).scalars())
-    return models | await queue.digests(connection) | await blobs_of_datasets(connection)
+    return (
+        models
+        | await queue.digests(connection)
+        | await blobs_of_datasets(connection)
+        | await blobs_of_retraining(connection)
+    )
 
 
 async def _manifests(connection: AsyncConnection) -> set[str]:

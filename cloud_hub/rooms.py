@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from cloud_hub.people import People
     from cloud_hub.registry import Registry
     from cloud_hub.renewals import Renewals
+    from cloud_hub.retraining.room import Retraining
     from cloud_hub.revocations import Revocations
     from cloud_hub.rollouts.controller import Controller
     from cloud_hub.store.engine import Store
@@ -81,6 +82,7 @@ class Rooms:
     asking: Asking
     labels: LabelRoom
     datasets: DataSets
+    retraining: Retraining
     broker: Broker
     link: HubLink
     mirror: Mirror | None

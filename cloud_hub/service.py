@@ -44,7 +44,7 @@ from cloud_hub.images.bases import Bases
 from cloud_hub.labels.room import LabelRoom, label_room
 from cloud_hub.limits import Rate
 from cloud_hub.link import Handlers, HubLink
-from cloud_hub.metrics.room import metrics
+from cloud_hub.metrics.room import Watched, metrics
 from cloud_hub.mirror import Mirror
 from cloud_hub.monitoring.alerts import Alerts
 from cloud_hub.monitoring.ingest import Ingest
@@ -62,6 +62,7 @@ from cloud_hub.people import People
 from cloud_hub.registry import Registry
 from cloud_hub.renewals import Renewals
 from cloud_hub.retention import Retention
+from cloud_hub.retraining.room import retraining
 from cloud_hub.revocations import Revocations
 from cloud_hub.rollouts.controller import Controller
 from cloud_hub.rooms import Rooms
@@ -146,6 +147,7 @@ async def serve(
                 await parts.enter_async_context(_beside(rooms.mirror.run(), "mirror"))
             await parts.enter_async_context(_beside(rooms.outward.run(), "outward"))
             await parts.enter_async_context(_beside(rooms.labels.watch.keep_watching(), "labels"))
+            await parts.enter_async_context(_beside(rooms.retraining.work(), "retraining"))
             await parts.enter_async_context(_listening(rooms))
             await _connected(rooms.link, start_deadline_s)
             address = device_address(rooms.config)
@@ -190,8 +192,11 @@ def _build(config: HubConfig, paths: HubPaths, store: Store, catalog: dict[str, 
         serving.forget(device)
         await link.ring(device, director_version)
 
+    out = outward(config, paths, store, events, clock, link)
     rollouts = Controller(store, events, desired, ring, clock)
     asked = asking(config, paths, store, blobs, events, desired, link, ring, clock)
+    packaging = _packaging(config, paths, store, blobs, events, registry, catalog, clock)
+    datasets = data_sets(config, store, blobs, events, clock)
     return Rooms(
         config=config,
         paths=paths,
@@ -201,17 +206,7 @@ def _build(config: HubConfig, paths: HubPaths, store: Store, catalog: dict[str, 
         events=events,
         people=People(store, events, clock),
         registry=registry,
-        packaging=Packaging(
-            store,
-            blobs,
-            events,
-            registry,
-            catalog,
-            config.publisher,
-            clock,
-            Resolver(config.building, paths.wheel_cache),
-            Bases(config.images),
-        ),
+        packaging=packaging,
         image=image,
         director=director,
         ceremony=Ceremony(store, blobs, events, keys, clock),
@@ -233,13 +228,30 @@ def _build(config: HubConfig, paths: HubPaths, store: Store, catalog: dict[str, 
         samples=Samples(store),
         asking=asked,
         labels=labels,
-        datasets=data_sets(config, store, blobs, events, clock),
+        datasets=datasets,
+        retraining=retraining(
+            config.retraining, store, blobs, events, clock, datasets.book, registry, packaging, image, rollouts
+        ),
         broker=broker,
         link=link,
         mirror=mirror,
-        metrics=metrics(config.metrics, clock, keys.signed, ingest),
-        outward=outward(config, paths, store, events, clock, link),
+        metrics=metrics(Watched(config, paths, store, clock, events, keys.signed, link, out), ingest),
+        outward=out,
     )
+
+
+def _packaging(
+    config: HubConfig,
+    paths: HubPaths,
+    store: Store,
+    blobs: Blobs,
+    events: Events,
+    registry: Registry,
+    catalog: dict[str, DeviceProfile],
+    clock: Clock,
+) -> Packaging:
+    resolver, bases = Resolver(config.building, paths.wheel_cache), Bases(config.images)
+    return Packaging(store, blobs, events, registry, catalog, config.publisher, clock, resolver, bases)
 
 
 def _authority(config: HubConfig, paths: HubPaths) -> CertificateAuthority:

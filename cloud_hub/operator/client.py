@@ -29,11 +29,13 @@ from cloud_hub.monitoring.samples import SampleQuery, SampleRow
 from cloud_hub.offline import OfflineRequest, OfflineSet
 from cloud_hub.operator.alert_calls import AlertCalls
 from cloud_hub.operator.arm_calls import ArmCalls
+from cloud_hub.operator.asking_calls import AskingCalls
 from cloud_hub.operator.context import HubContext
 from cloud_hub.operator.dataset_calls import DataSetCalls
 from cloud_hub.operator.errors import Refused
 from cloud_hub.operator.label_calls import LabelCalls
 from cloud_hub.operator.privacy_calls import PrivacyCalls
+from cloud_hub.operator.retrain_calls import RetrainCalls
 from cloud_hub.operator.transport import Progress, Transport, path_of
 from cloud_hub.operator.webhook_calls import WebhookCalls
 from cloud_hub.packaging import ModuleRelease
@@ -55,7 +57,7 @@ def no_progress(_more: int) -> None:
     """For callers who show none."""
 
 
-class HubClient(AlertCalls, LabelCalls, ArmCalls, PrivacyCalls, WebhookCalls, DataSetCalls):
+class HubClient(AskingCalls, AlertCalls, LabelCalls, ArmCalls, PrivacyCalls, WebhookCalls, DataSetCalls, RetrainCalls):
     """Raises `errors.Refused` for what the hub refuses, `HubUnreachable` when it does not answer."""
 
     def __init__(self, context: HubContext, reason: str = "") -> None:
