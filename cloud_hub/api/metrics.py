@@ -13,7 +13,7 @@ from cloud_hub.rooms import Rooms
 async def metrics(rooms: Rooms, call: Call) -> web.Response:
     if not rooms.config.metrics.open:
         call.access.require_everything("the whole fleet's numbers")
-    return web.Response(body=await rooms.metrics.text(rooms), headers={"Content-Type": CONTENT_TYPE})
+    return web.Response(body=await rooms.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
 
 def route(rooms: Rooms) -> Route:

@@ -23,7 +23,9 @@ from agent.metrics.settings import MetricsSettings
 from agent.sandbox.protocol import SourceSeen, Stats
 from cloud_hub.initialise import free_ports
 from modules.messages import AttackReport, ModuleReport, UpdateReport
+from support.agents import AgentProcess, enrolled
 from support.devices import make_report
+from support.mosquitto import Mosquitto
 from support.waiting import until_async
 
 Series = dict[str, dict[frozenset[tuple[str, str]], float]]
@@ -217,6 +219,33 @@ def test_the_setting_is_kept_in_the_agents_file(agent_config: AgentConfig, state
     state_dir.config.parent.mkdir(parents=True, exist_ok=True)
     state_dir.config.write_text(config.to_toml())
     assert AgentConfig.load(state_dir).metrics.place == ("::1", 9464)
+
+
+async def test_a_running_agent_offers_them_where_it_is_told_to(
+    agent_config: AgentConfig, state_dir: StatePaths, broker: Mosquitto
+) -> None:
+    settings = MetricsSettings(f"unix:{state_dir.root}/metrics.sock")
+    enrolled(msgspec.structs.replace(agent_config, metrics=settings), state_dir, broker)
+    process = AgentProcess(state_dir)
+    await process.start()
+    try:
+        text = ""
+
+        async def connected() -> bool:
+            nonlocal text
+            if not await _accepts(settings):
+                return False
+            head, _, body = (await ask(settings, b"GET /metrics HTTP/1.1\r\n\r\n")).partition(b"\r\n\r\n")
+            text = body.decode()
+            return b" 200 " in head and value(read(text), "mooring_agent_connected") == 1
+
+        await until_async(connected, "the agent to say that it is connected", 60)
+        series = read(text)
+        assert value(series, "mooring_agent_sessions_total") >= 1
+        assert value(series, "mooring_agent_update_state", state="idle") in (0, 1)
+        assert value(series, "process_open_fds") > 3
+    finally:
+        await process.stop()
 
 
 def test_the_page_needs_no_library(repository: Path) -> None:

@@ -100,10 +100,10 @@ async def test_however_often_it_is_asked_the_database_is_looked_into_once(tmp_pa
         asked: list[str] = []
         engine = rooms.store._readers.sync_engine
         event.listen(engine, "before_cursor_execute", lambda *call: asked.append(call[2]))
-        await rooms.metrics.text(rooms)
+        await rooms.metrics.text()
         first = len(asked)
         for _ in range(50):
-            await rooms.metrics.text(rooms)
+            await rooms.metrics.text()
         assert 0 < first < 40
         assert len(asked) == first
 
@@ -119,7 +119,7 @@ async def test_devices_are_counted_by_how_they_are_seen(tmp_path: Path) -> None:
                     "director_version": 0, "report_at": report_at, "retired_at": retired_at,
                 }  # fmt: skip
                 await connection.execute(insert(devices).values(values))
-        series = parsed((await rooms.metrics.text(rooms)).decode())
+        series = parsed((await rooms.metrics.text()).decode())
         states = ("reporting", "silent", "never", "retired")
         assert [value(series, "mooring_hub_devices", state=state) for state in states] == [2, 1, 1, 1]
 
@@ -135,7 +135,7 @@ async def test_what_devices_send_is_counted_once_and_what_cannot_be_used_too(tmp
         batch = Batch("window", "epoch", 0, ((1, b"no window"), (2, b"none either")))
         for _ in range(2):
             await rooms.ingest.commit("edge-1", batch)
-        series = parsed((await rooms.metrics.text(rooms)).decode())
+        series = parsed((await rooms.metrics.text()).decode())
         assert value(series, "mooring_hub_entries_total", stream="window", outcome="refused") == 2
         assert value(series, "mooring_hub_entry_bytes_total", stream="window") == len(b"no windownone either")
 
