@@ -29,6 +29,7 @@ from modules.tensors import TensorSpec
 
 SLICE: Final = 500  # devices in one transaction
 SHOWN: Final = 5
+ALL: Final = "all"
 Ring = Callable[[str, int], Awaitable[object]]
 
 
@@ -89,7 +90,7 @@ class Policies:
         return shown
 
     async def _matching(self, module: str, target: str, devices: Collection[str] | None) -> list[Holder]:
-        query = parse(target)
+        query = parse(target or ALL)
         async with self._store.read() as connection:
             found = await holders(connection, self._blobs, module)
         return [one for one in found if query.matches(one.facts) and (devices is None or one.device in devices)]

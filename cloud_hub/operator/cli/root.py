@@ -25,6 +25,7 @@ from cloud_hub.operator.cli import (
     people,
     privacy,
     rollouts,
+    sampling,
     trust,
     webhooks,
 )
@@ -49,6 +50,7 @@ app.add_typer(arms.app)
 app.add_typer(alerts.drift, name="drift")
 app.add_typer(alerts.alerts, name="alerts")
 app.add_typer(monitoring.samples, name="samples")
+app.add_typer(sampling.app, name="sampling")
 app.add_typer(labels.labels, name="labels")
 app.add_typer(labels.quality, name="quality")
 app.add_typer(exports.windows, name="windows")

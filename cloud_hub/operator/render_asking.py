@@ -1,0 +1,112 @@
+"""Commands and sampling policies as tables for a terminal. Pure; as `render`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from cloud_hub.asking.book import AskedCommand
+from cloud_hub.asking.policies import DevicePolicy
+from cloud_hub.operator.render import card, size, table, when
+from modules.sampling import Redaction, SamplingPolicy, Stratum
+
+LISTED = 50
+
+
+def commands(found: Sequence[AskedCommand]) -> RenderableType:
+    rows = [
+        (one.id, when(one.created_at), one.device, one.module, _words(one.asked), one.state, _came(one), one.text)
+        for one in found
+    ]
+    names = ("command", "asked", "device", "module", "what", "state", "arrived", "why")
+    return table(names, rows, "nothing was asked")
+
+
+def command(found: AskedCommand) -> RenderableType:
+    return card(
+        {
+            "command": found.id,
+            "device": found.device,
+            "module": found.module,
+            "what": f"{found.kind} {_words(found.asked)}",
+            "state": found.state,
+            "why": found.text,
+            "arrived": _came(found),
+            "asked": f"{when(found.created_at)} by {found.created_by}",
+            "until": when(found.expires_at),
+            "ended": when(found.ended_at),
+        }
+    )
+
+
+def policies(found: Sequence[DevicePolicy]) -> RenderableType:
+    """Devices with the same policy share a line."""
+    same: dict[bytes, list[DevicePolicy]] = {}
+    for one in found:
+        same.setdefault(msgspec.json.encode((one.version, one.own, one.policy)), []).append(one)
+    rows = [
+        (_names([one.device for one in some]), str(some[0].version), "own" if some[0].own else "module's",
+         *_policy(some[0].policy))
+        for some in same.values()
+    ]  # fmt: skip
+    names = ("devices", "version", "policy", "rate", "strata", "quota a day", "redact", "ring", "blobs")
+    return table(names, rows, "no device holds the module")
+
+
+def changes(found: Sequence[DevicePolicy], dry_run: bool) -> RenderableType:
+    """What changes, for how many devices; those that change alike share a line."""
+    same: dict[bytes, list[DevicePolicy]] = {}
+    for one in found:
+        same.setdefault(msgspec.json.encode(one.changed), []).append(one)
+    rows = [
+        (_names([one.device for one in some]), field, _value(before), _value(after))
+        for some in same.values()
+        for field, (before, after) in sorted(some[0].changed.items())
+    ]
+    words = f"{len(found)} devices {'would change' if dry_run else 'change with their next contact'}"
+    return Group(table(("devices", "field", "before", "after"), rows, "nothing differs"), Text(words, style="dim"))
+
+
+def _policy(policy: SamplingPolicy) -> tuple[str, ...]:
+    quota, ring = policy.quota_bytes_per_day, policy.ring_rows
+    return (
+        f"{policy.rate:g}",
+        "\n".join(_stratum(one) for one in policy.strata or ()),
+        size(quota) if quota else "",
+        "\n".join(f"{name} {_redaction(how)}" for name, how in (policy.redact or {}).items()),
+        f"{ring} rows" if ring else "",
+        f"above {size(policy.blob_bytes)}" if policy.blob_bytes else "",
+    )
+
+
+def _stratum(one: Stratum) -> str:
+    of = f" of {one.feature}" if one.feature else ""
+    low = "" if one.at_least is None else f" >= {one.at_least:g}"
+    high = "" if one.below is None else f" < {one.below:g}"
+    return f"{one.name} {one.rate:g}: {one.when}{of}{low}{high}{f' = {one.equals}' if one.equals else ''}"
+
+
+def _redaction(how: Redaction) -> str:
+    region = f" {','.join(map(str, how.region))}" if how.region else ""
+    return f"{how.action}{region}{f' by {how.step:g}' if how.step else ''}"
+
+
+def _came(one: AskedCommand) -> str:
+    return "" if one.state == "pending" and not one.arrived else f"{one.arrived} of {one.count}"
+
+
+def _words(asked: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in asked.items())
+
+
+def _names(names: Sequence[str]) -> str:
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
+
+
+def _value(value: object) -> str:
+    return "" if value is None else value if isinstance(value, str) else msgspec.json.encode(value).decode()
