@@ -54,7 +54,7 @@ class Check(msgspec.Struct, frozen=True):
     significant: bool
 
 
-class Estimate(msgspec.Struct, frozen=True):
+class Estimate(msgspec.Struct, frozen=True, tag_field="kind", tag="estimate"):
     """Expected accuracy over all predictions that were counted, labelled or not. No measurement: `estimated`.
 
     `basis` says what the confidences were held against: `labels`, or nothing but themselves. The interval is that of
@@ -72,7 +72,7 @@ class Estimate(msgspec.Struct, frozen=True):
     estimated: bool = True
 
 
-class NoEstimate(msgspec.Struct, frozen=True):
+class NoEstimate(msgspec.Struct, frozen=True, tag_field="kind", tag="none"):
     """Why there is none."""
 
     reason: str
