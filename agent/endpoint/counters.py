@@ -7,9 +7,10 @@ statistics and metrics.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from agent.latency import PARTS, index_of, percentile
-from agent.sandbox.protocol import Stats
+from agent.sandbox.protocol import SourceSeen, Stats
 from modules.windows import LATENCY_BINS
 
 BATCH_SIZES = 18  # powers of two: 1, 2, 4 ... rows in a run
@@ -63,6 +64,7 @@ class Counters:
         self.batches = [0] * BATCH_SIZES  # runs by rows, at their power of two
         self.batch_us = [0] * BATCH_SIZES
         self.last_at = 0.0  # wall clock of the last prediction
+        self.sources: Callable[[], tuple[SourceSeen, ...]] = tuple  # how the module's own sources do
 
     def answered(self, status: int) -> None:
         self.requests += 1

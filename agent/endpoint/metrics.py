@@ -22,7 +22,7 @@ def metrics(manifest: Manifest, counters: Counters) -> str:
 
     def tell(name: str, kind: str, words: str, values: Iterable[tuple[str, float]]) -> None:
         lines.extend((f"# HELP mooring_{name} {words}", f"# TYPE mooring_{name} {kind}"))
-        lines.extend(f"mooring_{name}{suffix} {value:g}" for suffix, value in values)
+        lines.extend(f"mooring_{name}{suffix} {value!r}" for suffix, value in values)
 
     by_status = sorted(counters.statuses.items())
     tell(
@@ -53,6 +53,20 @@ def metrics(manifest: Manifest, counters: Counters) -> str:
         [(f'{{{labels},outcome="{outcome}"}}', count) for outcome, count in samples],
     )  # fmt: skip
     tell("cpu_seconds_total", "counter", "Processor time of the worker.", [(f"{{{labels}}}", time.process_time())])
+    # Told apart by their place in the manifest: they have no names.
+    seen = [(f'{labels},source="{one.kind}",number="{number}"', one) for number, one in enumerate(counters.sources())]
+    tell(
+        "source_items_total", "counter", "Items of the module's own sources, by outcome.",
+        [
+            (f'{{{which},outcome="{outcome}"}}', count)
+            for which, one in seen
+            for outcome, count in (("taken", one.taken), ("failed", one.failed), ("dropped", one.dropped))
+        ],
+    )  # fmt: skip
+    tell(
+        "source_open", "gauge", "Whether a source is there.",
+        [(f"{{{which}}}", int(one.state == "open")) for which, one in seen],
+    )  # fmt: skip
     return "\n".join(lines) + "\n"
 
 
@@ -72,4 +86,4 @@ def _histogram(
             lines.append(f'mooring_{name}_bucket{{{labels},le="{bound:g}"}} {below}')
     whole = sum(counts)
     lines.append(f'mooring_{name}_bucket{{{labels},le="+Inf"}} {whole}')
-    return [*lines, f"mooring_{name}_sum{{{labels}}} {total:g}", f"mooring_{name}_count{{{labels}}} {whole}"]
+    return [*lines, f"mooring_{name}_sum{{{labels}}} {total!r}", f"mooring_{name}_count{{{labels}}} {whole}"]

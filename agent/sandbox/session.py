@@ -174,7 +174,9 @@ class Session:
         from agent.sources.opened import open_sources
 
         predictor, recorder = self._predictor, self._recorder
-        return open_sources(order.given, self._manifest, self._slot, predictor, recorder, self.counters, complete)
+        made = open_sources(order.given, self._manifest, self._slot, predictor, recorder, self.counters, complete)
+        self.counters.sources = made.seen
+        return made
 
     def _handler(self, given: Given, not_missing: frozenset[str]) -> Handler:
         """With `/score` beside the protocol where a script takes requests as they come."""

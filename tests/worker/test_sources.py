@@ -8,6 +8,7 @@ import json
 import os
 import socket
 import textwrap
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ import aiomqtt
 import cv2
 import numpy as np
 import pytest
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 
 from agent.config import ServingSettings
 from agent.runtimes.users import may_become
@@ -36,7 +39,7 @@ from modules.windows import ReferenceProfile, encode_reference
 from support.mosquitto import Mosquitto
 from support.waiting import until, until_async
 from worker.conftest import INPUTS, OUTPUTS, Digits, golden_set
-from worker.driver import WorkerDriver, json_input, write_module
+from worker.driver import WorkerDriver, json_input, request, write_module
 
 DOUBLE = """
     def init(): pass
@@ -234,8 +237,8 @@ async def test_files_that_are_there_and_files_that_appear_are_done_once(tmp_path
         saved = io.BytesIO()
         np.save(saved, np.full((1, 2), 9, np.float32))
         put(tmp_path, "array.npy", saved.getvalue())
-        request = {"inputs": [json_input(np.full((1, 2), 8, np.float32))]}
-        put(tmp_path, "request.json", json.dumps(request))
+        body = {"inputs": [json_input(np.full((1, 2), 8, np.float32))]}
+        put(tmp_path, "request.json", json.dumps(body))
         found = await arrived(tmp_path, "old.json.json", "raw.bin.json", "array.npy.json", "request.json.json")
         assert found["old.json.json"]["outputs"][0]["data"] == [2, 4, 6, 8]
         assert found["raw.bin.json"]["outputs"][0]["data"] == [10, 12]
@@ -244,6 +247,40 @@ async def test_files_that_are_there_and_files_that_appear_are_done_once(tmp_path
         await worker.finish()
         assert (await worker.seen()).taken == 4
         assert sum(window.rows for window in worker.windows) == 5
+
+
+async def test_a_file_is_counted_in_the_window_of_its_last_change(tmp_path: Path, doors: Doors) -> None:
+    then = time.time() - 5 * ALL.window_s
+    async with SourceDriver(tmp_path / "slot", folder_module(tmp_path), doors) as worker:
+        await worker.serve()
+        (tmp_path / "fresh").write_bytes(b"[[1, 2], [3, 4]]")
+        os.utime(tmp_path / "fresh", (then, then))
+        (tmp_path / "fresh").rename(tmp_path / "in" / "old.json")
+        await arrived(tmp_path, "old.json.json")
+        await worker.finish()
+    (window,) = worker.windows
+    assert (window.start, window.rows) == (then // ALL.window_s * ALL.window_s, 2)
+
+
+async def test_what_a_source_takes_and_what_fails_stand_in_the_metrics(tmp_path: Path, doors: Doors) -> None:
+    manifest = folder_module(tmp_path)
+    put(tmp_path, "good.json", "[[1, 2]]")
+    put(tmp_path, "bad.json", "no numbers")
+    async with SourceDriver(tmp_path / "slot", manifest, doors) as worker:
+        await worker.serve()
+        await worker.taken(2)
+        await arrived(tmp_path, "good.json.json")
+
+        async def failed() -> bool:
+            return (await worker.seen()).failed == 1
+
+        await until_async(failed, "the failure to be counted", 40)
+        text = (await worker.ask(request("GET", "/metrics"))).body.decode()
+        which = f'module="{manifest.name}",version="{manifest.version}",source="directory",number="0"'
+        assert f'mooring_source_items_total{{{which},outcome="taken"}} 2\n' in text
+        assert f'mooring_source_items_total{{{which},outcome="failed"}} 1\n' in text
+        assert f"mooring_source_open{{{which}}} 1\n" in text
+        await worker.finish()
 
 
 async def test_files_wait_while_their_worker_is_told_to_and_are_done_after(tmp_path: Path, doors: Doors) -> None:
@@ -447,6 +484,29 @@ async def test_messages_are_predicted_and_answered_and_junk_is_told(
             sample.prediction_id.partition("#")[0] for sample in worker.samples
         }
         assert (await worker.seen()).failed == 5
+
+
+async def test_a_message_may_say_when_it_happened_what_it_tells(
+    tmp_path: Path, doors: Doors, broker: Mosquitto
+) -> None:
+    then = time.time() - 5 * ALL.window_s
+    async with (
+        SourceDriver(tmp_path / "slot", mqtt_module(tmp_path, broker), doors) as worker,
+        aiomqtt.Client("127.0.0.1", broker.port, protocol=aiomqtt.ProtocolVersion.V5) as client,
+    ):
+        await worker.serve()
+        await opened(worker)
+        await client.subscribe("plant/answers")
+        for said in (f"{then:.3f}", "junk"):
+            properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+            properties.UserProperty = [("other", "1"), ("event_time", said)]
+            await client.publish("plant/a/x", b"[[1, 2]]", properties=properties)
+            await answer(client)
+        await worker.finish()
+    late, now = sorted(worker.windows, key=lambda window: window.start)
+    assert (late.start, late.rows) == (then // ALL.window_s * ALL.window_s, 1)
+    assert now.rows == 1
+    assert now.end > time.time() - ALL.window_s
 
 
 async def test_a_broker_that_goes_and_comes_back_is_found_again(
