@@ -13,9 +13,10 @@ from typing import Final
 # Families (the word before the first dot) that others may hear of.
 PUBLIC: Final = frozenset(
     {
-        "agent", "alert", "arm", "candidate", "comparison", "crl", "dataset", "device", "event", "gate", "label",
-        "labels", "model", "module", "offline-set", "policy", "profile", "quality", "reference", "retention",
-        "retraining", "rollout", "sample", "samples", "sampling", "state", "trust", "webhook", "window",
+        "agent", "alert", "arm", "blob", "candidate", "command", "comparison", "crl", "dataset", "device", "event",
+        "gate", "label", "labels", "model", "module", "offline-set", "policy", "profile", "quality", "reference",
+        "retention", "retrain", "retrain-plan", "retraining", "rollout", "sample", "samples", "sampling", "state",
+        "trust", "webhook", "window",
     }
 )  # fmt: skip
 PRIVATE: Final = frozenset({"access", "api-token", "session", "token", "user"})
