@@ -191,7 +191,8 @@ class Sample(msgspec.Struct, frozen=True, omit_defaults=True):
     stratum `asked`, which the hub asked for with the command `request`, it says nothing, and no estimate may use it.
     `at` is seconds since the epoch by the device's clock. `withheld` are tensors that are not among `inputs` and
     `outputs`; `redacted` says what was done to the values of a tensor or of one of its features, by its name. `place`
-    is the prediction's number in the device's ring, 0 where it has none.
+    is the prediction's number in the device's ring, 0 where it has none; `event_at` when it happened what the inputs
+    are of, in seconds since the epoch, 0 where nobody said.
     """
 
     module: str
@@ -206,6 +207,7 @@ class Sample(msgspec.Struct, frozen=True, omit_defaults=True):
     redacted: dict[str, str] = {}
     request: str = ""
     place: int = 0
+    event_at: float = 0.0
 
 
 class AgentEvent(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -63,6 +63,7 @@ class Maker:
         at: float | None = None,
         request: str = "",
         place: int = 0,
+        event_at: float = 0.0,
     ) -> Made:
         """The arrays hold one row. Raises NotSent."""
         if self._redactor is None:
@@ -88,6 +89,7 @@ class Maker:
             redacted=row.done,
             request=request,
             place=place,
+            event_at=event_at,
         )
         try:
             return Made(encode(sample), self._pieces(blobs))
@@ -125,8 +127,9 @@ class Maker:
     def _pieces(self, blobs: dict[str, bytes]) -> list[bytes]:
         now, pieces = self._clock(), []
         for sha256, data in blobs.items():
-            if abs(now - self._sent.get(sha256, -REMEMBERED_S)) >= REMEMBERED_S:
-                pieces += cut_blob(sha256, data)
+            if abs(now - self._sent.get(sha256, -REMEMBERED_S)) < REMEMBERED_S:
+                continue
+            pieces += cut_blob(sha256, data)
             self._sent[sha256] = now
             self._sent.move_to_end(sha256)
         while len(self._sent) > REMEMBERED:

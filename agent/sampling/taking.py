@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from agent.backends import Array
 from agent.endpoint.codec import to_tensor
@@ -122,7 +122,7 @@ class Taking:
             for prediction in together.apart():
                 self.observe(prediction)
         else:
-            self._take_rows(together.ids, together.inputs, together.outputs)
+            self._take_rows(together.ids, together.inputs, together.outputs, together.events)
 
     async def asked(self, order: Asked) -> AskedDone:
         """Sends the rows of the ring that are asked for, the newest first, as far as the policy lets it."""
@@ -183,8 +183,9 @@ class Taking:
     def _take(self, prediction: Prediction, start: int, stop: int) -> None:
         rows = prediction.rows
         ids = [row_id(prediction.id, row, rows) for row in range(start, stop)]
-        sides = (self._part(side, rows, start, stop) for side in (prediction.inputs, prediction.outputs))
-        self._take_rows(ids, *sides)
+        left, right = (self._part(side, rows, start, stop) for side in (prediction.inputs, prediction.outputs))
+        events = (prediction.event_s,) * len(ids) if prediction.event_s else ()
+        self._take_rows(ids, left, right, events)
 
     def _part(self, arrays: Arrays, rows: int, start: int, stop: int) -> Arrays:
         if (start, stop) == (0, rows):
@@ -195,8 +196,8 @@ class Taking:
         """A tensor without rows of its own belongs to every row."""
         return array[start:stop] if name in self._batched and array.shape[0] == rows else array
 
-    def _take_rows(self, ids: list[str], inputs: Arrays, outputs: Arrays) -> None:
-        """`ids` are those of the rows, which lie one below the other."""
+    def _take_rows(self, ids: list[str], inputs: Arrays, outputs: Arrays, events: Sequence[float]) -> None:
+        """`ids` are those of the rows, which lie one below the other; `events` their times, or none."""
         count = len(ids)
         first = self._keep(ids, inputs, outputs)
         size = sum(array.nbytes for side in (inputs, outputs) for array in side.values()) // max(1, count)
@@ -206,7 +207,8 @@ class Taking:
                 continue
             left, right = (self._part(side, count, choice.row, choice.row + 1) for side in (inputs, outputs))
             place = first + choice.row if first else 0
-            self._give(ids[choice.row], choice, left, right, place=place, counted=size)
+            event_at = events[choice.row] if events else 0.0
+            self._give(ids[choice.row], choice, left, right, place=place, counted=size, event_at=event_at)
         self._counters.thinned_samples = self._sampler.thinned
 
     def _keep(self, ids: list[str], inputs: Arrays, outputs: Arrays) -> int:
@@ -230,10 +232,13 @@ class Taking:
         request: str = "",
         place: int = 0,
         counted: int = 0,
+        event_at: float = 0.0,
     ) -> bool:
         """Makes the sample and sends it. `counted` are the bytes that the quota has been told already."""
         try:
-            made = self._maker.make(id_, choice, inputs, outputs, at=at, request=request, place=place)
+            made = self._maker.make(
+                id_, choice, inputs, outputs, at=at, request=request, place=place, event_at=event_at
+            )
             size = sum(map(len, (made.sample, *made.pieces)))
             self._quota.spend(size - counted, time.monotonic())
             if not self._send(SampleTaken(made.sample)) or not all(map(self._send, map(BlobTaken, made.pieces))):
