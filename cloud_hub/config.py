@@ -172,8 +172,9 @@ class HubConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     A device is shown as offline after `offline_after_s` without a report. `profiles` is a folder of device profiles
     beside the built-in ones. Each user and each service token may send `requests_per_s` to the API, each address
     `strangers_per_s` without a token (enrolments among them); ten seconds' worth of either may come at once.
-    Windows, samples and looks are removed `windows_days`, `samples_days` and `looks_days` after they came, files that
-    belong to no model and no module `uploads_days` after they were stored.
+    Windows, samples and looks are removed `windows_days`, `samples_days` and `looks_days` after they came, labels and
+    what quality is summed from `labels_days` after, files that belong to no model and no module `uploads_days` after
+    they were stored.
     A device's certificate ends after `certificate_days` and is renewed at two thirds of that; the revocation list ends
     after `crl_days` and is written anew long before. `database` is sqlite for a file in the hub's folder, or the
     address of a PostgreSQL (postgresql://USER@HOST:PORT/NAME?sslmode=verify-full), whose password is what the file
@@ -197,6 +198,7 @@ class HubConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     windows_days: float = 90.0
     samples_days: float = 30.0
     looks_days: float = 400.0
+    labels_days: float = 400.0
     uploads_days: float = 1.0
     certificate_days: float = 30.0
     crl_days: float = 30.0
@@ -227,6 +229,7 @@ class HubConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             ("windows_days", self.windows_days),
             ("samples_days", self.samples_days),
             ("looks_days", self.looks_days),
+            ("labels_days", self.labels_days),
             ("uploads_days", self.uploads_days),
             ("certificate_days", self.certificate_days),
             ("crl_days", self.crl_days),

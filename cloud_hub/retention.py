@@ -1,7 +1,7 @@
-"""What a hub forgets: old windows, samples and looks, patches without a use, files without an owner. Events are kept.
+"""What a hub forgets: old windows, samples, looks and labels, patches without a use, files without an owner.
 
-Ages stand in `hub.toml`. Deleting goes in slices, so that devices' batches never wait long for the writer. Called by
-`service` from time to time and by `mooring-hub gc`.
+Events are kept. Ages stand in `hub.toml`. Deleting goes in slices, so that devices' batches never wait long for the
+writer. Called by `service` from time to time and by `mooring-hub gc`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cloud_hub.patches import queue
 from cloud_hub.patches.wishes import Wishes
 from cloud_hub.retraining.records import blobs_of_retraining
 from cloud_hub.store.engine import Store
-from cloud_hub.store.tables import looks, model_files, modules, samples, windows
+from cloud_hub.store.tables import labels, looks, model_files, modules, outcomes, samples, windows
 from modules.manifest import decode_manifest
 
 DAY_S: Final = 86_400.0
@@ -38,6 +38,8 @@ class Swept(msgspec.Struct, frozen=True):
     windows: int = 0
     samples: int = 0
     looks: int = 0
+    labels: int = 0
+    outcomes: int = 0
     patches: int = 0
     files: int = 0
     bytes: int = 0
@@ -69,6 +71,8 @@ class Retention:
             windows=await self._rows(windows, windows.c.received_at, now - config.windows_days * DAY_S),
             samples=await self._rows(samples, samples.c.received_at, now - config.samples_days * DAY_S),
             looks=await self._looks(now - config.looks_days * DAY_S),
+            labels=await self._rows(labels, labels.c.received_at, now - config.labels_days * DAY_S),
+            outcomes=await self._rows(outcomes, outcomes.c.joined_at, now - config.labels_days * DAY_S),
             patches=patches,
             files=files,
             bytes=size,

@@ -8,9 +8,11 @@ import pytest
 from sqlalchemy import delete, select
 
 from cloud_hub.blobs import Blobs
+from cloud_hub.config import HubConfig
 from cloud_hub.events import Events
 from cloud_hub.labels.book import current_labels
 from cloud_hub.labels.rows import LabelQuery, LabelsTaken, NewLabel
+from cloud_hub.retention import Retention
 from cloud_hub.store.engine import Store
 from cloud_hub.store.tables import events as events_table
 from cloud_hub.store.tables import labels, outcomes, samples
@@ -322,6 +324,18 @@ async def test_a_label_is_corrected_after_its_sample_is_gone(
     async with store.read() as connection:
         (loss,) = (await connection.execute(select(outcomes.c.log_loss))).scalars()
     assert loss == pytest.approx(-np.log(np.float32(0.8)))
+
+
+async def test_labels_and_outcomes_outlive_their_samples_and_go_at_their_own_age(
+    hub: Labelled, built: Built, store: Store, blobs: Blobs, events: Events, clock: SetClock
+) -> None:
+    retention = Retention(HubConfig(samples_days=10, labels_days=20), store, blobs, events, clock)
+    await hub.send("cam-1", sample(built, "a", clock(), {"scores": SURE_CAT}))
+    await hub.take(NewLabel("a", "cat"))
+    for days, left in ((11, (1, 1)), (10, (0, 0))):
+        clock.advance(days * 86_400)
+        await retention.sweep()
+        assert (len(await joined(store)), len(await states(store))) == left
 
 
 async def test_the_current_labels_of_predictions_are_found_by_id(hub: Labelled, built: Built, store: Store) -> None:
