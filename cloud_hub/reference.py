@@ -112,11 +112,11 @@ def _output(spec: TensorSpec, array: Array, bins: int) -> Iterator[Feature]:
         categories = spec.labels or tuple(str(index) for index in range(flat.shape[1]))
         yield _argmax(spec, flat, categories)
         yield _maximum(spec, flat, bins)
-    elif is_wide(spec, array.shape[1:]):
+    elif flat.shape[1] > MAX_ELEMENTS and spec.datatype != "BYTES":
         yield _maximum(spec, flat, bins)
         yield from _wide(spec, array, bins)
-    elif flat.shape[1] > MAX_ELEMENTS:
-        yield _maximum(spec, flat, bins)
+    elif is_wide(spec, array.shape[1:]):
+        yield from _wide(spec, array, bins)
     else:
         for index, name in enumerate(_names(spec, array)):
             column = flat[:, index]
