@@ -27,6 +27,7 @@ Resolution = Literal["", "calm", "superseded", "by-hand", "normal"]
 CLONE: Final = "clone-suspected"
 MAX_ALERTS: Final = 500
 MAX_HISTORY: Final = 200
+MAX_NEWEST: Final = 50
 LIVE: Final[tuple[State, ...]] = ("open", "acknowledged", "snoozed")
 
 
@@ -206,6 +207,13 @@ async def calm_from(connection: AsyncConnection, kind: AlertKind, group: Group) 
     """From where on looks are weighed: the start of the calm that resolved the latest such alert, None without one."""
     found = await latest(connection, kind, group)
     return None if found is None else found.evidence.calm_from
+
+
+async def of_group(connection: AsyncConnection, group: Group) -> list[Alert]:
+    """Of every kind, newest first: enough to hold the newest of each."""
+    where = (alerts.c.manifest_sha256 == group.manifest_sha256, alerts.c.scope == group.scope)
+    query = select(alerts).where(*where).order_by(alerts.c.id.desc()).limit(MAX_NEWEST)
+    return [_alert(row) for row in await connection.execute(query)]
 
 
 async def live_of(

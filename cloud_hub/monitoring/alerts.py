@@ -228,14 +228,15 @@ class Alerts:
 
     async def _weigh_kind(self, group: Group, kind: Kind) -> None:
         decision = await self._deciding.decide(group, kind)
-        async with self._store.read() as connection:
-            alert = await alert_book.find_open(connection, kind, group)
-            gone = alert is not None and await self._is_gone(connection, decision, group)
-            parent = await alert_book.get(connection, alert.parent) if alert is not None and alert.parent else None
-        if alert is None:
+        if decision.alert is None:
             if decision.evidence is not None:
                 await self._say(group, kind, decision, decision.evidence)
-        elif gone:
+            return
+        async with self._store.read() as connection:
+            alert = await alert_book.get(connection, decision.alert.id)
+            gone = await self._is_gone(connection, decision, group)
+            parent = await alert_book.get(connection, alert.parent) if alert.parent else None
+        if gone:
             await self._resolve(alert, "superseded")
         elif (evidence := await asyncio.to_thread(decision.again, alert.evidence)) is not None:
             if evidence.resolution:

@@ -9,16 +9,20 @@ that is thinned, evenly over its cells.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Final
+from dataclasses import fields
+from typing import Any, Final
 
 import numpy as np
 
-from cloud_hub.monitoring.evidence import FloatArray, IntArray
+from cloud_hub.monitoring.evidence import IntArray
 from cloud_hub.monitoring.verdict import LookSeries
 
 LARGEST_SHARE: Final = 0.1
 NEWEST: Final = 4
+ARRAYS: Final = tuple(field.name for field in fields(LookSeries) if field.name != "starts")
+SIGNED: Final = ("moments", "joint")
+
+AnyArray = np.ndarray[Any, np.dtype[Any]]
 
 
 def share_allowed(devices: int) -> float:
@@ -34,33 +38,39 @@ def balance(looks: LookSeries, heavy: Sequence[LookSeries], devices: int) -> Loo
     share = share_allowed(devices)
     if share >= 1.0 or not len(looks) or not heavy:
         return looks
-    own = [part for part in (aligned(looks, series) for series in heavy) if _outweighs(part[0], looks.rows, share)]
+    own = [part for part in (along(looks, series) for series in heavy) if _outweighs(part.rows, looks.rows, share)]
     if not own:
         return looks
-    rest = np.maximum(looks.rows - sum(rows for rows, _, _, _ in own), 0)
+    rest = np.maximum(looks.rows - np.sum([part.rows for part in own], axis=0), 0)
     # Where hardly any others are left, everybody's average is what a device may count at least.
     average = float(looks.rows.mean()) / devices
     allowed = max(share / (1 - share) * float(rest.mean()), average, 1.0)
-    counts, joint, moments, rows = looks.counts.copy(), looks.joint.copy(), looks.moments.copy(), looks.rows.copy()
-    thinned = False
-    for own_rows, own_counts, own_joint, own_moments in own:
-        for place in np.flatnonzero(own_rows > allowed).tolist():
-            kept = allowed / float(own_rows[place])
-            thinned = True
-            counts[place] += thin(own_counts[place], kept) - own_counts[place]
-            moments[place] -= own_moments[place] * (1 - kept)
-            rows[place] += round(own_rows[place] * kept) - int(own_rows[place])
-            if joint.shape[1] and own_joint.shape[1]:
-                joint[place] -= np.rint(own_joint[place] * (1 - kept)).astype(np.int64)
-    if not thinned:
-        return looks
-    # A device's look may have grown between the two readings.
-    return replace(looks, counts=np.maximum(counts, 0), joint=joint, moments=moments, rows=np.maximum(rows, 0))
+    return without(looks, [_excess(part, allowed) for part in own])
 
 
-def _outweighs(own: IntArray, rows: IntArray, share: float) -> bool:
-    """Whether it sends more than its share, in all looks together or in the newest ones."""
-    return any(float(own[-last:].sum()) > share * float(rows[-last:].sum()) for last in (NEWEST, len(rows)))
+def without(looks: LookSeries, parts: Sequence[LookSeries]) -> LookSeries:
+    """`looks` less those of some of the devices."""
+    for part in (along(looks, part) for part in parts):
+        left = {name: _less(getattr(looks, name), getattr(part, name), name in SIGNED) for name in ARRAYS}
+        looks = LookSeries(looks.starts, **left)
+    return looks
+
+
+def along(looks: LookSeries, part: LookSeries) -> LookSeries:
+    """`part` look by look of `looks`, zeros where it has none."""
+    if part.starts == looks.starts:
+        return part
+    places = {start: place for place, start in enumerate(looks.starts)}
+    there = [(places[start], own) for own, start in enumerate(part.starts) if start in places]
+    to, source = [place for place, _ in there], [own for _, own in there]
+    found = {}
+    for name in ARRAYS:
+        array = getattr(part, name)
+        known = len(array) == len(part)
+        found[name] = np.zeros((len(looks), *array.shape[1:]), array.dtype) if known else array
+        if known and there:
+            found[name][to] = array[source]
+    return LookSeries(looks.starts, **found)
 
 
 def thin(counts: IntArray, kept: float) -> IntArray:
@@ -68,28 +78,30 @@ def thin(counts: IntArray, kept: float) -> IntArray:
     return np.asarray(np.diff(np.rint(np.cumsum(counts) * kept).astype(np.int64), prepend=0))
 
 
-def without(looks: LookSeries, parts: Sequence[LookSeries]) -> LookSeries:
-    """`looks` less those of some of the devices."""
-    counts, joint, moments, rows = looks.counts.copy(), looks.joint.copy(), looks.moments.copy(), looks.rows.copy()
-    for part in parts:
-        own_rows, own_counts, own_joint, own_moments = aligned(looks, part)
-        counts, moments, rows = counts - own_counts, moments - own_moments, rows - own_rows
-        if joint.shape[1] and own_joint.shape[1]:
-            joint = joint - own_joint
-    return replace(looks, counts=np.maximum(counts, 0), joint=joint, moments=moments, rows=np.maximum(rows, 0))
+def _excess(part: LookSeries, allowed: float) -> LookSeries:
+    """What is above the allowed rows in each look."""
+    over = {name: np.zeros_like(getattr(part, name)) for name in ARRAYS}
+    for place in np.flatnonzero(part.rows > allowed).tolist():
+        kept = allowed / float(part.rows[place])
+        for name in ARRAYS:
+            row = getattr(part, name)[place : place + 1]
+            over[name][place : place + 1] = row - _share(row, kept, name)
+    return LookSeries(part.starts, **over)
 
 
-def aligned(looks: LookSeries, part: LookSeries) -> tuple[IntArray, IntArray, IntArray, FloatArray]:
-    """Rows, counts, joint and moments of `part`, look by look of `looks`; zeros where it has none."""
-    places = {start: place for place, start in enumerate(looks.starts)}
-    there = [(places[start], own) for own, start in enumerate(part.starts) if start in places]
-    to, source = [place for place, _ in there], [own for _, own in there]
-    rows = np.zeros(len(looks), np.int64)
-    counts, moments = np.zeros_like(looks.counts), np.zeros_like(looks.moments)
-    width = looks.joint.shape[1] if part.joint.shape[1] else 0
-    joint = np.zeros((len(looks), width), np.int64)
-    if there:
-        rows[to], counts[to], moments[to] = part.rows[source], part.counts[source], part.moments[source]
-        if width:
-            joint[to] = part.joint[source]
-    return rows, counts, joint, moments
+def _share(row: AnyArray, kept: float, name: str) -> AnyArray:
+    if name == "moments":
+        return row * kept
+    return np.rint(row * kept).astype(np.int64) if name == "joint" else thin(row.ravel(), kept).reshape(row.shape)
+
+
+def _less(whole: AnyArray, part: AnyArray, signed: bool) -> AnyArray:
+    """A device's look may have grown between the two readings: counts do not fall below zero."""
+    if part.shape != whole.shape:
+        return whole
+    return whole - part if signed else np.maximum(whole - part, 0)
+
+
+def _outweighs(own: IntArray, rows: IntArray, share: float) -> bool:
+    """Whether it sends more than its share, in all looks together or in the newest ones."""
+    return any(float(own[-last:].sum()) > share * float(rows[-last:].sum()) for last in (NEWEST, len(rows)))

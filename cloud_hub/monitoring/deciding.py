@@ -7,6 +7,7 @@ without weighing the fleet again for each device.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -16,7 +17,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cloud_hub.clock import Clock
 from cloud_hub.monitoring import alert_book, looks, problems, spread
-from cloud_hub.monitoring.alert_book import AlertEvidence, ProblemCount
+from cloud_hub.monitoring.alert_book import Alert, AlertEvidence, ProblemCount
+from cloud_hub.monitoring.bases import Basis
 from cloud_hub.monitoring.evidence import MAX_LOOKS
 from cloud_hub.monitoring.finding import Finding, next_evidence, opening
 from cloud_hub.monitoring.layout import Layout
@@ -34,10 +36,23 @@ _NOTHING: Final = Layout(ReferenceProfile(0, ()))
 
 
 @dataclass(frozen=True)
-class Decision:
-    """`finding` without what others explain; `evidence` to open an alert with, None where there is nothing to say."""
+class Reading:
+    """What is known of a scope before it is weighed: its looks and what they are weighed against."""
 
     watched: Watched | None
+    basis: Basis
+    looks: LookSeries
+
+
+@dataclass(frozen=True)
+class Decision:
+    """`finding` without what others explain; `evidence` to open an alert with, None where there is nothing to say.
+
+    `alert` is the live one, if there is one.
+    """
+
+    watched: Watched | None
+    alert: Alert | None
     finding: Finding
     behind: spread.Spread | None
     evidence: AlertEvidence | None
@@ -74,11 +89,15 @@ class Deciding:
         self._group_by = tuple(group_by)
         self._traits = Traits()
         self._decided: dict[tuple[Group, Kind], Decision] = {}
+        self._readings: dict[Group, Reading] = {}
+        self._alerts: dict[Group, list[Alert]] = {}
         self._people: dict[str, tuple[float, Population]] = {}
 
     def fresh(self) -> None:
         """Forget what was decided, and populations that are older than a pause."""
         self._decided.clear()
+        self._readings.clear()
+        self._alerts.clear()
         oldest = self._clock() - self._settings.pause_s
         self._people = {sha256: kept for sha256, kept in self._people.items() if kept[0] > oldest}
 
@@ -90,14 +109,8 @@ class Deciding:
 
     async def wider(self, group: Group) -> list[Group]:
         """The scopes that hold all of this one's devices, the widest first."""
-        if not group.manifest_sha256 or group.device == FLEET:
-            return []
-        fleet = Group(group.manifest_sha256, FLEET)
-        if is_group(group.device):
-            return [fleet]
         async with self._store.read() as connection:
-            people = await self._population(connection, group.manifest_sha256)
-        return [fleet, *(Group(group.manifest_sha256, name) for name in people.groups_of(group.device))]
+            return await self._wider(connection, group)
 
     async def inside(self, group: Group) -> set[Group]:
         """The scopes all of whose devices are this one's: what an alert of it may speak for."""
@@ -109,44 +122,69 @@ class Deciding:
         return {Group(group.manifest_sha256, name) for name in names}
 
     async def _decide(self, group: Group, kind: Kind) -> Decision:
-        watched = await self._references.get(group.manifest_sha256) if group.manifest_sha256 else None
         async with self._store.read() as connection:
-            finding = await self._finding(connection, group, watched, kind)
+            reading = await self._read(connection, group)
+            own = [alert for alert in await self._alerts_of(connection, group) if alert.kind == kind]
+            finding = await self._finding(connection, group, reading, kind)
             behind = None
             if not is_device(group.device) and len(finding.looks):
                 finding, behind = await self._of_many(connection, group, finding)
         evidence = await asyncio.to_thread(opening, finding)
-        return Decision(watched, finding, behind, None if evidence is None else dressed(evidence, behind))
-
-    async def _finding(self, connection: AsyncConnection, group: Group, watched: Watched | None, kind: Kind) -> Finding:
-        rate = await self._reports.alarm_rate(connection)
-        calm_looks = self._settings.calm_looks
-        if watched is None:
-            found = await self._problems(connection, group, None) if kind == "quality" else ()
-            return Finding(kind, _NOTHING, LookSeries.empty(_NOTHING), 0, rate, calm_looks, found)
-        basis = await self._reports.bases.basis(connection, watched, group)
-        series = await self._reports.series(connection, watched, group, kind, basis.since)
-        over = self._clock() - self._settings.look_s
-        closed = sum(start <= over for start in series.starts)
-        finding = Finding(kind, basis.layout(series), series, closed, rate, calm_looks, (), basis.reference)
-        return (
-            replace(finding, problems=await self._problems(connection, group, finding))
-            if kind == "quality"
-            else finding
+        alert = next((alert for alert in own if alert.live), None)
+        return Decision(
+            reading.watched, alert, finding, behind, None if evidence is None else dressed(evidence, behind)
         )
 
-    async def _problems(
-        self, connection: AsyncConnection, group: Group, finding: Finding | None
-    ) -> tuple[ProblemCount, ...]:
-        """Only devices have any."""
-        if not is_device(group.device):
-            return ()
+    async def _read(self, connection: AsyncConnection, group: Group) -> Reading:
+        if group not in self._readings:
+            watched = await self._references.get(group.manifest_sha256) if group.manifest_sha256 else None
+            basis, series = Basis(_NOTHING, "training"), LookSeries.empty(_NOTHING)
+            if watched is not None:
+                basis = await self._reports.bases.basis(connection, watched, group)
+                since = -math.inf if basis.since is None else basis.since
+                series = await looks.series(connection, watched.layout, group, since)
+            self._readings[group] = Reading(watched, basis, series)
+        return self._readings[group]
+
+    async def _alerts_of(self, connection: AsyncConnection, group: Group) -> list[Alert]:
+        if group not in self._alerts:
+            self._alerts[group] = await alert_book.of_group(connection, group)
+        return self._alerts[group]
+
+    async def _wider(self, connection: AsyncConnection, group: Group) -> list[Group]:
+        if not group.manifest_sha256 or group.device == FLEET:
+            return []
+        fleet = Group(group.manifest_sha256, FLEET)
+        if is_group(group.device):
+            return [fleet]
+        people = await self._population(connection, group.manifest_sha256)
+        return [fleet, *(Group(group.manifest_sha256, name) for name in people.groups_of(group.device))]
+
+    async def _calm_from(self, connection: AsyncConnection, group: Group, kind: Kind) -> float:
+        """Where the latest calm began, of this scope or of one that holds it: looks before are not weighed again."""
+        found = [-math.inf]
+        for scope in (group, *await self._wider(connection, group)):
+            newest = next((a for a in await self._alerts_of(connection, scope) if a.kind == kind), None)
+            if newest is not None and newest.evidence.calm_from is not None:
+                found.append(newest.evidence.calm_from)
+        return max(found)
+
+    async def _finding(self, connection: AsyncConnection, group: Group, reading: Reading, kind: Kind) -> Finding:
+        rate = await self._reports.alarm_rate(connection)
+        calm = await self._calm_from(connection, group, kind)
+        series = reading.looks.since(calm)
+        closed = sum(start <= self._clock() - self._settings.look_s for start in series.starts)
+        calm_looks, reference = self._settings.calm_looks, reading.basis.reference
+        finding = Finding(kind, reading.basis.layout(series), series, closed, rate, calm_looks, (), reference)
+        if kind != "quality" or not is_device(group.device):
+            return finding
+        return replace(finding, problems=await self._problems(connection, group, finding))
+
+    async def _problems(self, connection: AsyncConnection, group: Group, finding: Finding) -> tuple[ProblemCount, ...]:
         recent = self._clock() - self._settings.calm_looks * self._settings.look_s
         found = await problems.refused(connection, group, recent)
-        if finding is None or not len(finding.looks):
-            return found
-        found += await problems.clock_and_lateness(connection, group, recent)
-        found += problems.stuck(finding.layout, finding.looks, recent, finding.threshold)
+        if len(finding.looks):
+            found += await problems.clock_and_lateness(connection, group, recent)
         if int(finding.looks.rows.max(initial=0)) >= problems.FLOOD_ROWS:
             found += problems.flood(finding.looks, recent, await self._usual(connection, group, recent))
         return found

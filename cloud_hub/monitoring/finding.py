@@ -21,6 +21,7 @@ from cloud_hub.monitoring.verdict import (
     detecting_window,
     group_threshold,
     judge,
+    looks_since,
     strength,
 )
 
@@ -47,7 +48,7 @@ class Finding:
     @property
     def window(self) -> int:
         """Index of the shortest window of looks that alarms, -1 when none does."""
-        return detecting_window(self.layout, self.looks.counts, self.kind, self.threshold)
+        return detecting_window(self.layout, self.looks, self.kind, self.threshold)
 
 
 def opening(finding: Finding) -> AlertEvidence | None:
@@ -70,7 +71,7 @@ def next_evidence(old: AlertEvidence, finding: Finding) -> AlertEvidence | None:
     if window < 0:
         return _evidence(finding, old.window, old.alarm_look)
     shortest = min(window, old.window) if old.window >= 0 else window
-    held = strength(finding.layout, finding.looks.counts, finding.kind)[: shortest + 1].max()
+    held = strength(finding.layout, finding.looks, finding.kind)[: shortest + 1].max()
     alarm_look = finding.looks.starts[-1] if held >= finding.threshold else old.alarm_look
     return _evidence(finding, shortest, alarm_look)
 
@@ -80,7 +81,7 @@ def _calm_from(old: AlertEvidence, finding: Finding) -> float | None:
     closed = finding.looks.until(finding.closed)
     if sum(start > old.alarm_look for start in closed.starts) < finding.calm_looks:
         return None
-    place = calm_since(finding.layout, closed.counts, finding.kind, finding.threshold, old.window, finding.calm_looks)
+    place = calm_since(finding.layout, closed, finding.kind, finding.threshold, old.window, finding.calm_looks)
     return None if place is None else closed.starts[place]
 
 
@@ -101,7 +102,7 @@ def _evidence(finding: Finding, window: int, alarm_look: float) -> AlertEvidence
 def _since(finding: Finding, verdict: Verdict) -> float:
     """Start of the look in which the strongest change most likely began; 0 where no counts tell."""
     if finding.kind == "drift" and verdict.drift:
-        return finding.looks.starts[-finding.layout.looks_since_change(finding.looks.counts, verdict.drift[0].index)]
+        return finding.looks.starts[-looks_since(finding.layout, finding.looks, verdict.drift[0].index)]
     if finding.kind == "quality" and verdict.rates:
         return finding.looks.starts[-verdict.rates[0].looks]
     return 0.0

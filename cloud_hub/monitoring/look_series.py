@@ -51,5 +51,11 @@ class LookSeries:
 
     def until(self, count: int) -> LookSeries:
         """The first `count` looks."""
-        parts = {f.name: getattr(self, f.name)[:count] for f in fields(self)}
-        return LookSeries(**parts)
+        return self._slice(slice(None, count))
+
+    def since(self, start: float) -> LookSeries:
+        """Those that start then or later."""
+        return self._slice(slice(sum(one < start for one in self.starts), None))
+
+    def _slice(self, part: slice) -> LookSeries:
+        return LookSeries(**{f.name: getattr(self, f.name)[part] for f in fields(self)})

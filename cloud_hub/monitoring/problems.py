@@ -1,19 +1,16 @@
-"""What makes a device's data suspect beside its counts: entries refused, a clock that was set, a flood, a stuck sensor.
+"""What makes a device's data suspect beside its counts: entries refused, a clock that was set, a flood.
 
-All of it is data quality, of one device, and named with the field where there is one. Used by `deciding`.
+All of it is data quality, of one device. Sensors that stand still are in the counts: see `conditions`. Used by
+`deciding`.
 
 - `window.refused` and its like: the events of the last looks, by reason.
 - `clock-set`: the device says that its clock was set by so much that windows may lie elsewhere.
 - `late`: more than LATE_SHARE of the rows came after their window had been closed.
 - `flood`: FLOOD times as many rows in a look as the device usually sends, or as others do where it is new.
-- `stuck`: a numeric feature stood still (30 rows or more of one value) in window after window. That this happens by
-  chance has at most the probability that 30 rows fall into one cell of the reference, which is the evidence: it is held
-  against the same threshold as everything else, and half of the windows or more must have stood still.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Final
 
 import numpy as np
@@ -21,11 +18,9 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cloud_hub.monitoring.alert_book import ProblemCount
-from cloud_hub.monitoring.layout import Layout
 from cloud_hub.monitoring.looks import Group
 from cloud_hub.monitoring.verdict import LookSeries
 from cloud_hub.store.tables import events, looks
-from modules.windows import STILL_ROWS, Numeric
 
 REFUSED_KINDS: Final = ("window.refused", "sample.refused", "event.refused")
 MAX_EVENTS: Final = 200
@@ -77,31 +72,6 @@ def flood(own: LookSeries, recent: float, others_per_look: float) -> tuple[Probl
     if usual <= 0 or most < FLOOD_ROWS or most < FLOOD * usual:
         return ()
     return (ProblemCount("flood", most, f"{most} rows in one look, where {usual:.0f} are usual"),)
-
-
-def stuck(layout: Layout, own: LookSeries, recent: float, threshold: float) -> tuple[ProblemCount, ...]:
-    """Numeric features that stood still in the looks since `recent`."""
-    places = [place for place, start in enumerate(own.starts) if start >= recent]
-    if not places or not own.still.size:
-        return ()
-    windows, still = int(own.windows[places].sum()), own.still[places].sum(axis=0)
-    numeric = [place for place, feature in enumerate(layout.features) if isinstance(feature, Numeric)]
-    found = []
-    for times, place in zip(still.tolist(), numeric, strict=True):
-        if 2 * times >= max(windows, 1) and times * _surprise(layout, place) >= threshold:
-            text = f"stood still at one value in {times} of {windows} windows"
-            found.append(ProblemCount("stuck", times, text, layout.features[place].name))
-    return tuple(found)
-
-
-def _surprise(layout: Layout, place: int) -> float:
-    """In nats: how unlikely STILL_ROWS rows of one value are by the reference; 0 for what hardly ever changed there."""
-    rows = layout.drift_counts(layout.reference, place).astype(np.float64)
-    if not rows.sum():
-        return 0.0
-    # One row is added to the largest cell: a small reference may have missed the others.
-    share = (rows + (rows == rows.max())) / (rows.sum() + 1)
-    return max(0.0, -math.log(float((share**STILL_ROWS).sum())))
 
 
 def _times(count: int) -> str:

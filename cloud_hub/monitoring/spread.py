@@ -2,9 +2,10 @@
 
 An alert belongs to the smallest scope that explains the evidence, and to the largest when it is spread:
 
-- Some devices explain a group or the fleet when they alarm by themselves, are one or less than half of those that were
-  looked at, and without them the rest is calm. Then they speak for themselves.
-- Some groups of one kind (sites, versions, profiles) explain the fleet under the same conditions.
+- A device whose strongest fault is its own, or that of less than half of the devices that were looked at, speaks for
+  itself. When without such devices the rest is calm, they explain everything.
+- Some groups of one kind (sites, versions, profiles) with less than half of all devices explain the fleet when it is
+  calm without them.
 - A group explains another one when, without the devices of the first, the rest of the second is calm. Where each
   explains the other, the first in the order of `group_by` speaks.
 
@@ -14,6 +15,7 @@ What is explained is taken out, so that what is left is weighed as if the others
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -27,7 +29,7 @@ from cloud_hub.monitoring.evidence import WINDOWS
 from cloud_hub.monitoring.finding import Finding
 from cloud_hub.monitoring.looks import FLEET, Group
 from cloud_hub.monitoring.population import MAX_LOOKED, Chosen, Population, choose
-from cloud_hub.monitoring.verdict import LookSeries, strength
+from cloud_hub.monitoring.verdict import LookSeries, judge, strength
 
 MAX_SHOWN: Final = 20
 MAX_GROUPS: Final = 128
@@ -75,28 +77,26 @@ async def look_behind(
     spread = replace(found, common=in_common(found.affected, group, people))
     if spread.explained:
         return spread
+    finding = replace(finding, looks=spread.rest)
     others = await _others(connection, finding, group)
     if group.device == FLEET:
-        return await asyncio.to_thread(_judge_groups, finding, others, spread)
+        return await asyncio.to_thread(_judge_groups, finding, people, others, spread)
     return await _judge_overlaps(connection, finding, group, people, others, spread)
 
 
 def _judge_devices(finding: Finding, chosen: Chosen, parts: Mapping[str, LookSeries]) -> Spread:
+    """Devices with a fault that few others have are taken out; when the rest is calm, they explain everything."""
     window = finding.window
     since = finding.looks.starts[-min(WINDOWS[window], len(finding.looks))]
-    own, alarming = {}, []
-    for device, series in parts.items():
-        own[device], alarms = _own_evidence(finding, series, since)
-        if alarms:
-            alarming.append(device)
-    present = [device for device in chosen.drawn if device in parts and parts[device].starts[-1] >= since]
-    few = len(alarming) == 1 or len(set(alarming) & set(present)) < len(present) / 2
-    spread = Spread(finding.looks, "", _shares(own), tuple(alarming))
-    if alarming and few:
-        rest = without(finding.looks, [parts[device] for device in alarming])
-        if _is_calm(finding, rest):
-            return replace(spread, rest=rest, explained="devices")
-    return spread
+    own = {device: _evidence_since(finding, series, since) for device, series in parts.items()}
+    faults = {device: found for device, series in parts.items() if (found := _faults(finding, series))}
+    present = {device for device in chosen.drawn if device in parts and parts[device].starts[-1] >= since}
+    having = Counter(fault for found in faults.values() for fault in found)
+    drawn = Counter(fault for device in present for fault in faults.get(device, ()))
+    alone = [d for d, found in faults.items() if having[found[0]] == 1 or drawn[found[0]] < len(present) / 2]
+    rest = without(finding.looks, [parts[device] for device in alone])
+    explained = "devices" if alone and _is_calm(finding, rest) else ""
+    return Spread(rest, explained, _shares(own), tuple(faults))
 
 
 async def _others(connection: AsyncConnection, finding: Finding, group: Group) -> dict[str, LookSeries]:
@@ -108,15 +108,16 @@ async def _others(connection: AsyncConnection, finding: Finding, group: Group) -
     return await looks.series_of(connection, finding.layout, group.manifest_sha256, names[:MAX_GROUPS], since)
 
 
-def _judge_groups(finding: Finding, groups: Mapping[str, LookSeries], spread: Spread) -> Spread:
-    """Whether some of the groups of one kind explain the fleet: of several kinds, those with the fewest rows."""
+def _judge_groups(finding: Finding, people: Population, groups: Mapping[str, LookSeries], spread: Spread) -> Spread:
+    """Whether alarming groups of a kind, a minority, explain the fleet: of several kinds those with fewest rows."""
     kinds: dict[str, list[str]] = {}
     for name in groups:
         kinds.setdefault(name.partition("=")[0], []).append(name)
     explaining: list[tuple[int, tuple[str, ...]]] = []
     for names in kinds.values():
         bad = [name for name in names if not _is_calm(finding, groups[name])]
-        if not bad or len(names) < 2 or (len(bad) > 1 and len(bad) >= len(names) / 2):
+        behind = sum(len(people.members(name)) for name in bad)
+        if not bad or len(names) < 2 or behind >= len(people.rows) / 2:
             continue
         if _is_calm(finding, without(finding.looks, [groups[name] for name in bad])):
             explaining.append((sum(int(groups[name].rows.sum()) for name in bad), tuple(bad)))
@@ -178,14 +179,23 @@ def _goes_first(name: str, other: str, people: Population) -> bool:
 
 
 def _is_calm(finding: Finding, series: LookSeries) -> bool:
-    return bool(strength(finding.layout, series.counts, finding.kind).max() < finding.threshold)
+    return bool(strength(finding.layout, series, finding.kind).max() < finding.threshold)
 
 
-def _own_evidence(finding: Finding, series: LookSeries, since: float) -> tuple[float, bool]:
-    """Evidence of the device's looks from `since` on, and whether the device alarms by itself."""
+def _evidence_since(finding: Finding, series: LookSeries, since: float) -> float:
+    """The strongest evidence of the device's looks from then on, as one."""
     latest = series.counts[[start >= since for start in series.starts]]
-    evidence = float(strength(finding.layout, latest.sum(axis=0, keepdims=True), finding.kind).max())
-    return evidence, not _is_calm(finding, series)
+    return float(strength(finding.layout, latest.sum(axis=0, keepdims=True), finding.kind).max())
+
+
+def _faults(finding: Finding, series: LookSeries) -> tuple[str, ...]:
+    """What the device alarms on by itself, the strongest first; nothing when it does not."""
+    if _is_calm(finding, series):
+        return ()
+    verdict = judge(finding.layout, series, finding.rate)
+    if finding.kind == "drift":
+        return tuple(feature.name for feature in verdict.drifted)
+    return tuple(f"{rate.name} {rate.problem}" for rate in verdict.poor)
 
 
 def _shares(own: Mapping[str, float]) -> tuple[DeviceShare, ...]:

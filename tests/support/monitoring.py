@@ -14,6 +14,7 @@ from cloud_hub.monitoring.alerts import Alerts
 from cloud_hub.monitoring.ingest import Ingest
 from cloud_hub.monitoring.references import References
 from cloud_hub.monitoring.reports import Reports, WatchSettings
+from cloud_hub.monitoring.settings import MonitoringSettings
 from cloud_hub.reference import count_numeric, profile_training
 from cloud_hub.store.engine import Store
 from cloud_hub.store.tables import modules
@@ -111,14 +112,15 @@ class Monitored:
     events: Events
     clock: Clock
     settings: WatchSettings = field(default_factory=lambda: WatchSettings(LOOK_S, 12.0))
+    group_by: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self.references = References(self.store, self.blobs)
         self.reports = Reports(self.store, self.references, self.clock, self.settings)
-        self.alerts = Alerts(self.store, self.events, self.references, self.reports, self.clock, self.settings)
-        self.ingest = Ingest(
-            self.store, self.events, self.references, self.clock, self.settings.look_s, self.alerts.touched
-        )
+        room = (self.store, self.events, self.references)
+        self.alerts = Alerts(*room, self.reports, self.clock, self.settings, self.group_by)
+        grouped = MonitoringSettings(self.group_by)
+        self.ingest = Ingest(*room, self.clock, self.settings.look_s, self.alerts.touched, grouped)
         self.sent: dict[tuple[str, str], int] = {}
 
     async def send(self, device: str, *items: Window | Sample | bytes, stream: Stream | None = None) -> Ack | None:
