@@ -61,7 +61,7 @@ ROUNDS_UNTIL_ALL = 30  # every so many rounds the devices that lag are rung agai
 MAX_INCOMING = 20_000
 GETS_AT_ONCE = 8
 GETS_PER_DEVICE = 32
-BATCHES_AT_ONCE = 4
+BATCHES_AT_ONCE = 256  # they share transactions, see `monitoring.ingest`
 BATCHES_PER_STREAM = 16
 MAX_CORRELATION_BYTES = 64
 
