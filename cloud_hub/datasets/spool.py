@@ -19,6 +19,7 @@ from cloud_hub.datasets.rows import Taken, micros
 from cloud_hub.labels.book import Label, Value
 
 LENGTH_BYTES: Final = 4
+NO_ANSWER: Final = "no-answer"  # a label that says nothing of quality, and all the same what was right
 MAIN: Final = ""  # the output that a label without one speaks of
 
 
@@ -84,11 +85,14 @@ class Spool:
 
 
 def answers_of(labels: Collection[Label], device: str, module: str) -> dict[str, Answer]:
-    """Of the labels of one prediction, oldest first: the last that speaks of this device and module, by output."""
+    """Of the labels of one prediction, oldest first: the last that speaks of this device and module, by output.
+
+    Also where the sample does not hold the model's own answer (it was redacted): training needs none.
+    """
     return {
         label.output: Answer(label.value, label.weight, label.at)
         for label in labels
-        if label.state != "unusable" and label.speaks_of(device, module)
+        if (label.state != "unusable" or label.reason == NO_ANSWER) and label.speaks_of(device, module)
     }
 
 

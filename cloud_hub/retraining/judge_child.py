@@ -134,12 +134,13 @@ class _Rows:
 
 def _answers(model: Model, feeds: Mapping[str, Array], output: str, rows: int) -> Array:
     """A model that takes a fixed number of rows gets the last ones more than once."""
-    step = model.fixed_rows or BATCH_ROWS
+    fixed = model.fixed_rows > 0
+    step = model.fixed_rows if fixed else BATCH_ROWS
     parts = []
     for start in range(0, rows, step):
         batch = {name: array[start : start + step] for name, array in feeds.items()}
         count = min(step, rows - start)
-        if model.fixed_rows and count < step:
+        if fixed and count < step:
             batch = {name: np.resize(array, (step, *array.shape[1:])) for name, array in batch.items()}
         parts.append(model.answer(batch)[output][:count])
     found: Array = np.concatenate(parts) if parts else np.zeros((0, 1))
