@@ -14,6 +14,7 @@ from agent.backends import Array
 from agent.errors import AgentError
 from agent.watching.columns import category_text
 from modules.manifest import Manifest
+from modules.taking import Taker
 from modules.tensors import TensorSpec
 from modules.windows import Categorical, Feature, Numeric, ReferenceProfile
 
@@ -35,6 +36,7 @@ class Place:
     index: int
     take: str = "column"
     known: Feature | None = None
+    taker: Taker | None = None
 
 
 class Names:
@@ -51,7 +53,10 @@ class Names:
         feature = self._features.get(name)
         if feature is not None and feature.tensor in self.specs:
             spec, is_input = self.specs[feature.tensor]
-            return Place(spec, is_input, feature.index, feature.take, feature)
+            taker = None
+            if isinstance(feature, Numeric) and feature.take != "column":
+                taker = Taker(feature, len(spec.shape) - in_rows(spec))
+            return Place(spec, is_input, feature.index, feature.take, feature, taker)
         tensor, bracket, inside = name.partition("[")
         if tensor not in self.specs or (bracket and not inside.endswith("]")):
             some = ", ".join([*self._features, *self.specs][:20])
@@ -68,11 +73,16 @@ class Names:
 def numbers(place: Place, inputs: Mapping[str, Array], outputs: Mapping[str, Array], rows: int) -> Array:
     """One number per row; NaN where the row has none. A tensor without rows of its own belongs to every row."""
     block = flat(place, inputs if place.is_input else outputs, rows)
-    index = max(0, place.index)
-    if block is None or block.dtype == object or index >= block.shape[1]:
+    if block is None:
         return np.full(rows, math.nan)
-    values = block.max(axis=1) if place.take == "max" else block[:, index]
-    return values.astype(np.float64)
+    if place.taker is not None:
+        array = (inputs if place.is_input else outputs)[place.spec.name]
+        shape = array.shape[1:] if in_rows(place.spec) else array.shape
+        return place.taker.take(block, shape).astype(np.float64)
+    index = max(0, place.index)
+    if block.dtype == object or index >= block.shape[1]:
+        return np.full(rows, math.nan)
+    return block[:, index].astype(np.float64)
 
 
 def categories(place: Place, inputs: Mapping[str, Array], outputs: Mapping[str, Array], rows: int) -> list[str]:
@@ -93,9 +103,14 @@ def flat(place: Place, arrays: Mapping[str, Array], rows: int) -> Array | None:
     array = arrays.get(place.spec.name)
     if array is None:
         return None
-    if place.spec.shape and place.spec.shape[0] == -1 and array.shape[0] == rows:
+    if in_rows(place.spec) and array.shape[0] == rows:
         return array.reshape(rows, -1)
     return np.broadcast_to(array.reshape(1, -1), (rows, array.size))
+
+
+def in_rows(spec: TensorSpec) -> bool:
+    """Whether the tensor has a row per prediction."""
+    return bool(spec.shape) and spec.shape[0] == -1
 
 
 def _index(spec: TensorSpec, inside: str) -> int:

@@ -36,6 +36,8 @@ MAX_WAITING = 16  # large requests whose rows have not all been looked at
 CHUNK_ROWS = 128  # rows looked at before the loop gets its turn again
 ASK_S = 5.0  # that one question may take
 EXPIRE_EVERY_S = 60.0
+BESIDE_BYTES = 300.0  # of a sample, beside its values, before one was made
+LEARNING = 0.1
 _NOTHING = SamplingPolicy(rate=0.0)
 
 Arrays = Mapping[str, Array]
@@ -69,6 +71,7 @@ class Taking:
         self._maker = Maker(manifest, digest, clock)
         self._waiting: deque[Iterator[None]] = deque()
         self._kept: Kept | None = None
+        self._beside = BESIDE_BYTES
         self._timer: asyncio.Task[None] | None = None
         self.set_policy(policy)
 
@@ -200,7 +203,8 @@ class Taking:
         """`ids` are those of the rows, which lie one below the other; `events` their times, or none."""
         count = len(ids)
         first = self._keep(ids, inputs, outputs)
-        size = sum(array.nbytes for side in (inputs, outputs) for array in side.values()) // max(1, count)
+        raw = sum(array.nbytes for side in (inputs, outputs) for array in side.values()) // max(1, count)
+        size = max(1, int(raw + self._beside))
         for choice in self._sampler.choose(ids, Rows(inputs, outputs, count, size)):
             if len(inputs) < len(self._inputs):  # the policy has changed since it was asked
                 self._drop("late")
@@ -241,6 +245,8 @@ class Taking:
             )
             size = sum(map(len, (made.sample, *made.pieces)))
             self._quota.spend(size - counted, time.monotonic())
+            if counted:  # what samples take beside the values: names, ids, or less where much is taken out
+                self._beside += (size - counted) * LEARNING
             if not self._send(SampleTaken(made.sample)) or not all(map(self._send, map(BlobTaken, made.pieces))):
                 raise NotSent("busy")
         except NotSent as error:

@@ -19,17 +19,21 @@ from cloud_hub.query import DeviceFacts
 from cloud_hub.store.bulk import in_slices
 from cloud_hub.store.tables import assignments, devices, modules
 from modules.manifest import NEWER_AGENT, Manifest, SamplingPolicy, decode_manifest
+from modules.windows import decode_reference
 
 
 @dataclass(frozen=True)
 class Holder:
-    """A device that shall have the module. `policy` is what counts there, `own` whether it is the device's own."""
+    """A device that shall have the module. `policy` is what counts there, `own` whether it is the device's own;
+    `features` are the names in the module's reference profile.
+    """
 
     device: str
     facts: DeviceFacts
     assignment: Assignment
     manifest: Manifest
     agent_version: str
+    features: frozenset[str] = frozenset()
 
     @property
     def own(self) -> bool:
@@ -50,23 +54,33 @@ async def holders(
 ) -> list[Holder]:
     """By device id; with `wanted` only those. Devices whose build is gone are left out."""
     found: list[Holder] = []
-    manifests: dict[str, Manifest] = {}
+    manifests: dict[str, tuple[Manifest, frozenset[str]]] = {}
     slices: list[Sequence[str] | None] = [None] if wanted is None else list(in_slices(sorted(wanted)))
     for some in slices:
         query = _query(module)
         for row in await connection.execute(query if some is None else query.where(devices.c.id.in_(some))):
             if row.manifest_sha256 not in manifests:
-                manifests[row.manifest_sha256] = decode_manifest(await blobs.read(row.manifest_sha256))
+                manifest = decode_manifest(await blobs.read(row.manifest_sha256))
+                manifests[row.manifest_sha256] = manifest, await _features(blobs, manifest)
+            manifest, features = manifests[row.manifest_sha256]
             found.append(
                 Holder(
                     row.device,
                     DeviceFacts(row.device, row.device_profile, row.tags),
                     to_assignment(row),
-                    manifests[row.manifest_sha256],
+                    manifest,
                     agent_version(row.report),
+                    features,
                 )
             )
     return found
+
+
+async def _features(blobs: Blobs, manifest: Manifest) -> frozenset[str]:
+    if not manifest.reference:
+        return frozenset()
+    profile = decode_reference(await blobs.read(manifest.file(manifest.reference).sha256))
+    return frozenset(feature.name for feature in profile.features)
 
 
 def _query(module: str) -> Select[Any]:

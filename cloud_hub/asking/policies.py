@@ -24,7 +24,7 @@ from cloud_hub.rollouts.targeting import refuse_overlap
 from cloud_hub.store.bulk import in_slices
 from cloud_hub.store.engine import Store
 from modules.errors import ModuleError
-from modules.manifest import Manifest, SamplingPolicy
+from modules.manifest import SamplingPolicy
 from modules.tensors import TensorSpec
 
 SLICE: Final = 500  # devices in one transaction
@@ -124,7 +124,7 @@ def _after(holder: Holder, change: PolicyChange) -> SamplingPolicy | None:
     before = msgspec.to_builtins(holder.policy)
     try:
         policy = msgspec.convert(_merged(before, change.set), SamplingPolicy)
-        _check_names(policy, holder.manifest)
+        _check_names(policy, holder)
     except (msgspec.ValidationError, ModuleError, ValueError) as error:
         raise BadRequest("policy-invalid", f"{error}; nothing was changed") from error
     return policy
@@ -150,12 +150,13 @@ def _merged(before: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in after.items() if name not in ("strata", "redact") or value}
 
 
-def _check_names(policy: SamplingPolicy, manifest: Manifest) -> None:
-    """Tensors that the module has; whether a feature is in its reference profile is seen by the device. ValueError."""
+def _check_names(policy: SamplingPolicy, holder: Holder) -> None:
+    """Features of the reference profile, tensors, and places in them, which the device checks. Raises ValueError."""
+    manifest = holder.manifest
     tensors = {spec.name for spec in manifest.inputs + manifest.outputs}
     named = [*(policy.redact or {}), *(one.feature for one in policy.strata or () if one.feature)]
     for name in named:
-        if not any(name == tensor or name.startswith((f"{tensor}[", f"{tensor}.")) for tensor in tensors):
+        if name not in holder.features and name.partition("[")[0] not in tensors:
             some = ", ".join(_examples(manifest.inputs))
             raise ValueError(f"{manifest.name}: expected a tensor or feature such as {some}, got {name!r}")
 

@@ -222,7 +222,8 @@ class WorkerDriver:
 
     @property
     def _listening(self) -> tuple[int, ...]:
-        return self.listener.fileno(), self.fast.fileno()
+        ring = (self._given.ring,) if self._given.ring >= 0 else ()
+        return self.listener.fileno(), self.fast.fileno(), *ring
 
     def _bound_fast(self) -> socket.socket:
         path = Path(self.path.replace(".sock", ".fast.sock"))

@@ -119,7 +119,7 @@ def test_a_picture_with_colours_first_is_blurred_in_squares() -> None:
 )
 def test_what_cannot_be_taken_out_is_refused(redact: dict[str, Redaction]) -> None:
     with pytest.raises(PolicyError, match="sampling"):
-        redactor(**redact)
+        redactor(b"", "", **redact)
 
 
 def made(policy: SamplingPolicy, maker: Maker | None = None) -> tuple[Sample, list[bytes]]:

@@ -42,7 +42,8 @@ def held(ring: Ring) -> list[tuple[int, Record]]:
 
 
 def test_the_newest_records_are_kept_as_they_were_whatever_their_sizes(handle: int) -> None:
-    ring, chance, written = Ring(handle, rows=10_000, age_s=1e9), random.Random(7), []
+    ring, chance = Ring(handle, rows=10_000, age_s=1e9), random.Random(7)
+    written: list[tuple[int, Record]] = []
     for number in range(2000):
         one = record(number, chance.randint(1, 5), chance.randint(0, 400))
         first = ring.append(one)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -116,7 +117,7 @@ def estimate(policy: SamplingPolicy, run: int, rows: int, size: int = 0) -> tupl
 @pytest.mark.parametrize("quota", [None, 40_000])
 def test_weighing_by_the_probability_is_right_with_strata_and_with_a_quota(quota: int | None) -> None:
     strata = (Stratum("high", 0.9, "between", "x[heat]", at_least=2.5),)
-    policy = SamplingPolicy(rate=0.1, strata=strata, **({"quota_bytes_per_day": quota} if quota else {}))
+    policy = SamplingPolicy(rate=0.1, strata=strata, quota_bytes_per_day=quota or msgspec.UNSET)
     runs = [estimate(policy, run, rows=4000, size=100) for run in range(60)]
     errors = np.array([found - true for found, true, _ in runs])
     standard_error = errors.std(ddof=1) / math.sqrt(len(errors))
