@@ -174,7 +174,7 @@ def _sort(pile: _Pile, row: NewLabel, here: bool, by: tuple[str, float]) -> None
     at = now if row.at is None else row.at
     place = Place(row.prediction_id, row.device, row.module, row.output)
     old = pile.current.get(place)
-    if old is not None and (old.value, old.weight) == (row.label, row.weight) and type(old.value) is type(row.label):
+    if old is not None and _same(old, row):
         if at > old.at:
             _confirm(pile, old, at)
         return pile.count("unchanged")
@@ -196,6 +196,12 @@ def _sort(pile: _Pile, row: NewLabel, here: bool, by: tuple[str, float]) -> None
     else:
         pile.replaced.add(old.id)
     return pile.count("corrected")
+
+
+def _same(old: Label, row: NewLabel) -> bool:
+    """2 and 2.0 are the same label, 1 and true are not."""
+    kinds = isinstance(old.value, bool), isinstance(row.label, bool)
+    return (old.value, old.weight) == (row.label, row.weight) and kinds[0] == kinds[1]
 
 
 def _confirm(pile: _Pile, old: Label, at: float) -> None:

@@ -167,6 +167,8 @@ def _text_lines(source: BinaryIO, progress: Progress) -> Iterator[str]:
     """Lines with their ends, as the csv module wants them; a mark of the byte order is left out."""
     encoding = "utf-8-sig"
     while raw := source.readline(MAX_LINE):
+        if len(raw) == MAX_LINE:
+            raise csv.Error(f"expected at most {MAX_LINE} bytes in a line")
         progress(len(raw))
         yield raw.decode(encoding)
         encoding = "utf-8"
