@@ -42,9 +42,8 @@ def balance(looks: LookSeries, heavy: Sequence[LookSeries], devices: int) -> Loo
     if not own:
         return looks
     rest = np.maximum(looks.rows - np.sum([part.rows for part in own], axis=0), 0)
-    # Where hardly any others are left, everybody's average is what a device may count at least.
-    average = float(looks.rows.mean()) / devices
-    allowed = max(share / (1 - share) * float(rest.mean()), average, 1.0)
+    # Where no others are left, a device may count as much as all do on average.
+    allowed = share / (1 - share) * float(rest.mean()) or float(looks.rows.mean()) / devices
     return without(looks, [_excess(part, allowed) for part in own])
 
 

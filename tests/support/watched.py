@@ -29,7 +29,7 @@ async def know_devices(store: Store, tags: Mapping[str, Mapping[str, str]]) -> N
 
 @dataclass
 class Fleet:
-    """`rows` draws what a device sees in a look; what is given for a device in `live` is added to or put in its place."""
+    """`rows` draws what a device sees in a look; what is given for a device in `live` is in its place."""
 
     hub: Monitored
     built: Built

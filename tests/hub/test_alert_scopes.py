@@ -1,0 +1,117 @@
+"""One bad camera, one bad site, one bad version and a changed world look different, and each is one alert."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from cloud_hub.blobs import Blobs
+from cloud_hub.events import Events
+from cloud_hub.store.engine import Store
+from support.clock import SetClock
+from support.monitoring import Array, Monitored, build_module
+from support.watched import START, Fleet, know_devices
+
+FEATURES = 3
+NAMES = tuple(f"cam-{place}" for place in range(9))
+# Three sites of three; a version runs on one camera of each site.
+TAGS = {
+    name: {"site": ("north", "south", "west")[place // 3], "firmware": "2" if place % 3 == 0 else "1"}
+    for place, name in enumerate(NAMES)
+}
+RANDOM = np.random.default_rng(41)
+
+
+@pytest.fixture
+async def fleet(store: Store, blobs: Blobs, events: Events, clock: SetClock) -> Fleet:
+    hub = Monitored(store, blobs, events, clock, group_by=("site", "firmware", "profile"))
+    await know_devices(store, TAGS)
+    return Fleet(hub, await build_module(store, blobs, RANDOM.normal(size=(4000, FEATURES))), NAMES, FEATURES)
+
+
+def shifted(fleet: Fleet, names: list[str], shift: float, feature: int = 1) -> dict[str, Callable[[], Array | None]]:
+    return dict.fromkeys(names, lambda: fleet.rows(shift, feature))
+
+
+def where(**tags: str) -> list[str]:
+    return [name for name, own in TAGS.items() if tags.items() <= own.items()]
+
+
+async def test_one_bad_camera_is_one_alert_of_the_camera(fleet: Fleet) -> None:
+    await fleet.live(4)
+    await fleet.live(4, shifted(fleet, ["cam-4"], 1.0))
+    (alert,) = await fleet.open()
+    assert (alert.scope, alert.severity) == ("device:cam-4", "critical")
+
+
+async def test_one_bad_site_is_one_alert_of_the_site_with_its_devices(fleet: Fleet) -> None:
+    await fleet.live(4)
+    await fleet.live(5, shifted(fleet, where(site="south"), 0.8))
+    (alert,) = await fleet.open()
+    assert alert.scope == "group:site=south"
+    assert [share.device for share in alert.evidence.devices[:3]] != []
+    assert {share.device for share in alert.evidence.devices} == set(where(site="south"))
+    assert alert.evidence.since == pytest.approx(START + 4 * 60, abs=60 * 2)
+
+
+async def test_one_bad_version_is_one_alert_of_the_version_though_its_devices_are_at_all_sites(fleet: Fleet) -> None:
+    await fleet.live(4)
+    await fleet.live(5, shifted(fleet, where(firmware="2"), 0.8))
+    (alert,) = await fleet.open()
+    assert alert.scope == "group:firmware=2"
+
+
+async def test_a_changed_world_is_one_alert_of_the_fleet_and_no_storm(fleet: Fleet) -> None:
+    await fleet.live(4)
+    await fleet.live(5, shifted(fleet, list(NAMES), 0.8))
+    (alert,) = await fleet.open()
+    assert (alert.scope, alert.evidence.affected) == ("fleet", len(NAMES))
+    opened = [event for event in await fleet.hub.events.list(kind="alert.opened") if event.details["parent"] is None]
+    assert len(opened) == 1
+
+
+async def test_what_had_an_alert_of_its_own_is_attached_to_the_wider_one_and_let_go_after_it(fleet: Fleet) -> None:
+    await fleet.live(4)
+    await fleet.live(3, shifted(fleet, ["cam-4"], 1.0))
+    (own,) = await fleet.open()
+    await fleet.live(4, shifted(fleet, list(NAMES), 1.0))
+    (wide,) = await fleet.open()
+    assert wide.scope == "fleet"
+    detail = await fleet.hub.alerts.detail(wide.id)
+    assert [child.id for child in detail.children] == [own.id]
+    await fleet.live(7, shifted(fleet, ["cam-4"], 1.0))
+    (left,) = await fleet.open()
+    assert (left.id, left.scope, left.parent) == (own.id, "device:cam-4", None)
+    history = [change.change for change in (await fleet.hub.alerts.detail(own.id)).history]
+    assert history == ["opened", "attached", "reopened"]
+
+
+async def test_a_camera_with_a_fault_of_its_own_is_not_hidden_by_a_changed_world(fleet: Fleet) -> None:
+    await fleet.live(4)
+    broken = shifted(fleet, ["cam-7"], 3.0, feature=2)
+    await fleet.live(5, shifted(fleet, [name for name in NAMES if name != "cam-7"], 0.8) | broken)
+    assert {alert.scope for alert in await fleet.open()} == {"fleet", "device:cam-7"}
+
+
+async def test_a_device_with_a_million_calm_rows_does_not_hide_a_change_of_all_others(fleet: Fleet) -> None:
+    heavy = {"cam-0": lambda: fleet.rows(number=50_000)}
+    await fleet.live(4, heavy)
+    # Too little for each of them to alarm by itself.
+    await fleet.live(8, shifted(fleet, list(NAMES[1:]), 0.35) | heavy)
+    assert "fleet" in {alert.scope for alert in await fleet.open()}
+
+
+async def test_a_device_with_a_million_drifted_rows_does_not_speak_for_all_others(fleet: Fleet) -> None:
+    await fleet.live(4)
+    await fleet.live(4, {"cam-0": lambda: fleet.rows(1.0, number=50_000)})
+    assert {alert.scope for alert in await fleet.open()} == {"device:cam-0"}
+
+
+async def test_what_the_devices_behind_an_alert_share_is_said(fleet: Fleet) -> None:
+    await fleet.live(4)
+    bad = where(site="south")
+    await fleet.live(5, shifted(fleet, [*bad, "cam-0", "cam-6"], 0.8))
+    alerts = await fleet.open()
+    told = {one.group: (one.behind, one.behind_all) for alert in alerts for one in alert.evidence.common}
+    assert [alert.scope for alert in alerts] == ["fleet"]
+    assert all(behind <= everything for behind, everything in told.values())
