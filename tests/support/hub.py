@@ -112,7 +112,7 @@ class FakeHub:
             tls_context=self._tls, timeout=2, clean_start=True,
         ) as client:  # fmt: skip
             self._client = client
-            for channel in ("get", "window", "sample", "event", "state"):
+            for channel in ("get", "window", "sample", "event", "blob", "state"):
                 await client.subscribe(all_up(channel), qos=1)
             self._ready.set()
             async for message in client.messages:
