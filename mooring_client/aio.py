@@ -17,7 +17,7 @@ from mooring_client.places import Place, find
 from mooring_client.prediction import Prediction
 from mooring_client.shared import connect, gone
 from mooring_client.tensors import Spec
-from mooring_client.wire import GROW, MAX_MESSAGE, TAKEN, MoreRoom, Welcome, head, read_welcome, refusal
+from mooring_client.wire import GROW, MAX_MESSAGE, TAKEN, MoreRoom, Welcome, head, read_welcome, refusal, timed
 from mooring_client.words import MAX_HEAD, Head
 
 _Result = TypeVar("_Result")
@@ -61,11 +61,17 @@ class AsyncClient:
         return await self.ask(inputs)
 
     async def ask(
-        self, inputs: Mapping[str, Any], *, outputs: Sequence[str] = (), id: str = "", timeout_s: float = 0.0
+        self,
+        inputs: Mapping[str, Any],
+        *,
+        outputs: Sequence[str] = (),
+        id: str = "",
+        timeout_s: float = 0.0,
+        event_time: float = 0.0,
     ) -> Prediction:
         """As `Client.ask`; `timeout_s` also counts the wait for other tasks. Raises Refused, Gone, Timeout."""
-        wanted, name = checked(outputs, id)
-        return await self._locked(timeout_s or self._timeout_s, lambda link: link.ask(inputs, wanted, name))
+        wanted, name = checked(outputs, id, event_time)
+        return await self._locked(timeout_s or self._timeout_s, lambda link: link.ask(inputs, wanted, name, event_time))
 
     async def close(self) -> None:
         async with self._lock:
@@ -147,11 +153,12 @@ class _SharedLink:
     def size(self) -> int:
         return self._desk.size
 
-    async def ask(self, inputs: Mapping[str, Any], outputs: Sequence[str], id_: bytes) -> Prediction:
+    async def ask(self, inputs: Mapping[str, Any], outputs: Sequence[str], id_: bytes, event_time: float) -> Prediction:
+        before = timed(self.welcome, event_time)
         while True:
             try:
                 body, arrays = self._desk.prepare(inputs, outputs)
-                await self._send(head(-1, id_) + body)
+                await self._send(before + head(-1, id_) + body)
                 return self._desk.answer(await _receive(self._sock), arrays)
             except MoreRoom as error:
                 await self._grow(error.size)
@@ -220,9 +227,11 @@ class _WebLink:
             raise
         return link
 
-    async def ask(self, inputs: Mapping[str, Any], outputs: Sequence[str], id_: bytes) -> Prediction:
+    async def ask(self, inputs: Mapping[str, Any], outputs: Sequence[str], id_: bytes, event_time: float) -> Prediction:
         tensors, arrays = words.as_tensors(self.welcome, inputs)
-        request = words.infer_request(self._place, self._token, self.welcome, tensors, outputs, id_.decode())
+        request = words.infer_request(
+            self._place, self._token, self.welcome, tensors, outputs, id_.decode(), event_time
+        )
         return words.read_prediction(*await self._round(request), arrays)
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -80,16 +81,23 @@ class Client:
 
     def predict(self, /, **inputs: object) -> Prediction:
         """Outputs by name. Raises Refused, Gone, Timeout."""
-        return self._asked(inputs, (), b"", self._timeout_s)
+        return self._asked(inputs, (), b"", self._timeout_s, 0.0)
 
     def ask(
-        self, inputs: Mapping[str, Any], *, outputs: Sequence[str] = (), id: str = "", timeout_s: float = 0.0
+        self,
+        inputs: Mapping[str, Any],
+        *,
+        outputs: Sequence[str] = (),
+        id: str = "",
+        timeout_s: float = 0.0,
+        event_time: float = 0.0,
     ) -> Prediction:
         """As `predict`, for some `outputs` only (empty: all), under an id of the caller's own, within `timeout_s`
-        (0: the client's). When the worker has ended meanwhile, the next one is asked, once: a prediction may be made
-        twice then. Raises Refused, Gone, Timeout.
+        (0: the client's). `event_time` is when it happened what the inputs are of, in seconds since the epoch (0: now).
+        When the worker has ended meanwhile, the next one is asked, once: a prediction may be made twice then. Raises
+        Refused, Gone, Timeout.
         """
-        return self._asked(inputs, *checked(outputs, id), timeout_s or self._timeout_s)
+        return self._asked(inputs, *checked(outputs, id, event_time), timeout_s or self._timeout_s, event_time)
 
     def room(self, **shapes: tuple[int, ...]) -> dict[str, Any]:
         """Arrays of these shapes for all inputs, in the memory that is shared: filled in place (by a camera, a decoder)
@@ -111,22 +119,26 @@ class Client:
     ) -> None:
         self.close()
 
-    def _asked(self, inputs: Mapping[str, Any], wanted: Sequence[str], id_: bytes, limit: float) -> Prediction:
+    def _asked(
+        self, inputs: Mapping[str, Any], wanted: Sequence[str], id_: bytes, limit: float, event_time: float
+    ) -> Prediction:
         with self._lock:
             try:
-                return (self._link or self._linked(limit)).ask(inputs, wanted, id_, limit)
+                return (self._link or self._linked(limit)).ask(inputs, wanted, id_, limit, event_time)
             except Gone:
                 self._drop()
-                return self._once_more(inputs, wanted, id_, limit)
+                return self._once_more(inputs, wanted, id_, limit, event_time)
             except Refused:
                 raise
             except BaseException:  # an answer that comes after all must not be taken for that of the next request
                 self._drop()
                 raise
 
-    def _once_more(self, inputs: Mapping[str, Any], wanted: Sequence[str], id_: bytes, limit: float) -> Prediction:
+    def _once_more(
+        self, inputs: Mapping[str, Any], wanted: Sequence[str], id_: bytes, limit: float, event_time: float
+    ) -> Prediction:
         try:
-            return self._linked(limit).ask(inputs, wanted, id_, limit)
+            return self._linked(limit).ask(inputs, wanted, id_, limit, event_time)
         except Refused:
             raise
         except BaseException:
@@ -154,11 +166,13 @@ class Client:
             self._link = None
 
 
-def checked(outputs: Sequence[str], id_: str) -> tuple[tuple[str, ...], bytes]:
+def checked(outputs: Sequence[str], id_: str, event_time: float) -> tuple[tuple[str, ...], bytes]:
     """Raises Refused(400)."""
     name = id_.encode()
     if len(name) > MAX_ID:
         raise Refused(400, f"id: expected at most {MAX_ID} bytes, got {len(name)}")
+    if not math.isfinite(event_time):
+        raise Refused(400, f"event_time: expected seconds since the epoch, got {event_time}")
     return tuple(outputs), name
 
 

@@ -14,7 +14,7 @@ from mooring_client.desk import Desk
 from mooring_client.errors import ClientError, Gone, Timeout
 from mooring_client.near import Near
 from mooring_client.prediction import Prediction
-from mooring_client.wire import GROW, MAX_MESSAGE, TAKEN, MoreRoom, Welcome, head, read_welcome, refusal
+from mooring_client.wire import GROW, MAX_MESSAGE, TAKEN, MoreRoom, Welcome, head, read_welcome, refusal, timed
 
 AGAIN = 256  # requests after which the processor is chosen anew
 _TIME = struct.Struct("ll")
@@ -50,25 +50,28 @@ class SharedLink:
     def size(self) -> int:
         return self._desk.size
 
-    def ask(self, inputs: Mapping[str, Any], outputs: Sequence[str], id_: bytes, timeout_s: float) -> Prediction:
+    def ask(
+        self, inputs: Mapping[str, Any], outputs: Sequence[str], id_: bytes, timeout_s: float, event_time: float
+    ) -> Prediction:
         if timeout_s != self._timeout_s:
             self._limit(timeout_s)
+        before = timed(self.welcome, event_time) if event_time else b""
         if self._near is None:
-            return self._asked(inputs, outputs, id_)
+            return self._asked(inputs, outputs, id_, before)
         self._left -= 1
         if self._left >= 0 and get_ident() == self._near.asker:
-            return self._asked(inputs, outputs, id_)
+            return self._asked(inputs, outputs, id_, before)
         self._settle(self._near)
         started = time.perf_counter()
-        answer = self._asked(inputs, outputs, id_)
+        answer = self._asked(inputs, outputs, id_, before)
         self._took_us = [*self._took_us[-2:], (time.perf_counter() - started) * 1e6]
         return answer
 
-    def _asked(self, inputs: Mapping[str, Any], outputs: Sequence[str], id_: bytes) -> Prediction:
+    def _asked(self, inputs: Mapping[str, Any], outputs: Sequence[str], id_: bytes, before: bytes) -> Prediction:
         while True:
             try:
                 body, arrays = self._desk.prepare(inputs, outputs)
-                self._sock.send((head(self._cpu, id_) if id_ else self._head) + body)
+                self._sock.send(before + (head(self._cpu, id_) if id_ else self._head) + body)
                 if message := self._sock.recv(MAX_MESSAGE):
                     return self._desk.answer(message, arrays)
                 raise Gone("the worker ended")

@@ -32,9 +32,13 @@ class WebLink:
             self.close()
             raise
 
-    def ask(self, inputs: Mapping[str, Any], outputs: Sequence[str], id_: bytes, timeout_s: float) -> Prediction:
+    def ask(
+        self, inputs: Mapping[str, Any], outputs: Sequence[str], id_: bytes, timeout_s: float, event_time: float
+    ) -> Prediction:
         tensors, arrays = words.as_tensors(self.welcome, inputs)
-        request = words.infer_request(self._place, self._token, self.welcome, tensors, outputs, id_.decode())
+        request = words.infer_request(
+            self._place, self._token, self.welcome, tensors, outputs, id_.decode(), event_time
+        )
         return words.read_prediction(*self._round(request, timeout_s), arrays)
 
     def room(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:

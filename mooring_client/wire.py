@@ -20,6 +20,7 @@ MAX_ID = 255
 ALIGN = 64
 WELCOME, AREA, TAKEN, GROW, PREDICT, DONE, MORE, REFUSED = b"W", b"A", b"O", b"G", b"P", b"D", b"M", b"R"
 _HEAD = struct.Struct("<chB")
+_TIMED = struct.Struct("<cd")
 _SIZE = struct.Struct("<cQ")
 _BODY = struct.Struct("<QH")
 _PLACED = struct.Struct("<HBQQ")
@@ -28,7 +29,7 @@ _STATUS = struct.Struct("<cH")
 
 
 class Welcome(NamedTuple):
-    """What the worker says of its module. `cpus` are those that its threads may go to."""
+    """What the worker says of its module. `cpus` are those that its threads may go to; `event_times`: it takes them."""
 
     model: str
     version: str
@@ -36,6 +37,7 @@ class Welcome(NamedTuple):
     cpus: frozenset[int]
     inputs: tuple[Spec, ...]
     outputs: tuple[Spec, ...]
+    event_times: bool = False
 
 
 class Placed(NamedTuple):
@@ -66,7 +68,7 @@ def read_welcome(message: bytes) -> Welcome:
         cpus = frozenset(map(int, said["cpus"]))
         return Welcome(
             str(said["model"]), str(said["version"]), int(said["area_bytes"]), cpus, read_specs(said["inputs"]),
-            read_specs(said["outputs"]),
+            read_specs(said["outputs"]), said.get("event_times") is True,
         )  # fmt: skip
     except (ValueError, KeyError, TypeError) as error:
         raise ClientError(f"the worker's welcome cannot be read: {error!r}") from error
@@ -78,6 +80,15 @@ def area(size: int) -> bytes:
 
 def head(cpu: int, id_: bytes) -> bytes:
     return _HEAD.pack(PREDICT, cpu, len(id_)) + id_
+
+
+def timed(welcome: Welcome, event_time: float) -> bytes:
+    """What goes before a request that says when its inputs were. Raises Refused(400) where that is not understood."""
+    if not event_time:
+        return b""
+    if not welcome.event_times:
+        raise Refused(400, "event_time: expected an agent of version 0.2.0 for it over shared memory; use HTTP")
+    return _TIMED.pack(b"E", event_time)
 
 
 def body(at: int, inputs: Iterable[Placed], outputs: Sequence[int]) -> bytes:

@@ -35,7 +35,13 @@ def metadata_request(place: Place, token: str) -> bytes:
 
 
 def infer_request(
-    place: Place, token: str, known: Welcome, inputs: Mapping[str, Tensor], outputs: Sequence[str], id_: str
+    place: Place,
+    token: str,
+    known: Welcome,
+    inputs: Mapping[str, Tensor],
+    outputs: Sequence[str],
+    id_: str,
+    event_time: float = 0.0,
 ) -> bytes:
     """Raises Refused(400)."""
     specs = {spec.name: spec for spec in known.inputs}
@@ -53,6 +59,8 @@ def infer_request(
         )  # fmt: skip
         blobs.append(data)
     asked: dict[str, Any] = {"id": id_, "inputs": entries, "parameters": {"binary_data_output": True}}
+    if event_time:
+        asked["parameters"]["event_time"] = event_time
     if outputs:
         asked["outputs"] = [{"name": name, "parameters": {"binary_data": True}} for name in outputs]
     text = json.dumps(asked).encode()

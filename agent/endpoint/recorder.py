@@ -73,6 +73,7 @@ class Unread(NamedTuple):
     form: Form
     id: bytes
     data: bytes
+    event_s: float = 0.0
 
 
 Observer = Callable[[Prediction], None]

@@ -56,9 +56,9 @@ class BoundPlan:
                 return True
         return False
 
-    def seen(self, id_: bytes) -> Unread:
+    def seen(self, id_: bytes, event_s: float) -> Unread:
         """What is in the area now."""
-        return Unread(self, id_, self._area[: self._end])
+        return Unread(self, id_, self._area[: self._end], event_s)
 
     def read(self, unread: Sequence[Unread]) -> Together | list[Prediction]:
         """Of single rows, one block for all."""
@@ -67,12 +67,14 @@ class BoundPlan:
         block = np.frombuffer(b"".join(one.data for one in unread), np.uint8).reshape(len(unread), self._end)
         inputs = {spec.name: _rows(block, spec, placed) for spec, placed in self._inputs_at}
         outputs = {spec.name: _rows(block, spec, placed) for spec, placed in self._outputs_at}
-        return Together([one.id.decode() for one in unread], [1] * len(unread), inputs, outputs)
+        events = [one.event_s for one in unread]
+        ids = [one.id.decode() for one in unread]
+        return Together(ids, [1] * len(unread), inputs, outputs, events if any(events) else ())
 
     def _prediction(self, one: Unread) -> Prediction:
         inputs = {spec.name: _array(one.data, spec, placed) for spec, placed in self._inputs_at}
         outputs = {spec.name: _array(one.data, spec, placed) for spec, placed in self._outputs_at}
-        return Prediction(one.id.decode(), self.rows, inputs, outputs)
+        return Prediction(one.id.decode(), self.rows, inputs, outputs, one.event_s)
 
 
 def bind(

@@ -27,7 +27,7 @@ from agent.fast import wire
 from agent.fast.area import receive_area
 from agent.fast.bound import BoundPlan, bind
 from agent.fast.plan import MoreRoom, Plan
-from agent.fast.wire import GROW, HEAD, MAX_MESSAGE, PREDICT, TAKEN, WireError
+from agent.fast.wire import GROW, HEAD, MAX_MESSAGE, PREDICT, TAKEN, TIMED, WireError
 from modules.manifest import Manifest
 
 log = logging.getLogger(__name__)
@@ -118,11 +118,14 @@ class Seat:
         self._sock.send(TAKEN)
 
     def _take_other(self, message: bytes) -> None:
+        if message[:1] == b"E" and message[TIMED.size : TIMED.size + 1] == PREDICT:
+            self._predict(message[TIMED.size :], TIMED.unpack_from(message)[1])
+            return
         if message != GROW:
             raise WireError(f"expected a request, got {len(message)} bytes of kind {message[:1]!r}")
         self._take_area()
 
-    def _predict(self, message: bytes) -> None:
+    def _predict(self, message: bytes, event_s: float = 0.0) -> None:
         started = time.perf_counter_ns()
         if len(message) < HEAD.size or len(message) == MAX_MESSAGE:
             raise WireError(f"expected a request of {HEAD.size} to {MAX_MESSAGE - 1} bytes, got {len(message)}")
@@ -133,8 +136,8 @@ class Seat:
         if cpu != self._told:
             self._go_to(cpu)
         try:
-            if bound is None or not self._run_bound(bound, body, id_, started):
-                self._run(body, id_, started)
+            if bound is None or not self._run_bound(bound, body, id_, started, event_s):
+                self._run(body, id_, started, event_s)
         except MoreRoom as error:
             self._sock.send(wire.more(error.size))
         except (Refused, BackendError, UnicodeDecodeError) as error:
@@ -145,7 +148,7 @@ class Seat:
             log.exception("a request over shared memory failed for a reason of our own")
             self._refuse(Refused(500, f"the worker failed on this request: {type(error).__name__}"))
 
-    def _run_bound(self, bound: BoundPlan, body: bytes, id_: bytes, started: int) -> bool:
+    def _run_bound(self, bound: BoundPlan, body: bytes, id_: bytes, started: int, event_s: float) -> bool:
         """Whether that was possible; else it is run as any other, and tells why not. Raises Refused, OSError."""
         if bound.may_be_missing() or not id_.isascii():
             return False
@@ -154,13 +157,13 @@ class Seat:
         except BackendError:  # such as outputs of another shape this time
             del self._bound[body]
             return False
-        seen = bound.seen(id_)  # before the client may write again
+        seen = bound.seen(id_, event_s)  # before the client may write again
         took_us = (time.perf_counter_ns() - started) // 1000
         self._sock.send(wire.done(id_, bound.layout))
         self._leave(seen, took_us)
         return True
 
-    def _run(self, body: bytes, id_: bytes, started: int) -> None:
+    def _run(self, body: bytes, id_: bytes, started: int, event_s: float) -> None:
         """Raises Refused, BackendError, MoreRoom, WireError, UnicodeDecodeError, OSError."""
         service, text = self._service, id_.decode()
         plan = self._plan(body)
@@ -172,7 +175,7 @@ class Seat:
         kept = inputs if not plan.in_place else self._kept(inputs, plan, text)  # before the client may write again
         took_us = (time.perf_counter_ns() - started) // 1000
         self._sock.send(wire.done(id_, where))
-        service.recorder.leave(Prediction(text, plan.rows, kept, outputs), took_us)
+        service.recorder.leave(Prediction(text, plan.rows, kept, outputs, event_s), took_us)
         self._bind(plan, body)
 
     def _bind(self, plan: Plan, body: bytes) -> None:

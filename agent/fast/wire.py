@@ -21,6 +21,7 @@ MAX_MESSAGE = 64 * 1024
 MAX_TEXT = 1000  # bytes of a refusal's reason
 ALIGN = 64  # tensors begin at multiples of this
 WELCOME, AREA, TAKEN, GROW, PREDICT, DONE, MORE, REFUSED = b"W", b"A", b"O", b"G", b"P", b"D", b"M", b"R"
+TIMED = struct.Struct("<cd")  # kind E, an event time; a whole PREDICT follows
 HEAD = struct.Struct("<chB")  # kind, the client's processor (-1: it does not tell), length of the id
 AREA_SIZE = struct.Struct("<cQ")
 _BODY = struct.Struct("<QH")  # where outputs may begin, number of inputs
@@ -58,6 +59,7 @@ def welcome(manifest: Manifest, area_bytes: int, cpus: Iterable[int]) -> bytes:
         "version": str(manifest.version),
         "area_bytes": area_bytes,
         "cpus": sorted(cpus),
+        "event_times": True,
         "inputs": manifest.inputs,
         "outputs": manifest.outputs,
     }

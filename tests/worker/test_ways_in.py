@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ import pytest
 from agent.sandbox.protocol import Drain, Drained
 from cloud_hub.reference import profile_training
 from modules.manifest import Manifest, SamplingPolicy
+from modules.tensors import TensorSpec
 from modules.windows import ReferenceProfile, Window, encode_reference, unpack_counts, unpack_joint
-from mooring_client import AsyncClient
+from mooring_client import AsyncClient, Refused
+from support.shop import linear
 from worker.conftest import INPUTS, OUTPUTS, Digits
 from worker.driver import WorkerDriver, binary_input, json_input, request, write_module
 
@@ -100,6 +103,30 @@ async def test_an_event_time_may_come_as_a_parameter_or_as_a_header(
     assert rows == {period: (7, 7), period - HOUR: (1, 1), now: (2, 0)}
     assert now > time.time() - 2 * HOUR
     assert set(counted(profile, windows).tolist()) == {10}
+
+
+@pytest.mark.parametrize("transport", ["shared-memory", "http"])
+async def test_the_python_client_says_event_times(tmp_path: Path, transport: Any) -> None:
+    """Of numbers only, so that the worker runs the later ones in the client's memory itself."""
+    spec = TensorSpec("x", "FP32", (-1, 2))
+    manifest = write_module(
+        tmp_path / "slot", {"model.onnx": linear(2.0)}, inputs=(spec,), outputs=(TensorSpec("y", "FP32", (-1, 2)),)
+    )
+    then, row = time.time() - 5 * HOUR, np.ones((1, 2), np.float32)
+    async with WorkerDriver(tmp_path / "slot", manifest, POLICY) as worker:
+        await worker.serve()
+        async with AsyncClient(worker.path, model="digits", transport=transport) as client:
+            for n in range(6):
+                said = await client.ask({"x": row}, event_time=then - n % 2 * HOUR)
+                np.testing.assert_array_equal(said["y"], 2 * row)
+            await client.predict(x=row)
+            with pytest.raises(Refused, match="expected seconds since the epoch, got nan"):
+                await client.ask({"x": row}, event_time=math.nan)
+        windows = await drained(worker)
+    period = then // HOUR * HOUR
+    rows = {window.start: window.rows for window in windows}
+    assert rows == {period: 3, period - HOUR: 3, max(rows): 1}
+    assert max(rows) > period
 
 
 async def test_an_event_time_that_is_no_number_is_refused(tmp_path: Path, module: Manifest, digits: Digits) -> None:
