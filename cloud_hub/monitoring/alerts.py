@@ -315,8 +315,10 @@ class Alerts:
 
 
 def _says(wide: AlertEvidence, narrow: AlertEvidence) -> bool:
-    """Whether the wider alert speaks of what is strongest in the narrower one."""
-    return not narrow.problems and bool(narrow.names) and narrow.names[0] in wide.names
+    """Whether the wider alert speaks of what is strongest in the narrower one, against the same reference."""
+    if narrow.problems or not narrow.names or narrow.reference != wide.reference:
+        return False
+    return narrow.names[0] in wide.names
 
 
 def _by_width(group: Group) -> tuple[int, Group]:
