@@ -76,6 +76,12 @@ def set_sampling(
     ] = None,
     window: Annotated[float | None, typer.Option(min=0.05, help="Seconds of a window.")] = None,
     grace: Annotated[str | None, typer.Option(metavar="TIME", help="How long a window waits for late rows.")] = None,
+    privacy: Annotated[
+        str | None,
+        typer.Option(metavar="EPSILON", help="Only windows leave, with noise: epsilon a day; none takes it back."),
+    ] = None,
+    delta: Annotated[float, typer.Option(help="Of that promise.")] = 1e-6,
+    rows_per_person: Annotated[int, typer.Option(min=1, help="Rows of a window that it hides together.")] = 1,
     default: Annotated[bool, typer.Option("--default", help="Back to the policy of the module itself.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would change.")] = False,
     output: Output = Format.TABLE,
@@ -85,7 +91,8 @@ def set_sampling(
     What is not named stays as it is on each device. It counts until another rollout of the module brings its own.
     """
     plain = {"rate": rate, "first": first, "window_s": window}
-    change: dict[str, Any] = {name: value for name, value in plain.items() if value is not None}
+    change = _promise(privacy, delta, rows_per_person)
+    change |= {name: value for name, value in plain.items() if value is not None}
     parsed: tuple[tuple[str, str | None, Callable[[str], object]], ...] = (
         ("quota_bytes_per_day", quota, words.size),
         ("ring_rows", ring_rows, words.count),
@@ -106,6 +113,17 @@ def set_sampling(
     wanted = PolicyChange(module, _target(device, target), change, default, dry_run)
     found = act(context, lambda hub: hub.change_sampling(wanted))
     show(found, output, lambda policies: render_asking.changes(policies, dry_run))
+
+
+def _promise(privacy: str | None, delta: float, rows_per_person: int) -> dict[str, Any]:
+    """A promise takes samples and the ring away; what else is said on the line comes on top, and may be refused."""
+    if privacy is None:
+        return {}
+    if privacy == "none":
+        return {"privacy": None}
+    promise = {"epsilon_per_day": _said(float, privacy), "delta": delta, "rows_per_person": rows_per_person}
+    without = {"rate": 0.0, "first": 0, "low_confidence_rate": 0.0, "strata": None, "ring_rows": None}
+    return {"privacy": promise, **without}
 
 
 @samples.command(
