@@ -77,7 +77,7 @@ def _private(paths: HubPaths) -> Finding:
 
 def _at_rest(paths: HubPaths) -> Finding:
     """How well what is on the disk is kept from somebody who has the disk."""
-    private = [*(paths.keys / f"{name}.pem" for name in ONLINE), paths.device_ca_key, paths.capability_key]
+    private = [*(paths.keys / f"{name}.pem" for name in ONLINE), paths.device_ca_key, paths.capability_key, paths.outward_key]
     plain = [path.name for path in private if path.is_file()]
     if plain:
         return Finding("keys at rest", "note", f"plain files, 0600: {', '.join(plain)}; mooring-hub seal seals them")

@@ -128,6 +128,14 @@ def test_every_metric_and_label_of_dashboards_and_rules_is_told(repository: Path
     assert wrong == []
 
 
+def test_every_metric_of_the_page_about_metrics_is_told(repository: Path, everything: Labels) -> None:
+    page = (repository / "docs/operate/metrics.md").read_text()
+    names = set(re.findall(r"`((?:mooring|process)_[a-z_]+[a-z])`", page))
+    assert len(names) > 50
+    histograms = {name.removesuffix("_count") for name in everything if name.endswith("_count")}
+    assert names - everything.keys() - histograms == set()
+
+
 def test_a_name_that_nobody_tells_would_be_found(everything: Labels) -> None:
     expression = 'sum by (state, planet) (rate(mooring_hub_device{moon="x"}[5m]))'
     assert names_in(expression) - everything.keys() == {"mooring_hub_device"}

@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -13,6 +14,7 @@ from aiohttp import web
 from cloud_hub.config import HubPaths
 from cloud_hub.errors import BadRequest, Conflict, NotFound
 from cloud_hub.outward.pace import Pace
+from cloud_hub.outward.secrets import key_of, signature
 from cloud_hub.outward.settings import OutwardSettings
 from cloud_hub.outward.webhooks import NewSecret, NewWebhook
 from cloud_hub.store.engine import Store
@@ -52,6 +54,31 @@ async def test_events_arrive_in_order_signed_and_as_cloud_events(hub_paths: HubP
             "delivered",
             1,
         )
+
+
+async def test_the_documented_check_of_a_signature_takes_what_is_genuine_and_nothing_else(
+    hub_paths: HubPaths, store: Store, repository: Path
+) -> None:
+    page = (repository / "docs/operate/events.md").read_text()
+    (code,) = re.findall(r"<!-- tested: verify -->\n```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    async with receiving() as endpoint, outside(hub_paths, store, delivering=False) as outer:
+        number, secret = await outer.hook(endpoint.url)
+        assert (await outer.webhooks.ping(number, "alice", outer.sender)).delivered
+        (one,) = endpoint.received
+    genuine = names["genuine"]
+    assert genuine(secret, one.headers, one.body)
+    assert not genuine(secret, one.headers, one.body + b" ")
+    assert not genuine("whsec_" + "A" * 44, one.headers, one.body)
+    assert not genuine(secret, one.headers | {"webhook-id": "another"}, one.body)
+    assert not genuine(secret, one.headers, one.body, tolerance_s=-1)
+
+
+def test_signatures_are_those_of_the_specifications_own_example() -> None:
+    key = key_of("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
+    made = signature([key], "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, b'{"test": 2432232314}')
+    assert made == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
 
 
 async def test_what_failed_is_sent_again_under_the_same_id_and_those_behind_it_wait(
