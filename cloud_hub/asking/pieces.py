@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import math
 from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
@@ -167,6 +168,6 @@ class SampleBlobs:
 
     def _remove(self, sha256: str) -> None:
         try:
-            self._blobs.remove(sha256, self._clock() + RESENT_S)
+            self._blobs.remove(sha256, math.inf)
         except (HubError, OSError) as error:
             _log.warning("a blob of a sample could not be removed", extra={"sha256": sha256, "why": str(error)})

@@ -140,6 +140,8 @@ def _merged(before: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
                 raise ValueError("strata: expected an object by name")
             old = {one["name"]: one for one in before.get(name, ())}
             kept = {key: one for key, one in (old | value).items() if one is not None}
+            if not all(isinstance(one, dict) for one in kept.values()):
+                raise ValueError("strata: expected objects by name")
             after[name] = [{**one, "name": key} for key, one in kept.items()]
         elif name == "redact":
             if not isinstance(value, dict):
