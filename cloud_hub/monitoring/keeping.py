@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Final
 
-from sqlalchemy import insert, select
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cloud_hub.monitoring.intake import CountedWindow, KeptSample
 from cloud_hub.monitoring.looks import look_start
 from cloud_hub.monitoring.merging import Stack
 from cloud_hub.monitoring.tallies import LookKey, Tally, merge
-from cloud_hub.store.bulk import in_slices
+from cloud_hub.store.bulk import in_slices, insert_many
 from cloud_hub.store.tables import samples, windows
 
 KEY_BYTES: Final = 16
@@ -47,7 +47,7 @@ async def keep_windows(
     """Count what is new of these; what that was."""
     new = await _without_known(connection, items)
     if new:
-        await connection.execute(insert(windows), [_window_row(item, key, now) for key, item in new])
+        await insert_many(connection, windows, [_window_row(item, key, now) for key, item in new])
         counted = [item for _, item in new]
         names = {item.counted.window.manifest_sha256: item.counted.window.module for item in counted}
         await merge(connection, names, _tallies(counted, look_s, now))
@@ -56,8 +56,7 @@ async def keep_windows(
 
 async def keep_samples(connection: AsyncConnection, items: Iterable[tuple[str, KeptSample]], now: float) -> None:
     """Each with the device that sent it."""
-    if rows := [_sample_row(device, item, now) for device, item in items]:
-        await connection.execute(insert(samples), rows)
+    await insert_many(connection, samples, [_sample_row(device, item, now) for device, item in items])
 
 
 async def _without_known(

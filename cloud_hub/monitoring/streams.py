@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from sqlalchemy import delete, func, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from cloud_hub.store.bulk import in_slices, upsert
+from cloud_hub.store.bulk import find, in_slices, upsert
 from cloud_hub.store.tables import streams
 
 MAX_SEQUENCE: Final = 2**62
@@ -28,16 +28,10 @@ class StreamKey(NamedTuple):
     epoch: str
 
 
-_KEY: Final = tuple_(streams.c.device, streams.c.stream, streams.c.epoch)
-
-
 async def read_marks(connection: AsyncConnection, keys: Collection[StreamKey]) -> dict[StreamKey, int]:
     """Without those that nothing was committed of."""
-    found: dict[StreamKey, int] = {}
-    for some in in_slices(sorted(keys)):
-        for row in await connection.execute(select(streams).where(_KEY.in_(some))):
-            found[StreamKey(row.device, row.stream, row.epoch)] = row.mark
-    return found
+    rows = await find(connection, streams, StreamKey._fields, list(keys))
+    return {StreamKey(row.device, row.stream, row.epoch): row.mark for row in rows}
 
 
 async def move_marks(connection: AsyncConnection, marks: Mapping[StreamKey, int], now: float) -> None:

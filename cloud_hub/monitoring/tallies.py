@@ -5,18 +5,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-from sqlalchemy import Row, case, select, tuple_
+from sqlalchemy import Row, case
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cloud_hub.monitoring.evidence import IntArray
 from cloud_hub.monitoring.integers import pack, unpack
 from cloud_hub.monitoring.verdict import MAX_MOMENT
-from cloud_hub.store.bulk import in_slices, upsert
+from cloud_hub.store.bulk import find, upsert
 from cloud_hub.store.tables import look_scopes, looks
 
 TICK: Final = 2.0**-10  # unit of stored moments, and of the variance that noise adds
@@ -75,13 +75,9 @@ async def merge(connection: AsyncConnection, modules: Mapping[str, str], tallies
     await _note_scopes(connection, modules, tallies)
 
 
-async def _there(connection: AsyncConnection, keys: list[LookKey]) -> dict[LookKey, Tally]:
-    columns = tuple_(looks.c.manifest_sha256, looks.c.device, looks.c.start)
-    found: dict[LookKey, Tally] = {}
-    for some in in_slices(keys):
-        for row in await connection.execute(select(looks).where(columns.in_(some))):
-            found[LookKey(row.manifest_sha256, row.device, row.start)] = tally_of(row)
-    return found
+async def _there(connection: AsyncConnection, keys: Sequence[LookKey]) -> dict[LookKey, Tally]:
+    rows = await find(connection, looks, LookKey._fields, keys)
+    return {LookKey(row.manifest_sha256, row.device, row.start): tally_of(row) for row in rows}
 
 
 async def _note_scopes(
