@@ -17,6 +17,7 @@ from cloud_hub.broker import find_mosquitto
 from cloud_hub.clock import Clock, system_clock
 from cloud_hub.config import HubConfig, HubPaths
 from cloud_hub.doctor_database import database, patches_built
+from cloud_hub.doctor_outward import events_outward
 from cloud_hub.errors import HubError
 from cloud_hub.findings import Finding, State
 from cloud_hub.hardening import exposed, sealed
@@ -49,6 +50,7 @@ def examine(paths: HubPaths, clock: Clock = system_clock) -> list[Finding]:
         ("patches", lambda: patches_built(config, paths)),
         ("signed metadata", lambda: _signed_metadata(paths, config, clock())),
         ("files elsewhere", lambda: _elsewhere(config)),
+        ("events to others", lambda: events_outward(config)),
         ("broker", lambda: _broker(config)),
         ("ports", lambda: _ports(config)),
         ("disk", lambda: _disk(paths)),
@@ -77,7 +79,8 @@ def _private(paths: HubPaths) -> Finding:
 
 def _at_rest(paths: HubPaths) -> Finding:
     """How well what is on the disk is kept from somebody who has the disk."""
-    private = [*(paths.keys / f"{name}.pem" for name in ONLINE), paths.device_ca_key, paths.capability_key, paths.outward_key]
+    others = (paths.device_ca_key, paths.capability_key, paths.outward_key)
+    private = [*(paths.keys / f"{name}.pem" for name in ONLINE), *others]
     plain = [path.name for path in private if path.is_file()]
     if plain:
         return Finding("keys at rest", "note", f"plain files, 0600: {', '.join(plain)}; mooring-hub seal seals them")

@@ -68,7 +68,7 @@ class OtherBroker:
 
     async def _connect(self) -> aiomqtt.Client:
         settings, url = self._settings, urlsplit(self._settings.mqtt_broker)
-        context, password = await asyncio.to_thread(_credentials, settings)
+        context, password = await asyncio.to_thread(credentials, settings)
         client = aiomqtt.Client(
             url.hostname or "",
             url.port or 8883,
@@ -86,7 +86,8 @@ class OtherBroker:
         return client
 
 
-def _credentials(settings: OutwardSettings) -> tuple[ssl.SSLContext, str | None]:
+def credentials(settings: OutwardSettings) -> tuple[ssl.SSLContext, str | None]:
+    """TLS and the password for the other broker. Raises OSError (SSLError is one) for files that cannot be read."""
     context = ssl.create_default_context(cafile=settings.mqtt_ca or None)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if settings.mqtt_certificate:

@@ -6,12 +6,16 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import aiomqtt
 import pytest
 from cloudevents.core.bindings.http import HTTPMessage, from_http_event
 
+from cloud_hub.config import HubConfig
+from cloud_hub.doctor_outward import events_outward
 from cloud_hub.events import Events
+from cloud_hub.metrics.settings import MetricsSettings
 from cloud_hub.outward.cloud_events import CloudEvent, cloud_event
 from cloud_hub.outward.log_file import LogFile
 from cloud_hub.outward.mqtt import OtherBroker, Topics
@@ -122,6 +126,43 @@ async def test_what_a_power_cut_left_of_a_line_is_taken_off(tmp_path: Path) -> N
         await log.take([made(9)])
         assert [line["sequence"] for line in lines(path)][-1] == f"{9:020d}"
         path.write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    ("settings", "state", "words"),
+    [
+        (OutwardSettings(), "ok", "webhooks"),
+        (OutwardSettings(private_addresses=True), "ok", "private_addresses"),
+        (OutwardSettings(ca="/nowhere/ca.pem"), "problem", "outward.ca"),
+        (OutwardSettings(log="/nowhere/events.jsonl"), "problem", "outward.log"),
+        (OutwardSettings(mqtt_topic="t", mqtt_broker="mqtts://b", mqtt_ca="/nowhere"), "problem", "outward.mqtt"),
+        (OutwardSettings(mqtt_topic="t", mqtt_broker="mqtts://b", mqtt_password_file="/nowhere"), "problem", "nowhere"),
+        (OutwardSettings(mqtt_topic="mooring/events"), "ok", "mooring/events at the own broker"),
+    ],
+)
+def test_doctor_says_what_would_keep_events_inside(settings: OutwardSettings, state: str, words: str) -> None:
+    found = events_outward(HubConfig(outward=settings))
+    assert (found.state, words in found.text) == (state, True), found
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"mqtt_topic": "a/#"}, {"mqtt_topic": "mooring/1/x"}, {"mqtt_topic": "a/"}, {"mqtt_topic": "$SYS/x"},
+        {"mqtt_broker": "mqtt://plain"}, {"mqtt_certificate": "/c.pem"}, {"mqtt_readers": ("_hub",)},
+        {"mqtt_readers": ("a b",)}, {"log": "relative"}, {"log_mib": 0}, {"timeout_s": 0.0}, {"kinds": ("user.*",)},
+    ],
+)  # fmt: skip
+def test_settings_that_are_none_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="outward"):
+        OutwardSettings(**settings)
+
+
+def test_settings_are_kept_in_the_hubs_file(tmp_path: Path) -> None:
+    settings = OutwardSettings(mqtt_topic="mooring/events", mqtt_readers=("grafana",), log="/l", kinds=("alert.*",))
+    HubConfig(outward=settings, metrics=MetricsSettings(open=True)).write(tmp_path)
+    loaded = HubConfig.load(tmp_path, {})
+    assert (loaded.outward, loaded.metrics.open) == (settings, True)
 
 
 @pytest.fixture
