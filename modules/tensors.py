@@ -7,6 +7,7 @@ arrays. Source: Open Inference Protocol v2 (datatypes; binary tensors are little
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import msgspec
 
@@ -64,13 +65,16 @@ DATATYPES = frozenset(ITEM_SIZE) | {"BYTES"}
 class TensorSpec(msgspec.Struct, frozen=True):
     """Name, datatype and shape of a model's input or output; -1 is a free dimension.
 
-    `labels` names the classes of an output, or the features of an input's last dimension, in order.
+    `labels` names the classes of an output, or the features of an input's last dimension, in order. An output that is
+    `unserved` is profiled and sampled like others and never answered, such as an embedding that tells of drift; agents
+    of before version 0.2 would answer it.
     """
 
     name: str
     datatype: str
     shape: tuple[int, ...]
     labels: tuple[str, ...] = ()
+    unserved: bool | msgspec.UnsetType = msgspec.UNSET
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -78,6 +82,11 @@ class TensorSpec(msgspec.Struct, frozen=True):
         _check_datatype(self.name, self.datatype)
         if any(size < -1 or size == 0 for size in self.shape):
             raise TensorError(f"tensor {self.name}: expected sizes of at least 1 or -1, got {list(self.shape)}")
+
+
+def served(outputs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+    """Those that are answered."""
+    return tuple(spec for spec in outputs if not spec.unserved)
 
 
 class Tensor(msgspec.Struct, frozen=True):

@@ -11,7 +11,7 @@ import msgspec
 import agent
 from agent.endpoint.batches import has_rows
 from modules.manifest import Manifest
-from modules.tensors import TensorSpec
+from modules.tensors import TensorSpec, served
 
 _LOGGING = {
     "log_file": "", "log_info": False, "log_warning": True, "log_error": True, "log_verbose_level": 0,
@@ -61,7 +61,7 @@ class Documents:
             "versions": [str(manifest.version)],
             "platform": self._platform(),
             "inputs": [_described(spec) for spec in manifest.inputs],
-            "outputs": [_described(spec) for spec in manifest.outputs],
+            "outputs": [_described(spec) for spec in served(manifest.outputs)],
         }
 
     def _configuration(self) -> dict[str, object]:
@@ -75,7 +75,7 @@ class Documents:
             "version_policy": {"specific": {"versions": [manifest.version]}},
             "max_batch_size": 0,
             "input": [_configured(spec) for spec in manifest.inputs],
-            "output": [_configured(spec) for spec in manifest.outputs],
+            "output": [_configured(spec) for spec in served(manifest.outputs)],
         }
         return {**told, "dynamic_batching": {"max_queue_delay_microseconds": 0}} if together else told
 

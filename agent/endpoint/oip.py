@@ -19,7 +19,7 @@ from agent.endpoint.exchange import Refused
 from agent.endpoint.regions import Regions, Span
 from modules.errors import MALFORMED, TensorError
 from modules.manifest import Manifest
-from modules.tensors import TensorSpec
+from modules.tensors import TensorSpec, served
 
 MAX_ID = 256
 MAX_TENSORS = 1024
@@ -139,8 +139,9 @@ class Parser:
 
     def __init__(self, manifest: Manifest, not_missing: frozenset[str], regions: Regions | None = None) -> None:
         self._inputs = {spec.name: spec for spec in manifest.inputs}
-        self._outputs = {spec.name: spec for spec in manifest.outputs}
-        self._all = {binary: tuple(Wanted(spec, binary) for spec in manifest.outputs) for binary in (False, True)}
+        outputs = served(manifest.outputs)
+        self._outputs = {spec.name: spec for spec in outputs}
+        self._all = {binary: tuple(Wanted(spec, binary) for spec in outputs) for binary in (False, True)}
         self._not_missing = not_missing
         self._batched = [spec.name for spec in manifest.inputs if spec.shape and spec.shape[0] == -1]
         self._ragged = [spec.name for spec in manifest.inputs if -1 in spec.shape[1:]]

@@ -18,7 +18,7 @@ from agent.endpoint.exchange import Refused
 from agent.fast.wire import ALIGN, Body, Placed, aligned, layout, read_body
 from modules.errors import TensorError
 from modules.manifest import Manifest
-from modules.tensors import ITEM_SIZE, TensorSpec
+from modules.tensors import ITEM_SIZE, TensorSpec, served
 
 # Copied before the run: it costs less than a microsecond, and whoever watches the prediction needs a copy anyway.
 SMALL_BYTES = 16 * 1024
@@ -57,7 +57,8 @@ class Plan:
         self.views = views
         self.inputs_at = specs
         self._at = asked.at
-        self.outputs = [(n, manifest.outputs[n]) for n in asked.outputs or range(len(manifest.outputs))]
+        outputs = served(manifest.outputs)
+        self.outputs = [(n, outputs[n]) for n in asked.outputs or range(len(outputs))]
         self._texts = any(spec.datatype == "BYTES" for _, spec in self.outputs)
         self._shapes: list[tuple[int, ...]] = []
         self.outputs_at: list[Placed] = []
@@ -89,8 +90,9 @@ class Plan:
         if found != list(range(len(names))):
             got = ", ".join(names[i] if i < len(names) else f"number {i}" for i in found) or "none"
             raise Refused(400, f"inputs: expected {', '.join(names)}, got {got}")
-        if any(index >= len(manifest.outputs) for index in asked.outputs) or _twice(asked.outputs):
-            raise Refused(400, f"outputs: expected each of {len(manifest.outputs)} at most once, got {asked.outputs}")
+        count = len(served(manifest.outputs))
+        if any(index >= count for index in asked.outputs) or _twice(asked.outputs):
+            raise Refused(400, f"outputs: expected each of {count} at most once, got {asked.outputs}")
         end = 0
         for placed in asked.inputs:
             _check_place(manifest.inputs[placed.tensor], placed, len(self._area))

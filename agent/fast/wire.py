@@ -14,7 +14,7 @@ from typing import NamedTuple
 import msgspec
 
 from modules.manifest import Manifest
-from modules.tensors import TensorSpec
+from modules.tensors import TensorSpec, served
 
 PROTOCOL = 1
 MAX_MESSAGE = 64 * 1024
@@ -35,7 +35,7 @@ class WireError(Exception):
 
 
 class Placed(NamedTuple):
-    """A tensor in the area: `tensor` is its number among those of its kind in the manifest."""
+    """A tensor in the area: `tensor` is its number among those of its kind in the welcome."""
 
     tensor: int
     shape: tuple[int, ...]
@@ -61,11 +61,12 @@ def welcome(manifest: Manifest, area_bytes: int, cpus: Iterable[int]) -> bytes:
         "cpus": sorted(cpus),
         "event_times": True,
         "inputs": manifest.inputs,
-        "outputs": manifest.outputs,
+        "outputs": served(manifest.outputs),
     }
     text = msgspec.json.encode(document)
     if len(text) >= MAX_MESSAGE:
-        bare = {key: tuple(map(_without_labels, getattr(manifest, key))) for key in ("inputs", "outputs")}
+        sides = {"inputs": manifest.inputs, "outputs": served(manifest.outputs)}
+        bare = {key: tuple(map(_without_labels, side)) for key, side in sides.items()}
         text = msgspec.json.encode({**document, **bare})
     return WELCOME + text
 

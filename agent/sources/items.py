@@ -11,6 +11,7 @@ from agent.backends import Array
 from agent.endpoint.codec import to_json
 from agent.sources.talk import MAX_RESULT_BYTES
 from modules.manifest import Manifest
+from modules.tensors import served
 
 
 class Item(msgspec.Struct, gc=False):
@@ -69,7 +70,7 @@ class Writer:
 
     def __init__(self, manifest: Manifest) -> None:
         self._head = {"model_name": manifest.name, "model_version": str(manifest.version)}
-        self._outputs = manifest.outputs
+        self._outputs = served(manifest.outputs)
 
     def json(self, result: Result) -> bytes:
         body = {**self._head, "id": result.id, "parameters": {"source": result.name}}

@@ -24,6 +24,7 @@ from modules.bundle import FileEntry
 from modules.chain import check_runtime
 from modules.environment import FOLDER
 from modules.manifest import Health, Manifest, Resources, Runtime, SamplingPolicy
+from modules.tensors import served
 
 
 async def model_manifest(
@@ -47,7 +48,7 @@ async def model_manifest(
         outputs=result.outputs,
         files=(*own, *carried),
         runtime=runs,
-        requires=_required(request, runs, profile, target, own, carried, result.plain),
+        requires=_required(request, runs, profile, target, own, carried, _is_plain(result)),
         resources=request.resources or Resources(),
         health=_health(request, runs, result.golden),
         sampling=request.sampling or SamplingPolicy(),
@@ -80,6 +81,11 @@ def _required(
     if runs.environment:
         needs = msgspec.structs.replace(needs, python=needs.python or (target.python,))
     return understood(needs, request.health, runs, request.resources, request.sampling, plain=plain)
+
+
+def _is_plain(result: ProbeResult) -> bool:
+    """Whether agents of before version 0.2 understand the reference, and what is answered."""
+    return result.plain and len(served(result.outputs)) == len(result.outputs)
 
 
 def _health(request: BuildRequest, runs: Runtime, golden: bool) -> Health:

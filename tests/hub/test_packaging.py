@@ -18,11 +18,11 @@ from cloud_hub.events import Events
 from cloud_hub.store.engine import Store
 from cloud_hub.store.tables import modules
 from modules.bundle import sha256_hex
-from modules.manifest import Health, SamplingPolicy, decode_manifest
+from modules.manifest import NEWER_AGENT, Health, SamplingPolicy, decode_manifest
 from modules.targets import TargetPath
 from modules.tensors import TensorSpec
 from support.clock import SetClock
-from support.shop import PROFILE, Shop
+from support.shop import PROFILE, Shop, linear
 
 samples, labels = load_iris(return_X_y=True)
 measures = samples.astype(np.float32)
@@ -67,6 +67,18 @@ async def test_a_module_is_built_with_everything_that_a_device_needs(shop: Shop)
         for chunk in entry.chunks:
             assert sha256_hex(stored[offset : offset + chunk.size]) == chunk.sha256
             offset += chunk.size
+
+
+async def test_what_old_agents_cannot_read_is_kept_from_them(
+    store: Store, blobs: Blobs, events: Events, clock: SetClock
+) -> None:
+    shop = Shop(store, blobs, events, clock, name="eye")
+    await shop.register(model_onnx=linear(2.0, columns=2))
+    await shop.register(model_onnx=linear(2.0, columns=300))
+    narrow, wide = np.zeros((30, 2), np.float32), np.random.default_rng(1).normal(size=(30, 300)).astype(np.float32)
+    for version, rows, needed in ((1, narrow, ""), (2, wide, NEWER_AGENT)):
+        manifest = await shop.build(version, reference=await shop.arrays(x=rows))
+        assert manifest.requires.agent_version == needed
 
 
 async def test_the_same_input_gives_the_same_manifest(shop: Shop) -> None:

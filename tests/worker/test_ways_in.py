@@ -14,7 +14,7 @@ import pytest
 
 from agent.sandbox.protocol import Drain, Drained
 from cloud_hub.reference import profile_training
-from modules.manifest import Manifest, SamplingPolicy
+from modules.manifest import Manifest, Runtime, SamplingPolicy
 from modules.tensors import TensorSpec
 from modules.windows import ReferenceProfile, Window, encode_reference, unpack_counts, unpack_joint
 from mooring_client import AsyncClient, Refused
@@ -103,6 +103,43 @@ async def test_an_event_time_may_come_as_a_parameter_or_as_a_header(
     assert rows == {period: (7, 7), period - HOUR: (1, 1), now: (2, 0)}
     assert now > time.time() - 2 * HOUR
     assert set(counted(profile, windows).tolist()) == {10}
+
+
+EMBEDDING = """
+def init(): pass
+def predict(inputs):
+    x = inputs["x"]
+    return {"embedding": x * x, "y": x * 2}
+"""
+
+
+async def test_what_a_script_gives_to_be_profiled_only_is_answered_to_nobody(tmp_path: Path) -> None:
+    spec, rows = TensorSpec("x", "FP32", (-1, 2)), np.random.default_rng(1).normal(size=(50, 2)).astype(np.float32)
+    outputs = TensorSpec("embedding", "FP32", (-1, 2), unserved=True), TensorSpec("y", "FP32", (-1, 2))
+    profile = profile_training({"x": rows}, {"embedding": rows * rows, "y": rows * 2}, [spec], outputs)
+    files = {"s.py": EMBEDDING.encode(), "reference.json": encode_reference(profile)}
+    manifest = write_module(
+        tmp_path / "slot", files, inputs=(spec,), outputs=outputs, reference="reference.json",
+        runtime=Runtime(model="", entry="s.py"),
+    )  # fmt: skip
+    async with WorkerDriver(tmp_path / "slot", manifest, SamplingPolicy(rate=1.0, window_s=HOUR)) as worker:
+        await worker.serve()
+        said = await worker.infer({"inputs": [json_input(rows[:10])]})
+        assert [output["name"] for output in said.json["outputs"]] == ["y"]
+        refused = await worker.infer({"inputs": [json_input(rows[:1])], "outputs": [{"name": "embedding"}]})
+        assert (refused.status, refused.json["error"]) == (400, "outputs: expected y, got 'embedding'")
+        about = await worker.ask(request("GET", "/v2/models/digits"))
+        assert [output["name"] for output in about.json["outputs"]] == ["y"]
+        async with AsyncClient(worker.path, model="digits", transport="shared-memory") as client:
+            assert [output.name for output in (await client.metadata())[1]] == ["y"]
+            for part in (rows[10:11], rows[11:]):
+                answer = await client.ask({"x": part}, outputs=("y",))
+                assert list(answer) == ["y"]
+                np.testing.assert_array_equal(answer["y"], part * 2)
+                assert list(await client.predict(x=part)) == ["y"]
+        windows = await drained(worker)
+    assert set(counted(profile, windows).tolist()) == {10 + 2 * 40}
+    assert {tensor.name for tensor in worker.samples[0].outputs} == {"embedding", "y"}
 
 
 @pytest.mark.parametrize("transport", ["shared-memory", "http"])
