@@ -223,8 +223,7 @@ class Alerts:
     async def _in_order(self, group: Group) -> tuple[Kind, ...]:
         """What is worse first: the other may be said by it."""
         quality = (await self._deciding.decide(group, "quality")).evidence
-        worse = quality is not None and (quality.problems or severe(quality))
-        return ("quality", "drift") if worse else ("drift", "quality")
+        return ("quality", "drift") if quality is not None and _is_bad(quality) else ("drift", "quality")
 
     async def _weigh_kind(self, group: Group, kind: Kind) -> None:
         decision = await self._deciding.decide(group, kind)
@@ -255,8 +254,12 @@ class Alerts:
         inside = set() if is_device(group.device) else await self._deciding.inside(group)
         async with self._store.write() as connection:
             evidence = await self._with_causes(connection, module, group, evidence)
-            parent = await self._companion(connection, group, kind, evidence)
+            twin = await self._companion(connection, group, kind, evidence)
+            main = kind == "quality" and _is_bad(evidence)
+            parent = None if twin is None or main else twin.id
             number = await self._life.open(connection, kind, module, group, evidence, version, None, parent)
+            if twin is not None and main:
+                await self._life.attach(connection, twin, number)
             for alert in await alert_book.live_of(connection, kind, group.manifest_sha256):
                 if alert.parent is None and alert.group in inside and _says(evidence, alert.evidence):
                     await self._life.attach(connection, alert, number)
@@ -276,12 +279,15 @@ class Alerts:
 
     async def _companion(
         self, connection: AsyncConnection, group: Group, kind: Kind, evidence: AlertEvidence
-    ) -> int | None:
-        """The alert of the other kind about the same field here: a wrong unit is one thing to see to, not two."""
+    ) -> Alert | None:
+        """The alert of the other kind about the same here: a wrong unit is one thing to see to, not two."""
         other = await alert_book.find_open(connection, "drift" if kind == "quality" else "quality", group)
-        if other is None or evidence.problems or not evidence.names:
+        if other is None or not evidence.names:
             return None
-        return other.id if evidence.names[0] in other.evidence.names else None
+        drift, quality = (evidence, other.evidence) if kind == "drift" else (other.evidence, evidence)
+        # Rows of a flood are hardly independent of each other: what they seem to say is not weighed against it.
+        flooded = any(problem.key == "flood" for problem in quality.problems)
+        return other if flooded or set(drift.names) & set(quality.names) else None
 
     async def _with_causes(
         self, connection: AsyncConnection, module: str, group: Group, evidence: AlertEvidence
@@ -319,6 +325,11 @@ def _says(wide: AlertEvidence, narrow: AlertEvidence) -> bool:
     if narrow.problems or not narrow.names or narrow.reference != wide.reference:
         return False
     return narrow.names[0] in wide.names
+
+
+def _is_bad(quality: AlertEvidence) -> bool:
+    """So much that what else is seen there follows from it."""
+    return bool(quality.problems) or severe(quality)
 
 
 def _by_width(group: Group) -> tuple[int, Group]:

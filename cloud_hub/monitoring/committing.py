@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from cloud_hub.asking.arriving import keep_asked
 from cloud_hub.clock import Clock
 from cloud_hub.errors import Unavailable
+from cloud_hub.monitoring.clocks import newest_looks, without_gone_back
 from cloud_hub.monitoring.intake import CountedWindow, KeptSample, Parsed, Problem
 from cloud_hub.monitoring.keeping import FromDevice, keep_samples, keep_windows
 from cloud_hub.monitoring.looks import Group
@@ -135,6 +136,9 @@ class Committer:
             if job.device in retired:
                 job.ack, job.step, job.parsed = None, "none", []
         now = self._clock()
+        newest = await newest_looks(connection, [(job.device, job.parsed) for job in jobs])
+        for job in jobs:
+            job.parsed = without_gone_back(job.device, job.parsed, newest)
         windows = [
             FromDevice(job.device, scopes[job.device], item)
             for job in jobs

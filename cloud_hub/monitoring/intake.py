@@ -26,6 +26,7 @@ MAX_PIECE_BYTES: Final = PIECE_BYTES + 1024
 MAX_WITHHELD: Final = 256  # tensors of one sample
 MAX_CELLS_AT_ONCE: Final = 2_000_000  # that are in memory as numbers together
 MAX_AHEAD_S: Final = 86_400.0
+MAX_WINDOW_AHEAD_S: Final = 3600.0  # a look that has not begun would be the newest of its fleet until it has
 MAX_BEHIND_S: Final = 400 * 86_400.0
 MAX_LENGTH_S: Final = 2 * 86_400.0
 MAX_NAME: Final = 63
@@ -169,7 +170,7 @@ def _time_problem(window: Window, watched: Watched, now: float) -> Problem | Non
     start, end = window.start, window.end
     if not (math.isfinite(start) and math.isfinite(end) and start <= end <= start + MAX_LENGTH_S):
         text = f"window: expected an end up to 2 days after its start, got {start} to {end}"
-    elif not now - MAX_BEHIND_S <= end <= now + MAX_AHEAD_S:
+    elif not now - MAX_BEHIND_S <= end <= now + MAX_WINDOW_AHEAD_S:
         text = f"window: expected an end near the hub's time, got one {(end - now) / 86_400:+.1f} days from it"
     else:
         return None
