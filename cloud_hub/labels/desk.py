@@ -144,7 +144,8 @@ class Labels:
         await _write(connection, pile, now)
         ids = {row.prediction_id for number, row in good.items() if number not in refused}
         # Also where the same was only said again: of two labels for one output the newer counts.
-        joined = await join.rejoin(connection, ids, named, self._known, now)
+        everybody = all(not row.device for row in good.values())
+        joined = await join.rejoin(connection, ids, named, self._known, now, made if everybody else None)
         return msgspec.convert(pile.counts, LabelsTaken), joined.manifests
 
     async def _made(self, connection: AsyncConnection, rows: Collection[NewLabel]) -> dict[str, list[Made]]:
@@ -182,7 +183,7 @@ def _sort(pile: _Pile, row: NewLabel, here: bool, by: tuple[str, float]) -> None
     label = Label(
         id=-1 - len(pile.fresh), prediction_id=row.prediction_id, device=row.device, module=row.module,
         output=row.output, value=row.label, weight=row.weight, at=at, received_at=now, author=author,
-        replaced_at=now if older else None, state="waiting", reason="",
+        replaced_at=now if older else None, state="joined" if here else "waiting", reason="",
     )  # fmt: skip
     fresh = msgspec.structs.asdict(label)
     pile.fresh.append(fresh)

@@ -85,10 +85,12 @@ async def rejoin(
     devices: Collection[str] | None,
     known_outputs: KnownOutputs,
     now: float,
+    made: Mapping[str, list[Made]] | None = None,
 ) -> Joined:
     """Make the outcomes of these ids on these devices (None: any) what samples and labels say now.
 
-    Call inside the writing transaction that brought the samples or the labels.
+    Call inside the writing transaction that brought the samples or the labels. `made`, if it is known already, is all
+    predictions of these ids on any device.
     """
     current = await book.current_labels(connection, prediction_ids, devices)
     if devices is not None and (
@@ -98,9 +100,11 @@ async def rejoin(
     joined = Joined()
     if not current:
         return joined
-    made = await made_of(connection, {one: {label.device for label in group} for one, group in current.items()})
+    if made is None:
+        made = await made_of(connection, {one: {label.device for label in group} for one, group in current.items()})
     known = await known_outputs.of({one.manifest_sha256 for group in made.values() for one in group})
     best: dict[tuple[Made, str], Winner] = {}
+    made = {prediction_id: made[prediction_id] for prediction_id in current if prediction_id in made}
     for prediction_id, group in made.items():
         best |= winners(
             current[prediction_id], group, known, lambda label, error: joined.unusable.update({label.id: error.key})
@@ -218,7 +222,7 @@ async def _replace(connection: AsyncConnection, kept: _Kept, rows: list[dict[str
 
 
 async def _mark(
-    connection: AsyncConnection, current: dict[str, list[Label]], made: dict[str, list[Made]], joined: Joined
+    connection: AsyncConnection, current: Mapping[str, list[Label]], made: Mapping[str, list[Made]], joined: Joined
 ) -> None:
     """How each label stands."""
     changes: list[dict[str, Any]] = []

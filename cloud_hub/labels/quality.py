@@ -34,6 +34,7 @@ from cloud_hub.store.tables import modules, outcomes
 MAX_OUTPUTS: Final = 64
 MAX_PARTS: Final = 500
 MAX_GROUPS: Final = 20_000  # devices or days that are folded into parts
+MAX_OUTCOMES: Final = 500_000  # of one build: with more, the span begins later
 DEFAULT_DAYS: Final = 90.0
 RETIRED: Final = "(retired)"
 UNKNOWN: Final = "(unknown)"
@@ -79,18 +80,20 @@ class Quality:
         main = next((known[sha256].main for sha256 in manifests), "")
         names = [query.output] if query.output else found or [main]
         by_digest = {build.manifest_sha256: build for build in builds}
-        return [
-            await self._report(_Asked(query, by_digest, known, Slice(manifests, name, since, until, mine)))
+        slices = [
+            Slice(manifests, name, since, until, mine, kind=_kind(known, manifests, name))
             for name in names[:MAX_OUTPUTS]
         ]
+        return [await self._report(_Asked(query, by_digest, known, of)) for of in slices]
 
     async def _report(self, asked: _Asked) -> QualityReport:
         async with self._store.read() as connection:
-            asked = await _weighed(connection, asked)
+            asked = replace(asked, of=replace(asked.of, since=await sums.first_of(connection, asked.of, MAX_OUTCOMES)))
+            total = next(iter(await sums.parts(connection, asked.of, (), 1)), None)
+            asked, total = _weighed(asked, total)
             of = asked.of
-            total = _most(await sums.parts(connection, of, (), 2))
-            cells = _cells(await sums.pairs(connection, of), asked)
-            bins = await sums.bins(connection, of)
+            cells = _cells(await sums.pairs(connection, of), asked) if of.kind == "class" else []
+            bins = await sums.bins(connection, of) if of.kind == "class" else []
             named, more = await self._parts(connection, asked)
             distance = await _distance(connection, of, total)
             guess = await self._estimate(connection, asked)
@@ -98,13 +101,13 @@ class Quality:
             module=asked.query.module,
             versions=tuple(sorted({build.version for build in asked.builds.values()})),
             output=of.output,
-            kind=total.kind if total is not None else _kind(asked),
+            kind=of.kind,
             since=of.since,
             until=of.until,
             device=asked.query.device,
-            total=figures_of("all", total, figures.class_shares(cells), distance),
+            total=figures_of("all", of.kind, total, figures.class_shares(cells), distance),
             by=asked.query.by,
-            parts=tuple(figures_of(name, part) for name, part in named[:MAX_PARTS]),
+            parts=tuple(figures_of(name, of.kind, part) for name, part in named[:MAX_PARTS]),
             more_parts=more or len(named) > MAX_PARTS,
             classes=figures.class_figures(cells),
             confusion=figures.confusions(cells),
@@ -186,31 +189,29 @@ class Quality:
         return await asyncio.to_thread(estimate, counted, labelled, prior)
 
 
-async def _weighed(connection: AsyncConnection, asked: _Asked) -> _Asked:
+def _weighed(asked: _Asked, total: Part | None) -> tuple[_Asked, Part | None]:
     """With the largest weight that a row of the slice might have had.
 
     Where only rows are labelled that were taken for a reason, those that stand for all the others are still to come.
     """
-    heaviest, any_base = await sums.heaviest(connection, asked.of)
-    if not any_base:
+    if total is None:
+        return asked, None
+    heaviest = total.error.largest
+    if not total.plain:
         heaviest = max([heaviest, *(outputs.heaviest for outputs in asked.known.values())])
-    return replace(asked, of=replace(asked.of, heaviest=heaviest))
+    return replace(asked, of=replace(asked.of, heaviest=heaviest)), total.with_largest(heaviest)
 
 
 async def _distance(connection: AsyncConnection, of: Slice, total: Part | None) -> tuple[float, float] | None:
-    if total is None or total.kind != "number":
+    if total is None or of.kind != "number":
         return None
-    return await sums.distance(connection, of, total.truth.mean)
+    return await sums.distance(connection, of, total.truth)
 
 
-def _most(found: Sequence[Part]) -> Part | None:
-    """Builds may differ in what an output of that name is: what most rows say it is."""
-    return max(found, key=lambda part: part.error.rows, default=None)
-
-
-def _kind(asked: _Asked) -> str:
-    outputs = (known.by_name.get(asked.of.output) for known in asked.known.values())
-    return next((output.kind for output in outputs if output is not None), "")
+def _kind(known: Known, manifests: Sequence[str], name: str) -> str:
+    """What the newest build that has the output says it is."""
+    outputs = (known[sha256].by_name.get(name) for sha256 in manifests)
+    return next((output.kind for output in outputs if output is not None), "class")
 
 
 def _cells(rows: Sequence[Row[Any]], asked: _Asked) -> list[ConfusionCell]:

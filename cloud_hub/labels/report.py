@@ -71,13 +71,17 @@ class QualityReport(msgspec.Struct, frozen=True):
 
 
 def figures_of(
-    name: str, part: Part | None, shares: dict[str, float] | None = None, distance: tuple[float, float] | None = None
+    name: str,
+    kind: str,
+    part: Part | None,
+    shares: dict[str, float] | None = None,
+    distance: tuple[float, float] | None = None,
 ) -> Figures:
     """`shares` of the classes, or the `distance` of the numbers from their mean, for the dummies."""
     if part is None:
         return Figures(name, 0, 0.0)
     error = part.error
-    if part.kind == "number":
+    if kind == "number":
         mae, rmse = distance or (None, None)
         return Figures(
             name,

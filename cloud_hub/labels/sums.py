@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 from sqlalchemy import Column, ColumnElement, Row, Select, and_, case, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -36,13 +36,21 @@ class Slice:
     until: float
     devices: Collection[str] | None = None
     heaviest: float = 0.0
+    kind: str = "class"
 
     @property
     def condition(self) -> ColumnElement[bool]:
         of = and_(
-            _C.manifest_sha256.in_(self.manifests), _C.output == self.output, _C.at >= self.since, _C.at < self.until
+            _C.manifest_sha256.in_(self.manifests),
+            _C.output == self.output,
+            _C.at >= self.since,
+            _C.at < self.until,
+            _C.kind == self.kind,
         )
         return of if self.devices is None else and_(of, among(_C.device, self.devices))
+
+
+_NOTHING: Final = Sums()
 
 
 @dataclass(frozen=True)
@@ -50,28 +58,36 @@ class Part:
     """Sums of one group of outcomes. `key` is what they are grouped by; what does not apply has no rows.
 
     `error` sums errors of classes, and what predicted numbers are off by; `size` and `square` are of the latter.
+    `plain`: some of the rows were sampled for no special reason (stratum `base`). `truth` is the mean of true numbers.
     """
 
     key: tuple[Any, ...]
-    kind: str
     error: Sums
-    size: Sums
-    square: Sums
-    log_loss: Sums
-    brier: Sums
-    truth: Sums
+    plain: bool
+    size: Sums = _NOTHING
+    square: Sums = _NOTHING
+    log_loss: Sums = _NOTHING
+    brier: Sums = _NOTHING
+    truth: float = 0.0
 
     def __add__(self, other: Part) -> Part:
+        rows = self.error.w + other.error.w
         return Part(
             self.key,
-            self.kind,
             self.error + other.error,
+            self.plain or other.plain,
             self.size + other.size,
             self.square + other.square,
             self.log_loss + other.log_loss,
             self.brier + other.brier,
-            self.truth + other.truth,
+            (self.truth * self.error.w + other.truth * other.error.w) / rows if rows else 0.0,
         )
+
+    def with_largest(self, largest: float) -> Part:
+        """As if a row could weigh so much."""
+        names = ("error", "size", "square", "log_loss", "brier")
+        sums = {name: getattr(self, name) for name in names}
+        return replace(self, **{n: replace(one, largest=max(one.largest, largest)) for n, one in sums.items()})
 
 
 async def outputs_of(connection: AsyncConnection, manifests: Sequence[str]) -> list[str]:
@@ -80,26 +96,28 @@ async def outputs_of(connection: AsyncConnection, manifests: Sequence[str]) -> l
     return list((await connection.execute(query)).scalars())
 
 
-async def heaviest(connection: AsyncConnection, of: Slice) -> tuple[float, bool]:
-    """The largest weight there is, and whether any of the rows was taken for no special reason (stratum `base`)."""
-    plain = func.max(case((_C.stratum == "base", 1), else_=0))
-    row = (await connection.execute(select(func.max(_C.weight), plain).where(of.condition))).one()
-    return float(row[0] or 0.0), bool(row[1])
+async def first_of(connection: AsyncConnection, of: Slice, limit: int) -> float:
+    """The slice's start, or a later one from which no build has more than `limit` rows in it."""
+    since = of.since
+    for manifest in of.manifests:
+        query = select(_C.at).where(
+            _C.manifest_sha256 == manifest, _C.output == of.output, _C.at >= of.since, _C.at < of.until
+        )
+        found = (await connection.execute(query.order_by(_C.at.desc()).offset(limit).limit(1))).scalar_one_or_none()
+        since = since if found is None else max(since, float(found))
+    return since
 
 
 async def parts(connection: AsyncConnection, of: Slice, by: Sequence[Column[Any]], limit: int) -> list[Part]:
     """One per group, those with most rows first."""
-    error, truth = _sums("error", _C.error), _sums("truth", _C.truth)
-    size, square = _sums("size", func.abs(_C.error)), _sums("square", _C.error * _C.error)
-    log_loss, brier = _sums("log_loss", _C.log_loss), _sums("brier", _C.brier)
-    query: Select[Any] = (
-        select(*by, _C.kind, *error, *size, *square, *log_loss, *brier, *truth)
-        .where(of.condition)
-        .group_by(*by, _C.kind)
-        .order_by(func.count().desc(), *by)
-        .limit(limit)
-    )
-    return [_part(row, len(by), of.heaviest) for row in await connection.execute(query)]
+    sums = _of_numbers() if of.kind == "number" else _of_classes()
+    plain = func.max(case((_C.stratum == "base", 1), else_=0)).label("plain")
+    query: Select[Any] = select(*by, plain, *sums).where(of.condition)
+    if by:
+        query = query.group_by(*by).order_by(func.count().desc(), *by).limit(limit)
+    read = _number_part if of.kind == "number" else _class_part
+    found = [read(row, tuple(row[: len(by)]), of.heaviest) for row in await connection.execute(query)]
+    return [part for part in found if part.error.rows]
 
 
 async def pairs(connection: AsyncConnection, of: Slice) -> list[Row[Any]]:
@@ -114,7 +132,7 @@ async def pairs(connection: AsyncConnection, of: Slice) -> list[Row[Any]]:
             func.sum(_C.weight * _C.weight).label("w2"),
             func.max(_C.weight).label("largest"),
         )
-        .where(of.condition, _C.kind == "class")
+        .where(of.condition)
         .group_by(_C.manifest_sha256, _C.truth, _C.predicted)
     )
     return list(await connection.execute(query))
@@ -151,7 +169,7 @@ async def distance(connection: AsyncConnection, of: Slice, place: float) -> tupl
     """The weighted mean distance of the truth from `place`, and the root of that of the square."""
     off, total = _C.truth - place, func.sum(_C.weight)
     query = select(func.sum(_C.weight * func.abs(off)) / total, func.sum(_C.weight * off * off) / total)
-    row = (await connection.execute(query.where(of.condition, _C.kind == "number"))).one()
+    row = (await connection.execute(query.where(of.condition))).one()
     return float(row[0] or 0.0), math.sqrt(float(row[1] or 0.0))
 
 
@@ -160,24 +178,52 @@ def _sums(name: str, value: _Number) -> list[ColumnElement[Any]]:
     w = case((value.is_not(None), _C.weight))
     return [
         func.count(value).label(f"{name}_rows"),
-        func.coalesce(func.sum(w), 0.0).label(f"{name}_w"),
-        func.coalesce(func.sum(w * w), 0.0).label(f"{name}_w2"),
-        func.coalesce(func.sum(w * value), 0.0).label(f"{name}_wx"),
-        func.coalesce(func.sum(w * w * value), 0.0).label(f"{name}_w2x"),
-        func.coalesce(func.sum(w * w * value * value), 0.0).label(f"{name}_w2x2"),
-        func.coalesce(func.max(w), 0.0).label(f"{name}_largest"),
+        func.sum(w).label(f"{name}_w"),
+        func.sum(w * w).label(f"{name}_w2"),
+        func.sum(w * value).label(f"{name}_wx"),
+        func.sum(w * w * value).label(f"{name}_w2x"),
+        func.sum(w * w * value * value).label(f"{name}_w2x2"),
+        func.max(w).label(f"{name}_largest"),
+    ]
+
+
+def _of_classes() -> list[ColumnElement[Any]]:
+    return [*_sums("error", _C.error), *_sums("log_loss", _C.log_loss), *_sums("brier", _C.brier)]
+
+
+def _of_numbers() -> list[ColumnElement[Any]]:
+    """Sizes and squares of errors share the sums of weights, and that of the squares, with the errors."""
+    w, size = _C.weight, func.abs(_C.error)
+    square = _C.error * _C.error
+    return [
+        *_sums("error", _C.error),
+        func.sum(w * size).label("size_wx"),
+        func.sum(w * w * size).label("size_w2x"),
+        func.sum(w * square).label("square_wx"),
+        func.sum(w * w * square * square).label("square_w2x2"),
+        (func.sum(w * _C.truth) / func.sum(w)).label("truth"),
     ]
 
 
 def _read(row: Row[Any], name: str, heaviest: float) -> Sums:
     found = row._mapping
-    w, w2, wx, w2x, w2x2, largest = (
-        float(found[f"{name}_{field}"]) for field in ("w", "w2", "wx", "w2x", "w2x2", "largest")
-    )
     rows = int(found[f"{name}_rows"])
-    return Sums(rows, w, w2, wx, w2x, w2x2, max(largest, heaviest if rows else 0.0))
+    if not rows:
+        return Sums()
+    names = ("w", "w2", "wx", "w2x", "w2x2", "largest")
+    w, w2, wx, w2x, w2x2, largest = (float(found[f"{name}_{field}"]) for field in names)
+    return Sums(rows, w, w2, wx, w2x, w2x2, max(largest, heaviest))
 
 
-def _part(row: Row[Any], keys: int, heaviest: float) -> Part:
-    names = ("error", "size", "square", "log_loss", "brier", "truth")
-    return Part(tuple(row[:keys]), row.kind, *(_read(row, name, heaviest) for name in names))
+def _class_part(row: Row[Any], key: tuple[Any, ...], heaviest: float) -> Part:
+    error, log_loss, brier = (_read(row, name, heaviest) for name in ("error", "log_loss", "brier"))
+    return Part(key, error, bool(row.plain), log_loss=log_loss, brier=brier)
+
+
+def _number_part(row: Row[Any], key: tuple[Any, ...], heaviest: float) -> Part:
+    error = _read(row, "error", heaviest)
+    if not error.rows:
+        return Part(key, error, False)
+    size = replace(error, wx=float(row.size_wx), w2x=float(row.size_w2x))
+    square = replace(error, wx=float(row.square_wx), w2x=error.w2x2, w2x2=float(row.square_w2x2))
+    return Part(key, error, bool(row.plain), size, square, truth=float(row.truth))

@@ -128,32 +128,31 @@ class LabelWatch:
         build = await self._build(manifest)
         if build is None:
             return
-        streams = await self._streams()
+        promise = Promise(self._promise_s, await self._streams())
         alarmed: dict[LabelKind, set[str]] = {kind: set() for kind in KINDS}
         for device in [*await self._devices(build), FLEET]:
+            rows = await self._read(build, device)
             for kind in KINDS:
                 apart = alarmed[kind] if device == FLEET else set()
-                if await self._weigh_kind(build, kind, device, apart, streams):
+                if await self._weigh_kind(build, kind, device, _without(rows, apart), promise):
                     alarmed[kind].add(device)
 
-    async def _weigh_kind(self, build: Build, kind: LabelKind, device: str, apart: set[str], streams: int) -> bool:
-        """Whether there is an alarm. On the fleet the devices `apart` are left out: they have alerts of their own."""
+    async def _read(self, build: Build, device: str) -> dict[str, list[Row]]:
+        async with self._store.read() as connection:
+            return {output: await _rows(connection, build.manifest_sha256, output, device) for output in build.outputs}
+
+    async def _weigh_kind(
+        self, build: Build, kind: LabelKind, device: str, rows: dict[str, list[Row]], promise: Promise
+    ) -> bool:
+        """Whether there is an alarm. What somebody called normal, and all before it, is not weighed again."""
         group = Group(build.manifest_sha256, device)
         async with self._store.read() as connection:
             alert = await alert_book.find_open(connection, kind, group)
-            calm_from = await alert_book.calm_from(connection, kind, group)
-            rows = {
-                output: [
-                    row
-                    for row in await _rows(connection, build.manifest_sha256, output, device, calm_from or 0.0)
-                    if row.device not in apart
-                ]
-                for output in build.outputs
-            }
-        promise = Promise(self._promise_s, streams)
-        found = await asyncio.to_thread(weigh, kind, build, rows, promise)
+            since = await alert_book.calm_from(connection, kind, group) or 0.0
+        latest = {output: [row for row in stream if row.at >= since] for output, stream in rows.items()}
+        found = await asyncio.to_thread(weigh, kind, build, latest, promise)
         if found is None:
-            if alert is not None and is_calm(kind, build, rows, alert.evidence):
+            if alert is not None and is_calm(kind, build, latest, alert.evidence):
                 await self._alerts.calm(kind, group, "calm", "the labels that came since are as they should be")
             return False
         await self._alerts.raise_alert(kind, build.module, group, found, build.version)
@@ -199,14 +198,17 @@ class LabelWatch:
             return sum(1 + min(row[2], MAX_DEVICES) for row in await connection.execute(query))
 
 
-async def _rows(connection: AsyncConnection, manifest: str, output: str, device: str, since: float) -> list[Row]:
+async def _rows(connection: AsyncConnection, manifest: str, output: str, device: str) -> list[Row]:
     """The latest, in the order of the predictions, whenever their labels came."""
-    of: list[ColumnElement[Any]] = [
-        outcomes.c.manifest_sha256 == manifest, outcomes.c.output == output, outcomes.c.at >= since
-    ]  # fmt: skip
+    of: list[ColumnElement[Any]] = [outcomes.c.manifest_sha256 == manifest, outcomes.c.output == output]
     if device != FLEET:
         of.append(outcomes.c.device == device)
     columns = (outcomes.c.at, outcomes.c.device, outcomes.c.error, outcomes.c.weight)
     order = (outcomes.c.at.desc(), outcomes.c.prediction_id.desc(), outcomes.c.device.desc())
     rows = await connection.execute(select(*columns).where(*of).order_by(*order).limit(MAX_ROWS))
     return [Row(*row) for row in reversed(rows.all())]
+
+
+def _without(rows: dict[str, list[Row]], devices: set[str]) -> dict[str, list[Row]]:
+    """The devices that have alerts of their own are left out of the fleet."""
+    return {output: [row for row in stream if row.device not in devices] for output, stream in rows.items()}

@@ -52,6 +52,7 @@ outcomes = Table(
     Column("brier", Float),
     Column("scores", LargeBinary),  # float32, little-endian: a corrected label is scored without the sample
     Index("ix_outcomes_manifest_sha256_output_at", "manifest_sha256", "output", "at"),
+    Index("ix_outcomes_manifest_sha256_output_device_at", "manifest_sha256", "output", "device", "at"),
 )
 # How good a module is asked to be: worse than this is an alert.
 quality_bounds = Table(

@@ -61,6 +61,8 @@ def upgrade() -> None:
     )
     op.create_index(op.f("ix_outcomes_prediction_id"), "outcomes", ["prediction_id"])
     op.create_index("ix_outcomes_manifest_sha256_output_at", "outcomes", ["manifest_sha256", "output", "at"])
+    by_device = ["manifest_sha256", "output", "device", "at"]
+    op.create_index("ix_outcomes_manifest_sha256_output_device_at", "outcomes", by_device)
     op.create_table(
         "quality_bounds",
         sa.Column("module", sa.String(length=63), nullable=False),
