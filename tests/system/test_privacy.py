@@ -37,6 +37,7 @@ async def test_from_the_promise_on_windows_have_noise_and_samples_stay(world: Wo
         share = Privacy(EPSILON).rho_per_window(0.5)
         (day,) = spent
         assert day.rho == pytest.approx(day.windows * share, rel=1e-3)
-        status = await device.until("its own account", lambda s: bool(s.report.privacy))
-        assert status.report.privacy[0].windows >= day.windows
-        assert status.report.privacy[0].withheld == 0
+        wanted = day.windows
+        status = await device.until("its own account", lambda s: any(p.windows >= wanted for p in s.report.privacy))
+        # At the most the window that was open when the promise was made: its rows came under none.
+        assert status.report.privacy[0].withheld <= 1
