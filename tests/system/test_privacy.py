@@ -11,7 +11,7 @@ from modules.privacy import Privacy
 from system.traffic import predict
 from system.world import MODEL, World
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(180)]
 EPSILON = 8.0
 
 

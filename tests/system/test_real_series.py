@@ -19,7 +19,7 @@ from modules.manifest import SamplingPolicy
 from system.traffic import post
 from system.world import HEALTH, PROFILE, World
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(180)]
 BEFORE = 6  # looks, of a second each
 POLICY = SamplingPolicy(rate=0.0, window_s=0.5)
 
