@@ -87,7 +87,8 @@ class Bases:
     ) -> Basis:
         if reference.kind == "fleet":
             return await self._beside_others(connection, watched, group)
-        if not one.rows:
+        # A version is not compared with itself: no row may be on both sides.
+        if not one.rows or (reference.kind == "version" and reference.version == watched.version):
             return Basis(watched.layout, str(TRAINING))
         joint = one.joint if one.joint.size else None
         layout = watched.layout.against(filled(watched.layout, one.counts), joint)
