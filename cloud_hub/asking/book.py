@@ -6,16 +6,17 @@ Functions over a connection; writing ones belong into the caller's transaction. 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Row, insert, select, update
+from sqlalchemy import Row, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cloud_hub.store.engine import among
 from cloud_hub.store.tables import commands
-from modules.commands import Command, CommandResult
+from modules.commands import COMMAND_ID, Command, CommandResult
 
 PENDING: Final = "pending"
 MAX_TEXT: Final = 500
@@ -83,7 +84,8 @@ async def pending(
         query = query.where(commands.c.device == device)
     if sent_before is not None:
         query = query.where((commands.c.sent_at.is_(None)) | (commands.c.sent_at < sent_before))
-    rows = await connection.execute(query.order_by(commands.c.sent_at, commands.c.created_at).limit(limit))
+    oldest = func.coalesce(commands.c.sent_at, 0.0)  # what was never sent first, whatever the database
+    rows = await connection.execute(query.order_by(oldest, commands.c.created_at).limit(limit))
     return [(row.device, Command(row.id, row.kind, row.expires_at, bytes(row.body))) for row in rows]
 
 
@@ -94,14 +96,16 @@ async def sent(connection: AsyncConnection, ids: Sequence[str], now: float) -> N
 
 async def end(connection: AsyncConnection, device: str, result: CommandResult, now: float) -> bool:
     """Write down how it ended, the first time only. Whether it was pending, or had expired unheard."""
+    if not re.fullmatch(COMMAND_ID, result.id):
+        return False
     change = (
         update(commands)
         .where(commands.c.id == result.id, commands.c.device == device, commands.c.state.in_((PENDING, "expired")))
         .values(
             state=result.outcome,
             ended_at=now,
-            key=result.key[:63],
-            text=result.text[:MAX_TEXT],
+            key=_plain(result.key)[:63],
+            text=_plain(result.text)[:MAX_TEXT],
             count=max(0, min(result.count, 2**31 - 1)),
             found=max(0, min(result.found, 2**31 - 1)),
         )
@@ -125,6 +129,20 @@ async def expire(connection: AsyncConnection, now: float, limit: int) -> list[As
         change = update(commands).where(commands.c.id.in_([one.id for one in late]), commands.c.state == PENDING)
         await connection.execute(change.values(state="expired", ended_at=now, key="expired", text=text))
     return late
+
+
+async def forget(connection: AsyncConnection, before: float, limit: int) -> int:
+    """Remove what was asked before then and has ended; how many at most `limit` there were."""
+    query = select(commands.c.id).where(commands.c.created_at < before, commands.c.state != PENDING).limit(limit)
+    old = list((await connection.execute(query)).scalars())
+    if old:
+        await connection.execute(delete(commands).where(commands.c.id.in_(old)))
+    return len(old)
+
+
+def _plain(text: str) -> str:
+    """A device's words, as any database takes them."""
+    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def to_asked(row: Row[Any]) -> AskedCommand:

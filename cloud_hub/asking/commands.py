@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Collection
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import func, select
+from sqlalchemy import select
 
 from cloud_hub.asking import book
 from cloud_hub.asking.book import MAX_PENDING, AskedCommand
@@ -29,6 +29,8 @@ from modules.commands import SAMPLES, AskSamples, Command, encode_asked
 
 ROUND_S: Final = 5.0
 AGAIN_S: Final = 30.0
+SOON_S: Final = 1.0  # a device that reports often does not get everything each time
+FORGET_S: Final = 90 * 86_400.0  # as long as a command may be looked up
 MAX_ROUND: Final = 500
 DAY_S: Final = 86_400.0
 MAX_LIFE_S: Final = 30 * DAY_S
@@ -84,7 +86,8 @@ class Commands:
     async def heard(self, device: str) -> None:
         """The device is there: what waits for it is sent now."""
         async with self._store.read() as connection:
-            waiting = await book.pending(connection, self._clock(), MAX_PENDING, device)
+            now = self._clock()
+            waiting = await book.pending(connection, now, MAX_PENDING, device, sent_before=now - SOON_S)
         await self._deliver(waiting)
 
     async def run(self) -> None:
@@ -100,14 +103,16 @@ class Commands:
         now = self._clock()
         async with self._store.read() as connection:
             waiting = await book.pending(connection, now, MAX_ROUND, sent_before=now - AGAIN_S)
-            query = select(func.count()).where(commands.c.state == book.PENDING, commands.c.expires_at <= now)
-            late = (await connection.execute(query)).scalar_one()
-        if late:
+            ended = (commands.c.state != book.PENDING) & (commands.c.created_at < now - FORGET_S)
+            late = (commands.c.state == book.PENDING) & (commands.c.expires_at <= now)
+            due = (await connection.execute(select(commands.c.id).where(ended | late).limit(1))).first()
+        if due is not None:
             async with self._store.write() as connection:
                 for one in await book.expire(connection, now, MAX_ROUND):
                     await self._events.record(
                         connection, "command.ended", "hub", one.device, id=one.id, state="expired"
                     )
+                await book.forget(connection, now - FORGET_S, MAX_ROUND)
         await self._deliver(waiting)
 
     async def _holders(self, new: NewSampleRequest) -> list[Holder]:

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import func, select, update
 
 from cloud_hub.asking import words
-from cloud_hub.asking.commands import AGAIN_S, Commands, NewSampleRequest
+from cloud_hub.asking.commands import AGAIN_S, FORGET_S, Commands, NewSampleRequest
 from cloud_hub.asking.pieces import INCOMPLETE_S, SampleBlobs
 from cloud_hub.asking.policies import Policies, PolicyChange
 from cloud_hub.blobs import Blobs
@@ -188,6 +188,7 @@ async def test_a_question_is_sent_until_it_is_answered(bench: Bench) -> None:
     assert len(bench.said) == 1  # just now
     bench.clock.advance(AGAIN_S + 1)
     await bench.commands.tick()
+    bench.clock.advance(2)
     await bench.commands.heard("cam-1")
     await bench.commands.heard("cam-2")
     assert [said for said in bench.said if said[0] == "cam-1"] == [("cam-1", sent)] * 3
@@ -207,8 +208,13 @@ async def test_only_the_device_that_was_asked_can_answer_and_only_once(bench: Be
     assert (await bench.commands.get(id_)).state == "pending"
     await bench.answers("cam-1", CommandResult(id_, "refused", "not-serving", "module digits does not serve"))
     await bench.answers("cam-1", CommandResult(id_, "done", count=9))
+    await bench.answers("cam-1", CommandResult("\0", "done"))  # which a database may not take
     found = await bench.commands.get(id_)
     assert (found.state, found.key, found.count) == ("refused", "not-serving", 0)
+    bench.clock.advance(FORGET_S + 1)
+    await bench.commands.tick()
+    with pytest.raises(NotFound, match="no command"):
+        await bench.commands.get(id_)
 
 
 async def test_a_question_that_nobody_answers_in_time_expires_and_a_late_answer_still_counts(bench: Bench) -> None:
