@@ -22,7 +22,7 @@ from cloud_hub.retraining.records import Run
 from cloud_hub.retraining.runner import Runner
 
 NAME: Final = "hub"
-INHERITED: Final = ("PATH", "HOME", "LANG", "TMPDIR")
+INHERITED: Final = ("PATH", "HOME", "LANG", "TMPDIR", "PYTHONPATH")
 POLL_S: Final = 1.0
 _log = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ def scored(
     truth: np.ndarray, candidate: np.ndarray, champion: np.ndarray, *, classes: bool = True, **groups: tuple[str, ...]
 ) -> Scored:
     def errors(answers: np.ndarray) -> np.ndarray:
-        return (answers != truth).astype(float) if classes else answers - truth
+        return np.asarray((answers != truth).astype(float) if classes else answers - truth)
 
     weights = np.ones(len(truth))
     names = ("a", "b", "c") if classes else ()

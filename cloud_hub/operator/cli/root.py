@@ -24,6 +24,7 @@ from cloud_hub.operator.cli import (
     monitoring,
     people,
     privacy,
+    retraining,
     rollouts,
     sampling,
     trust,
@@ -55,6 +56,7 @@ app.add_typer(labels.labels, name="labels")
 app.add_typer(labels.quality, name="quality")
 app.add_typer(exports.windows, name="windows")
 app.add_typer(datasets.app, name="dataset")
+app.add_typer(retraining.app, name="retrain")
 app.add_typer(monitoring.events, name="events")
 app.add_typer(privacy.app, name="privacy")
 app.add_typer(webhooks.app, name="webhooks")
