@@ -49,8 +49,10 @@ class Condition:
 
 
 def weigh_conditions(series: LookSeries) -> list[Condition]:
-    """All tests for which the series holds what they need."""
-    found = []
+    """All tests for which the series holds what they need; none where privacy added noise."""
+    found: list[Condition] = []
+    if series.is_private:
+        return found
     if len(series.errors) and len(series.rows):
         found.append(_weigh("errors", -1, np.stack([series.rows, series.errors], axis=1), FIRST_ERRORS))
     if len(series.latency):

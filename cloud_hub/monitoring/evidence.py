@@ -23,12 +23,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
+Numbers = TypeVar("Numbers", IntArray, FloatArray)
 
 WINDOWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # how many of the latest looks are merged
 MAX_LOOKS = WINDOWS[-1]
@@ -107,15 +108,15 @@ def log_bayes_factor(current: IntArray, reference: IntArray, starts: IntArray) -
     )
 
 
-def merge_latest(looks: IntArray) -> IntArray:
+def merge_latest(looks: Numbers) -> Numbers:
     """Counts of the last 1, 2, 4, ... looks: (looks, cells), oldest first, becomes (windows, cells).
 
     With fewer looks than a window asks for, the window holds all there are.
     """
     if not len(looks):
-        return np.zeros((len(WINDOWS), looks.shape[1]), np.int64)
+        return np.zeros((len(WINDOWS), looks.shape[1]), looks.dtype)
     summed = np.cumsum(looks[::-1][:MAX_LOOKS], axis=0)
-    return np.asarray(summed[[min(window, len(summed)) - 1 for window in WINDOWS]])
+    return cast("Numbers", summed[[min(window, len(summed)) - 1 for window in WINDOWS]])
 
 
 def lgamma(values: FloatArray) -> FloatArray:

@@ -15,16 +15,18 @@ from typing import Any
 
 import numpy as np
 
+from cloud_hub.monitoring import noisy
 from cloud_hub.monitoring.alternatives import LOG_PRIOR, RATE_LOG_PRIOR, alternatives, rises
 from cloud_hub.monitoring.dispersion import dispersion
 from cloud_hub.monitoring.effects import unbiased_psi
-from cloud_hub.monitoring.evidence import FloatArray, IntArray, Weights, merge_latest
+from cloud_hub.monitoring.evidence import WINDOWS, FloatArray, IntArray, Weights, merge_latest
 from modules.windows import Categorical, Feature, Numeric, ReferenceProfile
 
 # A change smaller than these is nobody's concern however sure it is: a mean moved by x sd has a PSI of about x * x.
 LEAST_PSI = 0.0025
 LEAST_RATE_RISE = 0.005
 _ALIKE_STEP = 1.25
+NO_NOISE = np.zeros(0)
 
 BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -100,30 +102,35 @@ class Layout:
         other._weighed = other._deflated = None
         return other
 
-    def scan(self, looks: IntArray) -> Scan:
-        """Weigh the latest of `looks` (looks, cells), oldest first, merged in the spans of WINDOWS."""
-        merged = merge_latest(looks)
-        alike = dispersion(looks[:, self._drift_cells], self._drift_starts)
-        drift, drift_matters = self._weigh_drift(merged, alike)
-        rates, rates_matter = self._weigh_rates(merged)
+    def scan(self, looks: IntArray, noise: FloatArray = NO_NOISE) -> Scan:
+        """Weigh the latest of `looks` (looks, cells), oldest first, merged in the spans of WINDOWS.
+
+        `noise` (looks,) is the variance that privacy added to each cell; rates are not weighed in spans that hold any.
+        """
+        merged, spread, alike = self._merge(looks, noise)
+        drift, drift_matters = self._weigh_drift(merged, spread, alike)
+        rates, rates_matter = self._weigh_rates(merged, spread)
         return Scan(merged, drift, drift_matters, rates, rates_matter, alike)
 
-    def drift_that_matters(self, looks: IntArray) -> FloatArray:
+    def drift_that_matters(self, looks: IntArray, noise: FloatArray = NO_NOISE) -> FloatArray:
         """That part of `scan`, in less time."""
-        alike = dispersion(looks[:, self._drift_cells], self._drift_starts)
-        drift, matters = self._weigh_drift(merge_latest(looks), alike)
+        drift, matters = self._weigh_drift(*self._merge(looks, noise))
         return np.where(matters, drift, 0.0)
 
-    def rates_that_matter(self, looks: IntArray) -> FloatArray:
+    def rates_that_matter(self, looks: IntArray, noise: FloatArray = NO_NOISE) -> FloatArray:
         """That part of `scan`, in less time."""
-        rates, matter = self._weigh_rates(merge_latest(looks))
+        rates, matter = self._weigh_rates(merge_latest(looks), _merge_noise(noise))
         return np.where(matter, rates, 0.0)
 
-    def looks_since_change(self, looks: IntArray, feature: int) -> int:
+    def looks_since_change(self, looks: IntArray, feature: int, noise: FloatArray = NO_NOISE) -> int:
         """How many of the latest looks hold the most evidence of drift of one feature: the likeliest time of change."""
-        found = self.drift_counts(looks, feature)
-        alike = dispersion(found, np.zeros(1, np.int64))
-        evidence = self._feature_weights(feature).evidence(np.cumsum(found[::-1], axis=0) / alike)
+        found, start = self.drift_counts(looks, feature), np.zeros(1, np.int64)
+        spans = np.cumsum(found[::-1], axis=0)
+        if noise.any():
+            before = self.drift_counts(self.reference, feature)
+            evidence = noisy.evidence(spans, before, start, np.cumsum(noise[::-1]))
+        else:
+            evidence = self._feature_weights(feature).evidence(spans / dispersion(found, start))
         return int(evidence[:, 0].argmax()) + 1
 
     def drift_counts(self, counts: IntArray, feature: int) -> IntArray:
@@ -134,14 +141,26 @@ class Layout:
         """Pairs (without, with) per rate test: (tests, 2)."""
         return self._rates(counts).reshape(-1, 2)
 
-    def _weigh_drift(self, merged: IntArray, alike: FloatArray) -> tuple[FloatArray, BoolArray]:
-        now, before = merged[:, self._drift_cells], self.reference[self._drift_cells]
-        evidence = self._drift_weights(alike).evidence(now / np.repeat(alike, self._drift_sizes))
-        return evidence, unbiased_psi(now, before, self._drift_starts) >= LEAST_PSI
+    def _merge(self, looks: IntArray, noise: FloatArray) -> tuple[IntArray, FloatArray, FloatArray]:
+        """Per span the counts and the noise of each cell; per feature how many rows say as much as one."""
+        private = noise.any()
+        alike = np.ones(len(self.features)) if private else dispersion(looks[:, self._drift_cells], self._drift_starts)
+        return merge_latest(looks), _merge_noise(noise), alike
 
-    def _weigh_rates(self, merged: IntArray) -> tuple[FloatArray, BoolArray]:
-        now, before = self._rates(merged), self._rates(self.reference)
+    def _weigh_drift(self, merged: IntArray, spread: FloatArray, alike: FloatArray) -> tuple[FloatArray, BoolArray]:
+        now, before = merged[:, self._drift_cells], self.reference[self._drift_cells]
+        plain = np.maximum(now, 0)
+        evidence = self._drift_weights(alike).evidence(plain / np.repeat(alike, self._drift_sizes))
+        size = unbiased_psi(plain, before, self._drift_starts)
+        if (private := spread > 0).any():
+            evidence[private] = noisy.evidence(now[private], before, self._drift_starts, spread[private])
+            size[private] = noisy.psi(now[private], before, self._drift_starts, spread[private])
+        return evidence, size >= LEAST_PSI
+
+    def _weigh_rates(self, merged: IntArray, spread: FloatArray) -> tuple[FloatArray, BoolArray]:
+        now, before = self._rates(np.maximum(merged, 0)), self._rates(self.reference)
         evidence = self._weights[1].evidence(now.astype(np.float64))
+        evidence[spread > 0] = 0.0
         return evidence, share_of_second(now) - share_of_second(before) >= LEAST_RATE_RISE
 
     def _drift_weights(self, alike: FloatArray) -> Weights:
@@ -183,6 +202,11 @@ class Layout:
         inside, outside, missing = thirds[..., 0::3], thirds[..., 1::3], thirds[..., 2::3]
         pairs = np.stack([inside + outside, missing, inside, outside], axis=-1)
         return np.asarray(pairs.reshape(*counts.shape[:-1], -1))
+
+
+def _merge_noise(noise: FloatArray) -> FloatArray:
+    """Of the spans of WINDOWS."""
+    return np.asarray(merge_latest(noise[:, np.newaxis])[:, 0]) if noise.any() else np.zeros(len(WINDOWS))
 
 
 def share_of_second(pairs: IntArray) -> FloatArray:

@@ -23,7 +23,8 @@ class LookSeries:
 
     What else was kept of each look, (0, 0) where it was not read: `joint` (looks, 1 + dimensions) has the rows and the
     sums in JOINT_TICK, `still` (looks, numeric features) in how many windows each stood still, `windows`, `rows`,
-    `errors` and `refused` (looks,) how many there were, `latency` (looks, LATENCY_BINS) predictions per octave.
+    `errors` and `refused` (looks,) how many there were, `latency` (looks, LATENCY_BINS) predictions per octave, `noise`
+    (looks,) the variance, in rows squared, of what devices added to each cell to keep it private.
     """
 
     starts: tuple[float, ...]
@@ -36,6 +37,7 @@ class LookSeries:
     errors: IntArray = field(default_factory=_none)
     refused: IntArray = field(default_factory=_none)
     latency: IntArray = field(default_factory=_none)
+    noise: FloatArray = field(default_factory=lambda: np.zeros((0, 0)))
 
     @classmethod
     def empty(cls, layout: Layout) -> LookSeries:
@@ -48,6 +50,11 @@ class LookSeries:
 
     def __len__(self) -> int:
         return len(self.starts)
+
+    @property
+    def is_private(self) -> bool:
+        """Whether any of the looks holds noise."""
+        return bool(self.noise.any())
 
     def until(self, count: int) -> LookSeries:
         """The first `count` looks."""

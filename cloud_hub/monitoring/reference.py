@@ -20,7 +20,7 @@ import numpy as np
 
 from cloud_hub.errors import BadRequest
 from cloud_hub.monitoring.evidence import WINDOWS, FloatArray, IntArray
-from cloud_hub.monitoring.layout import Layout, Scan
+from cloud_hub.monitoring.layout import NO_NOISE, Layout, Scan
 
 _Found = TypeVar("_Found")
 
@@ -93,29 +93,31 @@ class BesideOthers(Layout):
         self._base = base
         self._others = others
 
-    def scan(self, looks: IntArray) -> Scan:
+    def scan(self, looks: IntArray, noise: FloatArray = NO_NOISE) -> Scan:
         """As of a Layout."""
-        scans = self._each(looks, lambda layout, span: layout.scan(span))
+        scans: list[Scan] = self._each(looks, noise, lambda layout, *span: layout.scan(*span))
         parts = ("counts", "drift", "drift_matters", "rates", "rates_matter")
         rows = {name: np.stack([getattr(scan, name)[row] for row, scan in enumerate(scans)]) for name in parts}
         return replace(scans[-1], **rows)
 
-    def drift_that_matters(self, looks: IntArray) -> FloatArray:
+    def drift_that_matters(self, looks: IntArray, noise: FloatArray = NO_NOISE) -> FloatArray:
         """As of a Layout."""
-        found = self._each(looks, lambda layout, span: layout.drift_that_matters(span))
+        found = self._each(looks, noise, lambda layout, *span: layout.drift_that_matters(*span))
         return np.stack([matrix[row] for row, matrix in enumerate(found)])
 
-    def rates_that_matter(self, looks: IntArray) -> FloatArray:
+    def rates_that_matter(self, looks: IntArray, noise: FloatArray = NO_NOISE) -> FloatArray:
         """As of a Layout."""
-        found = self._each(looks, lambda layout, span: layout.rates_that_matter(span))
+        found = self._each(looks, noise, lambda layout, *span: layout.rates_that_matter(*span))
         return np.stack([matrix[row] for row, matrix in enumerate(found)])
 
-    def _each(self, looks: IntArray, weigh: Callable[[Layout, IntArray], _Found]) -> list[_Found]:
+    def _each(
+        self, looks: IntArray, noise: FloatArray, weigh: Callable[[Layout, IntArray, FloatArray], _Found]
+    ) -> list[_Found]:
         """What is found in each span of looks against the others' in the same."""
         found: dict[int, _Found] = {}
         for length in {min(span, len(looks)) for span in WINDOWS}:
             others = self._others[: len(looks)][-length:].sum(axis=0)
-            found[length] = weigh(self._base.against(filled(self._base, others)), looks[-length:])
+            found[length] = weigh(self._base.against(filled(self._base, others)), looks[-length:], noise[-length:])
         return [found[min(span, len(looks))] for span in WINDOWS]
 
 

@@ -61,14 +61,19 @@ def looks_since(layout: Layout, looks: Looks, index: int) -> int:
     """How many of the latest looks hold the most evidence of drift of a feature, -1 for all inputs together."""
     series = as_series(looks)
     if index >= 0:
-        return layout.looks_since_change(series.counts, index)
+        return layout.looks_since_change(series.counts, index, series.noise)
     scan = joint_scan(layout, series)
     return 1 if scan is None else min(WINDOWS[int(scan.evidence.argmax())], len(series))
 
 
 def joint_scan(layout: Layout, series: LookSeries) -> JointScan | None:
     """None where the module has no joint features, or the looks or the reference hold none."""
-    known = layout.joint is not None and len(series) and series.joint.shape[1:] == (1 + layout.joint.dimensions,)
+    known = (
+        layout.joint is not None
+        and len(series)
+        and not series.is_private
+        and series.joint.shape[1:] == (1 + layout.joint.dimensions,)
+    )
     if not known or layout.joint is None or (layout.is_live and layout.joint_reference is None):
         return None
     return weigh_joint(layout.joint, series.joint, layout.joint_reference)
@@ -79,11 +84,11 @@ def as_series(looks: Looks) -> LookSeries:
 
 
 def _drift(layout: Layout, series: LookSeries) -> list[FloatArray]:
-    parts = [layout.drift_that_matters(series.counts).max(axis=1)] if layout.features else []
+    parts = [layout.drift_that_matters(series.counts, series.noise).max(axis=1)] if layout.features else []
     scan = joint_scan(layout, series)
     return parts if scan is None else [*parts, np.where(scan.matters, scan.evidence, 0.0)]
 
 
 def _quality(layout: Layout, series: LookSeries) -> list[FloatArray]:
-    parts = [layout.rates_that_matter(series.counts).max(axis=1)] if layout.features else []
+    parts = [layout.rates_that_matter(series.counts, series.noise).max(axis=1)] if layout.features else []
     return [*parts, *(np.where(found.matters, found.evidence, 0.0) for found in weigh_conditions(series))]

@@ -110,7 +110,7 @@ def judge(layout: Layout, looks: LookSeries, rate: AlarmRate) -> Verdict:
     drift: list[FeatureEvidence] = []
     rates = [_condition(layout, looks, found, threshold) for found in weigh_conditions(looks) if found.matters.any()]
     if layout.features:
-        scan = layout.scan(looks.counts)
+        scan = layout.scan(looks.counts, looks.noise)
         drift += _features(layout, looks, scan, threshold) + _together(layout, looks, threshold)
         rates += _rates(layout, looks, scan, threshold)
     return Verdict(

@@ -1,5 +1,6 @@
 """Evidence: exact against slow formulas, silent without a change, quick with one, deaf to one wild value."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from cloud_hub.monitoring.verdict import (
     detecting_window,
     group_threshold,
     judge,
+    looks_since,
     strength,
 )
 from cloud_hub.reference import count_numeric, profile_training
@@ -243,3 +245,23 @@ def test_the_chance_of_a_distance_is_as_common_as_it_says() -> None:
     assert effect(np.array([50, 50]), np.array([500, 500])).p == pytest.approx(1)
     assert effect(np.array([90, 10]), np.array([500, 500])).p < 1e-9
     assert effect(np.array([2, 0]), np.array([0, 500])).p == 1, "two rows are too few for the test"
+
+
+def test_private_counts_are_weighed_with_their_noise_inside() -> None:
+    world = World(10_000, 21)
+    random = np.random.default_rng(0)
+    noise = np.full(60, 400.0)
+    calm, drifted = world.looks(60), np.concatenate([world.looks(40), world.looks(20, shift=1.5)])
+    threshold = group_threshold(world.layout, RATE)
+
+    def spoiled(counts: Array) -> Array:
+        return np.asarray(counts + np.rint(random.normal(0, 20, size=counts.shape)).astype(np.int64))
+
+    for counts, alarms in ((calm, False), (drifted, True)):
+        private = dataclasses.replace(LookSeries.of_counts(spoiled(counts)), noise=noise)
+        assert (strength(world.layout, private, "drift").max() >= threshold) == alarms
+        assert strength(world.layout, private, "quality").max() == 0, "rates of noisy counts mean nothing"
+        verdict = judge(world.layout, dataclasses.replace(private, moments=np.zeros((60, 2 * FEATURES))), RATE)
+        assert [feature.name for feature in verdict.drifted] == ["x[0]"] * alarms
+    private = dataclasses.replace(LookSeries.of_counts(spoiled(drifted)), noise=noise)
+    assert looks_since(world.layout, private, 0) == pytest.approx(20, abs=6)
