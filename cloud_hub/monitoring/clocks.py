@@ -17,8 +17,8 @@ from cloud_hub.monitoring.intake import CountedWindow, Parsed, Problem
 from cloud_hub.store.bulk import in_slices
 from cloud_hub.store.tables import look_scopes
 
-# Workers and late windows overlap by minutes, a summer time that was set by hand by hours.
-MAX_BACK_S: Final = 86_400.0
+# Rows may say that they are of up to seven days ago (event time), and then come in windows of that time.
+MAX_BACK_S: Final = 8 * 86_400.0
 
 Marks = dict[tuple[str, str], float]  # by manifest and device
 
