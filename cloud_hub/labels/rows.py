@@ -92,8 +92,9 @@ class LabelQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def check_row(row: NewLabel, now: float) -> None:
     """Raises LabelError for what no prediction could be labelled with."""
-    if not row.prediction_id.isprintable():
-        raise LabelError("value", "expected a printable prediction id")
+    for name in ("prediction_id", "device", "module", "output"):
+        if not getattr(row, name).isprintable():
+            raise LabelError("value", f"{name}: expected printable characters")
     if not (math.isfinite(row.weight) and 0 < row.weight <= MAX_WEIGHT):
         raise LabelError("weight", f"weight: expected a number above 0, at most {MAX_WEIGHT:.0f}, got {row.weight}")
     if row.at is not None and not (math.isfinite(row.at) and 0 <= row.at <= now + 86_400):
@@ -104,8 +105,8 @@ def check_row(row: NewLabel, now: float) -> None:
         numbers = [part for part in row.label if part is not None]
     else:
         numbers = [row.label] if isinstance(row.label, float) else []
-        if isinstance(row.label, str) and not 0 < len(row.label) <= MAX_TEXT:
-            raise LabelError("value", f"label: expected 1 to {MAX_TEXT} characters, got {len(row.label)}")
+        if isinstance(row.label, str) and not (0 < len(row.label) <= MAX_TEXT and row.label.isprintable()):
+            raise LabelError("value", f"label: expected 1 to {MAX_TEXT} printable characters, got {len(row.label)}")
         if isinstance(row.label, int) and abs(row.label) > 2**53:
             raise LabelError("value", "label: expected a whole number of at most 2^53")
     if not all(math.isfinite(number) for number in numbers):

@@ -120,10 +120,13 @@ async def test_figures_of_numbers_are_those_of_scikit_learn_with_the_weights(hub
     truths = rng.normal(10, 3, 120)
     answers = (truths + rng.normal(0.5, 1, 120)).astype(np.float32)
     chance = np.where(rng.random(120) < 0.5, 1.0, 0.05)
-    for i in range(120):
-        await hub.send(
-            "arm-1", sample(built, f"p{i}", clock() + i, {"place": (answers[i], 0.0)}, "base", float(chance[i]))
-        )
+    await hub.send(
+        "arm-1",
+        *(
+            sample(built, f"p{i}", clock() + i, {"place": (answers[i], 0.0)}, "base", float(chance[i]))
+            for i in range(120)
+        ),
+    )
     await hub.take(*(NewLabel(f"p{i}", [float(truths[i]), None]) for i in range(120)))
     report = await hub.report("arm")
     assert (report.output, report.kind, report.estimate) == ("place[0]", "number", None)
