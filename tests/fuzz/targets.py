@@ -72,7 +72,9 @@ from modules.windows import (
     encode_reference,
     encode_window,
     pack_counts,
+    pack_joint,
     unpack_counts,
+    unpack_joint,
 )  # fmt: skip
 from support.golden_patch import BASE, PATCH, SIZE
 from support.repository import make_module
@@ -273,6 +275,7 @@ TARGETS: dict[str, Target] = {
     "event": Target(refusing(decode_event, MessageError), (encode(AgentEvent(1.0, "info", "k", "t")),)),
     "window": Target(refusing(decode_window, WindowError), (encode_window(WINDOW),)),
     "counts": Target(refusing(lambda data: unpack_counts(data, 5), WindowError), (COUNTS,)),
+    "joint": Target(refusing(lambda data: unpack_joint(data, 3), WindowError), (pack_joint(9, (1.5, -2.0, 0.0)),)),
     "reference": Target(refusing(decode_reference, WindowError), (encode_reference(REFERENCE),)),
     "manifest": Target(
         refusing(decode_manifest, ManifestError), (encode_manifest(MANIFEST), encode_manifest(make_module()[0]))

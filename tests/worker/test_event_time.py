@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from agent.endpoint.counters import Counters
 from agent.watching.periods import FUTURE_S, MAX_AGE_S, MAX_EARLY, MAX_OPEN
@@ -170,6 +172,41 @@ def test_rows_in_order_of_an_old_day_make_one_window_per_period() -> None:
         world.add(0.5, 5, at=BASE - 86_400 + hour * 3600)
     late = [window for window in world.stop() if window.late]
     assert [(window.start, window.rows) for window in late] == [(BASE - 86_400 + h * 3600, 5) for h in range(24)]
+
+
+STEPS = st.one_of(
+    st.tuples(st.just("arrive"), st.integers(1, 5)),
+    st.tuples(st.just("happened"), st.floats(-2000, 200)),
+    st.tuples(st.just("wait"), st.floats(0, 150)),
+    st.tuples(st.just("set"), st.floats(-4e8, 4e8)),
+    st.tuples(st.just("policy"), st.sampled_from([50.0, 100.0, 300.0])),
+)
+
+
+@given(st.lists(STEPS, max_size=60))
+@settings(deadline=None, max_examples=150)
+def test_whatever_happens_each_row_is_in_one_window_and_none_is_too_long(steps: list[tuple[str, Any]]) -> None:
+    world = World()
+    sent: list[Window] = []
+    rows, longest = 0, 300.0
+    for step, value in steps:
+        if step == "arrive":
+            world.add(0.5, value)
+            rows += value
+        elif step == "happened":
+            world.add(0.5, at=world.now + value)
+            rows += 1
+        elif step == "wait":
+            sent += world.wait(value)
+        elif step == "set":
+            sent += world.set_clock(value)
+        else:
+            world.windows.set_policy(SamplingPolicy(window_s=value))
+    sent += world.stop()
+    assert world.failures == []
+    assert sum(window.rows for window in sent) == sum(sum(cells(window)) for window in sent) == rows
+    assert all(0 <= window.end - window.start <= longest and 0 <= window.late <= window.rows for window in sent)
+    assert len({window.id for window in sent}) == len(sent)
 
 
 def test_a_clock_set_back_by_a_year_ends_the_window_and_is_told(world: World) -> None:
