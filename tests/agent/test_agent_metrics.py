@@ -112,9 +112,9 @@ def test_a_workers_words_break_nothing_and_make_no_more_series_than_there_may_be
     odd = SourceSeen('q"\\\n{x}' * 100, "open", 1, 0, 0)
     report = msgspec.structs.replace(
         make_report("cam-17"),
-        modules=tuple(make_module(f"m-{n}", samples_dropped={f'r"{i}\n': 1 for i in range(1000)}) for n in range(1000)),
+        modules=tuple(make_module(f"m-{n}", samples_dropped={f'r"{i}\n': 1 for i in range(50)}) for n in range(300)),
     )
-    stats = {f"m-{n}": Stats(sources=(odd,) * 1000) for n in range(1000)}
+    stats = {f"m-{n}": Stats(sources=(odd,) * 50) for n in range(300)}
     series = read(page(make_facts(report=report, stats=stats)))
     assert len(series["mooring_agent_module_serving"]) == 256
     assert len(series["mooring_agent_module_samples_dropped_total"]) == 256 * 32
