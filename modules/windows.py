@@ -118,6 +118,17 @@ class Joint(msgspec.Struct, frozen=True):
     mean: bytes
     whiten: bytes
 
+    def __post_init__(self) -> None:
+        size, width = self.dimensions, len(self.inputs)
+        if not 1 <= size <= MAX_DIMENSIONS or not width or self.rows < 1:
+            got = f"{size} dimensions, {width} inputs, {self.rows} rows"
+            raise WindowError(f"joint features: expected 1 to {MAX_DIMENSIONS} dimensions, inputs and rows, got {got}")
+        sizes = {"frequencies": size * width, "offsets": size, "mean": size, "whiten": size * size}
+        for name, count in sizes.items():
+            if len(getattr(self, name)) != 4 * count:
+                got = str(len(getattr(self, name)))
+                raise WindowError(f"joint features: expected {4 * count} bytes of {name}, got {got}")
+
 
 class ReferenceProfile(msgspec.Struct, frozen=True, omit_defaults=True):
     """What the model was trained on: `rows` rows profiled into features of inputs and outputs."""
@@ -130,6 +141,9 @@ class ReferenceProfile(msgspec.Struct, frozen=True, omit_defaults=True):
     def __post_init__(self) -> None:
         if self.cells > MAX_CELLS:
             raise WindowError(f"reference profile: expected at most {MAX_CELLS} cells, got {self.cells}")
+        for place in self.joint.inputs if self.joint is not None else ():
+            if not 0 <= place < len(self.inputs) or not isinstance(self.inputs[place], Numeric):
+                raise WindowError(f"joint features: expected places of numeric inputs, got {place}")
 
     @property
     def features(self) -> tuple[Feature, ...]:

@@ -290,8 +290,11 @@ def test_inputs_of_several_tensors_are_joined_row_by_row() -> None:
 @pytest.mark.parametrize(
     ("spoiled", "words"),
     [
-        ({"inputs": (0, 99)}, "expected places of numeric inputs"),
+        ({"inputs": (0, 1, 2, 3, 4, 99)}, "expected places of numeric inputs, got 99"),
+        ({"inputs": (0, 1)}, "bytes of frequencies"),
+        ({"inputs": ()}, "got 48 dimensions, 0 inputs"),
         ({"dimensions": 3}, "bytes of frequencies"),
+        ({"whiten": b""}, "bytes of whiten, got 0"),
         ({"dimensions": 100_000}, "expected 1 to 512 dimensions"),
         ({"mean": b"\0\0\xc0\x7f" * 24}, "expected finite mean"),
     ],
@@ -302,6 +305,11 @@ def test_joint_features_that_contradict_themselves_are_refused(
     assert world.joint is not None
     if "mean" in spoiled:
         spoiled = {"mean": spoiled["mean"][:4] * world.joint.dimensions}
-    joint = msgspec.structs.replace(world.joint, **spoiled)
     with pytest.raises(WindowError, match=words):
-        Profiler(msgspec.structs.replace(world, joint=joint), manifest((TABLE,)))
+        _spoil(world, spoiled)
+
+
+def _spoil(world: ReferenceProfile, fields: dict[str, Any]) -> None:
+    assert world.joint is not None
+    joint = msgspec.structs.replace(world.joint, **fields)
+    Profiler(msgspec.structs.replace(world, joint=joint), manifest((TABLE,)))
