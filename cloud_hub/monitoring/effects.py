@@ -55,30 +55,30 @@ def chance(now: IntArray, before: IntArray) -> float:
 
     Source: Pearson's statistic; its tail by Wilson and Hilferty's cube root (1931).
     """
-    rows, was = float(now.sum()), float(before.sum())
-    groups = _dense(now, before, rows, was)
-    ours, theirs = (np.array([counts[group].sum() for group in groups], np.float64) for counts in (now, before))
+    rows, was = int(now.sum()), int(before.sum())
+    groups = _dense(now.tolist(), before.tolist(), min(rows, was) / (rows + was))
     freedom = len(groups) - 1
     if freedom < 1:
         return 1.0
     ratio = math.sqrt(rows / was)
-    statistic = float((np.square(ours / ratio - theirs * ratio) / (ours + theirs)).sum())
+    statistic = sum((ours / ratio - theirs * ratio) ** 2 / (ours + theirs) for ours, theirs in groups)
     if freedom == 1:
         return math.erfc(math.sqrt(statistic / 2))
     spread = 2 / (9 * freedom)
     return 0.5 * math.erfc((math.cbrt(statistic / freedom) - 1 + spread) / math.sqrt(2 * spread))
 
 
-def _dense(now: IntArray, before: IntArray, rows: float, was: float) -> list[list[int]]:
-    """Places of cells in groups that are expected to hold enough rows in either sample, neighbours together."""
-    expected = (now + before) / (rows + was) * min(rows, was)
-    groups: list[list[int]] = [[]]
-    for place in range(len(now)):
-        if groups[-1] and expected[groups[-1]].sum() >= LEAST_EXPECTED:
-            groups.append([])
-        groups[-1].append(place)
-    if len(groups) > 1 and expected[groups[-1]].sum() < LEAST_EXPECTED:
-        groups[-2] += groups.pop()
+def _dense(now: list[int], before: list[int], share: float) -> list[tuple[int, int]]:
+    """Counts of neighbouring cells taken together until enough rows are expected in the smaller sample's part."""
+    groups: list[tuple[int, int]] = []
+    ours = theirs = 0
+    for count, was in zip(now, before, strict=True):
+        ours, theirs = ours + count, theirs + was
+        if (ours + theirs) * share >= LEAST_EXPECTED:
+            groups.append((ours, theirs))
+            ours = theirs = 0
+    if groups and ours + theirs:
+        groups[-1] = (groups[-1][0] + ours, groups[-1][1] + theirs)
     return groups
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cloud_hub.monitoring.effects import effect, unbiased_psi
+from cloud_hub.monitoring.effects import chance, effect, unbiased_psi
 from cloud_hub.monitoring.evidence import MONTH_S, AlarmRate, lgamma, log_bayes_factor, merge_latest
 from cloud_hub.monitoring.layout import Layout
 from cloud_hub.monitoring.verdict import (
@@ -265,3 +265,10 @@ def test_private_counts_are_weighed_with_their_noise_inside() -> None:
         assert [feature.name for feature in verdict.drifted] == ["x[0]"] * alarms
     private = dataclasses.replace(LookSeries.of_counts(spoiled(drifted)), noise=noise)
     assert looks_since(world.layout, private, 0) == pytest.approx(20, abs=6)
+
+
+@pytest.mark.parametrize("thin", [[40, 40, 1], [40, 40, 40, 1, 1], [40, 1], [1, 40], [1, 1]])
+def test_cells_of_few_rows_are_tested_together_with_their_neighbours(thin: list[int]) -> None:
+    counts = np.array(thin, np.int64)
+    assert chance(counts, 100 * counts) > 0.99
+    assert chance(counts, np.ones_like(counts) * 1000) <= 1.0
