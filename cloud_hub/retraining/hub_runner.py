@@ -23,7 +23,6 @@ from cloud_hub.retraining.runner import Runner
 
 NAME: Final = "hub"
 INHERITED: Final = ("PATH", "HOME", "LANG", "TMPDIR", "PYTHONPATH")
-POLL_S: Final = 1.0
 _log = logging.getLogger(__name__)
 
 
@@ -65,8 +64,8 @@ def hub_runner(blobs: Blobs, desk: Desk, engine: str) -> Runner:
     return Runner(NAME, HubCounter(blobs, desk), environment, None, engine)
 
 
-async def keep_training(runner: Runner, desk: Desk) -> None:
-    """One job after the other, until cancelled."""
+async def keep_training(runner: Runner, desk: Desk, poll_s: float) -> None:
+    """One job after the other, until cancelled; looks for one every `poll_s` seconds."""
     await desk.let_go({NAME: "the hub was ended while it trained; start the run again"})
     while True:
         try:
@@ -74,8 +73,8 @@ async def keep_training(runner: Runner, desk: Desk) -> None:
             if job is not None:
                 await _do(runner, desk, job)
         except Exception:
-            _log.exception("a retraining run could not be trained; trying the next in %s s", POLL_S)
-        await asyncio.sleep(POLL_S)
+            _log.exception("a retraining run could not be trained; trying the next in %s s", poll_s)
+        await asyncio.sleep(poll_s)
 
 
 async def _do(runner: Runner, desk: Desk, job: Job) -> None:

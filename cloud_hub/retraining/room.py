@@ -59,20 +59,24 @@ class Retraining:
             return await records.runs(connection, plan, state, limit)
 
     async def tick(self) -> None:
-        """Starts what is due, ends what is silent, and takes every run one step on."""
+        """Starts what is due, ends what is silent, and takes every run as far as it goes by now."""
         await self.triggers.tick()
         await self.desk.silence()
         async with self.store.read() as connection:
             live = await records.live_runs(connection)
-        await asyncio.gather(*(self.runs.step(run) for run in live))
+        await asyncio.gather(*(self._take_on(run) for run in live))
 
-    async def work(self) -> None:
-        """Until cancelled. With `commands` the hub is a runner, too."""
+    async def _take_on(self, run: Run) -> None:
+        while (after := await self.runs.step(run)).state is not run.state:
+            run = after
+
+    async def work(self, tick_s: float = TICK_S) -> None:
+        """Until cancelled, every `tick_s` seconds. With `commands` the hub is a runner, too."""
         await self.triggers.open()
-        tasks = [asyncio.create_task(self._keep_ticking(), name="retraining-ticks")]
+        tasks = [asyncio.create_task(self._keep_ticking(tick_s), name="retraining-ticks")]
         if self.settings.commands:
             runner = hub_runner(self.blobs, self.desk, self.settings.engine)
-            tasks.append(asyncio.create_task(keep_training(runner, self.desk), name="retraining-runner"))
+            tasks.append(asyncio.create_task(keep_training(runner, self.desk, tick_s), name="retraining-runner"))
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
         finally:
@@ -80,13 +84,13 @@ class Retraining:
                 task.cancel()
             await asyncio.wait(tasks)
 
-    async def _keep_ticking(self) -> None:
+    async def _keep_ticking(self, tick_s: float) -> None:
         while True:
             try:
                 await self.tick()
             except Exception:
-                _log.exception("retraining could not be seen to; trying again in %s s", TICK_S)
-            await asyncio.sleep(TICK_S)
+                _log.exception("retraining could not be seen to; trying again in %s s", tick_s)
+            await asyncio.sleep(tick_s)
 
 
 def retraining(

@@ -8,6 +8,7 @@ from typing import Any
 
 import duckdb
 import pyarrow.parquet as pq
+import pytest
 from typer.testing import CliRunner, Result
 
 from cloud_hub.operator.cli import app
@@ -35,6 +36,8 @@ target = "site=lab"
 groups = ["rest"]
 """
 OFFLINE = "mooring module sign gate:2 --key KEY"
+
+pytestmark = pytest.mark.timeout(180)  # real trainings, on machines that are busy
 
 
 class Mooring:

@@ -27,6 +27,8 @@ command = [sys.executable, "-c", sys.argv[2]]
 asyncio.run(execute(command, Folders(root, root), dict(os.environ), 600.0, Log(), lambda piece: os.write(1, piece)))
 """
 
+pytestmark = pytest.mark.timeout(180)  # real trainings, on machines that are busy
+
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[Loop]:

@@ -20,6 +20,8 @@ shutil.copy(base / "model.onnx", output / "model.onnx")
 print("the champion again")
 """
 
+pytestmark = pytest.mark.timeout(180)  # real trainings, on machines that are busy
+
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[Loop]:

@@ -177,7 +177,7 @@ async def prepared(folder: Path, commands: bool = True, silence_s: float = 120.0
 @asynccontextmanager
 async def working(rooms: Rooms) -> AsyncIterator[None]:
     """Retraining goes on inside, as in `service`."""
-    task = asyncio.create_task(rooms.retraining.work(), name="retraining")
+    task = asyncio.create_task(rooms.retraining.work(tick_s=0.05), name="retraining")
     try:
         yield
     finally:
