@@ -32,12 +32,18 @@ class Choice(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Rows of one run, to be chosen from. `size` is what one row takes, in bytes, about."""
+    """Rows of one run, to be chosen from. `beside` is what a sample takes beside its values, in bytes."""
 
     inputs: Mapping[str, Array]
     outputs: Mapping[str, Array]
     total: int
-    size: int
+    beside: int
+
+    @property
+    def size(self) -> int:
+        """What the sample of one row takes, about."""
+        raw = sum(array.nbytes for side in (self.inputs, self.outputs) for array in side.values())
+        return max(1, raw // max(1, self.total) + self.beside)
 
 
 def share(prediction_id: str, digest: str, salt: str) -> float:
@@ -96,20 +102,24 @@ class Sampler:
         largest = strata.largest
         if first == 0 and largest <= 0.0:
             return []
-        shares = [int.from_bytes(_hash(id_, tail), "big") / _WHOLE for id_ in ids]
+        wanted, hashed = int(largest * _WHOLE), hashlib.blake2b  # of each prediction: as little as can be
+        numbers = [int.from_bytes(hashed(id_.encode() + tail, digest_size=8).digest(), "big") for id_ in ids]
+        if not first and min(numbers) > wanted:
+            return []
+        shares = [number / _WHOLE for number in numbers]
         likely = [row for row, place in enumerate(shares) if row < first or place < largest]
         if not likely:
             return []
         fits = None if strata.plain else strata.fits(rows.inputs, rows.outputs, rows.total)
-        found = []
+        found, size = [], rows.size
         for row in likely:
             number = 0 if fits is None else int(fits[row])
             stratum, rate = (FIRST, 1.0) if row < first else (strata.names[number], strata.rate(number))
             if shares[row] >= rate:
                 continue
-            probability = rate * self._quota.factor(rows.size, self._now())
+            probability = rate * self._quota.factor(size, self._now())
             if shares[row] < probability:
-                self._quota.spend(rows.size, self._now())
+                self._quota.spend(size, self._now())
                 found.append(Choice(row, stratum, probability))
             else:
                 self.thinned += 1

@@ -110,7 +110,10 @@ class Taking:
 
     def observe(self, prediction: Prediction) -> None:
         """Rows of one request, chosen now where they are few."""
-        if prediction.rows <= CHUNK_ROWS:
+        if prediction.rows == 1:
+            events = (prediction.event_s,) if prediction.event_s else ()
+            self._take_rows([prediction.id], prediction.inputs, prediction.outputs, events)
+        elif prediction.rows <= CHUNK_ROWS:
             self._take(prediction, 0, prediction.rows)
         elif len(self._waiting) < MAX_WAITING:
             self._waiting.append(self._chunks(prediction))
@@ -202,10 +205,14 @@ class Taking:
     def _take_rows(self, ids: list[str], inputs: Arrays, outputs: Arrays, events: Sequence[float]) -> None:
         """`ids` are those of the rows, which lie one below the other; `events` their times, or none."""
         count = len(ids)
-        first = self._keep(ids, inputs, outputs)
-        raw = sum(array.nbytes for side in (inputs, outputs) for array in side.values()) // max(1, count)
-        size = max(1, int(raw + self._beside))
-        for choice in self._sampler.choose(ids, Rows(inputs, outputs, count, size)):
+        first = self._keep(ids, inputs, outputs) if self._kept is not None else 0
+        rows = Rows(inputs, outputs, count, int(self._beside))
+        choices = self._sampler.choose(ids, rows)
+        self._counters.thinned_samples = self._sampler.thinned
+        if not choices:
+            return
+        size = rows.size
+        for choice in choices:
             if len(inputs) < len(self._inputs):  # the policy has changed since it was asked
                 self._drop("late")
                 continue
@@ -213,7 +220,6 @@ class Taking:
             place = first + choice.row if first else 0
             event_at = events[choice.row] if events else 0.0
             self._give(ids[choice.row], choice, left, right, place=place, counted=size, event_at=event_at)
-        self._counters.thinned_samples = self._sampler.thinned
 
     def _keep(self, ids: list[str], inputs: Arrays, outputs: Arrays) -> int:
         if self._kept is None or len(inputs) < len(self._inputs):

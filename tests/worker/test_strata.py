@@ -108,9 +108,10 @@ def estimate(policy: SamplingPolicy, run: int, rows: int, size: int = 0) -> tupl
         inputs = {"x": np.column_stack([some, some]).astype(np.float32), "word": np.full((100, 1), b"a", object)}
         outputs = {"y": np.tile(Y[0], (100, 1))}
         ids = [f"{run}-{start + row}" for row in range(100)]
-        for choice in sampler.choose(ids, Rows(inputs, outputs, 100, size)):
+        asked = Rows(inputs, outputs, 100, size)
+        for choice in sampler.choose(ids, asked):
             total += some[choice.row] / choice.probability
-            spent += size
+            spent += asked.size
     return total / rows, float(values.mean()), spent
 
 
