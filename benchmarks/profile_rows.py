@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # as the worker has it
 
 import msgspec
 import numpy as np
