@@ -9,18 +9,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any, Final
 
 import numpy as np
 
 from cloud_hub.monitoring.layout import Layout
-from cloud_hub.monitoring.tallies import TICK, Tally, moment_ticks
+from cloud_hub.monitoring.tallies import NUMBERS, TICK, Tally, moment_ticks
 from cloud_hub.monitoring.varints import AnyInts, BoolArray, IntArray, signed, unpack_many
 from modules.windows import JOINT_MOST, JOINT_TICK, LATENCY_BINS, Window, pack_counts
 
 MAX_ROWS: Final = 2**40  # of one window; keeps sums of many windows far from the end of 64 bits
 MAX_NOISE: Final = 2.0**30  # variance per cell
 SURE: Final = 64.0  # standard deviations that no noise reaches
+_LIMITS: Final = dict.fromkeys(NUMBERS[1:-1], MAX_ROWS) | {"noise": MAX_NOISE}
+_NAMES: Final = (*_LIMITS, "counts", "moments", "latency", "joint", "still")
+_FIELDS: Final = attrgetter(*_NAMES)
 
 
 @dataclass(frozen=True)
@@ -65,50 +69,49 @@ class _Reading:
     def __init__(self, windows: Sequence[Window], layout: Layout) -> None:
         self._windows = windows
         self._layout = layout
+        # A column per field: asking each window for each field would take longer than all the arithmetic.
+        columns = zip(*map(_FIELDS, windows), strict=True) if windows else iter([()] * len(_NAMES))
+        self._of: dict[str, tuple[Any, ...]] = dict(zip(_NAMES, columns, strict=True))
         self.refused: dict[int, str] = {}
 
     def read(self) -> Stack:
-        numbers, private = self._numbers(), self._of(lambda window: window.noise > 0).astype(np.bool_)
+        numbers = self._numbers()
+        private = numbers[:, -1] > 0
         moments = self._moments(private)
-        counts = self._unpack([window.counts for window in self._windows], self._layout.cells, "counts")
-        latency = self._unpack([w.latency or _zeros(LATENCY_BINS) for w in self._windows], LATENCY_BINS, "latency")
+        counts = self._unpack(self._of["counts"], self._layout.cells, "counts")
+        none = _zeros(LATENCY_BINS)
+        latency = self._unpack([packed or none for packed in self._of["latency"]], LATENCY_BINS, "latency")
         if private.any():
             counts = np.where(private[:, None], signed(counts), counts)
         self._check_counts(numbers, counts, latency, private)
         return Stack(numbers, counts, moments, latency, self._joint(numbers), self._still())
 
-    def _of(self, value: Callable[[Window], float]) -> np.ndarray[Any, np.dtype[np.float64]]:
-        return np.fromiter(map(value, self._windows), np.float64, len(self._windows))
-
     def _require(self, holds: BoolArray, why: Callable[[Window], str]) -> None:
-        for place in np.flatnonzero(~holds).tolist():
-            self.refused.setdefault(place, why(self._windows[place]))
+        if not holds.all():
+            for place in np.flatnonzero(~holds).tolist():
+                self.refused.setdefault(place, why(self._windows[place]))
 
     def _numbers(self) -> IntArray:
         """As floats first, which hold whatever number was sent; those within the bounds exactly."""
-        noise = self._of(lambda window: window.noise)
-        self._require((noise >= 0) & (noise <= MAX_NOISE), lambda w: f"expected noise up to 2^30, got {w.noise:g}")
-        found = [np.ones(len(noise))]
-        for name in ("rows", "errors", "refused", "late", "clock_jumps"):
-            values = self._of(lambda window, name=name: getattr(window, name))  # type: ignore[misc]
-            self._require(
-                (values >= 0) & (values <= MAX_ROWS),
-                lambda w, name=name: f"expected {name} from 0 to {MAX_ROWS}, got {getattr(w, name)}",  # type: ignore[misc]
-            )
-            found.append(np.clip(values, 0, MAX_ROWS))
-        found.append(np.rint(np.clip(np.nan_to_num(noise), 0, MAX_NOISE) / TICK))
+        found = [np.ones(len(self._windows))]
+        for name, most in _LIMITS.items():
+            values = np.array(self._of[name], np.float64)
+            holds = (values >= 0) & (values <= most)
+            self._require(holds, lambda w, n=name, m=most: f"expected {n} from 0 to {m:.0f}, got {getattr(w, n)}")  # type: ignore[misc]
+            found.append(np.where(holds, values, 0))
+        found[-1] = np.ceil(found[-1] / TICK)  # above 0 where there is any noise
         return np.stack(found, axis=1).astype(np.int64)
 
     def _moments(self, private: BoolArray) -> IntArray:
         """Private windows have none."""
-        size = 8 * self._layout.numeric
-        expected = np.where(private, 0, size)
-        fits = np.fromiter((len(w.moments) for w in self._windows), np.int64, len(self._windows)) == expected
-        self._require(fits, lambda w: f"expected {size} bytes of moments, got {len(w.moments)}")
+        size, sent = 8 * self._layout.numeric, self._of["moments"]
+        lengths = np.fromiter(map(len, sent), np.int64, len(sent))
+        self._require(
+            lengths == np.where(private, 0, size), lambda w: f"expected {size} bytes of moments, got {len(w.moments)}"
+        )
         zeros = bytes(size)
-        sent = fits & ~private
-        data = [w.moments if there else zeros for w, there in zip(self._windows, sent.tolist(), strict=True)]
-        return moment_ticks(np.frombuffer(b"".join(data), "<f4").reshape(len(data), size // 4))
+        data = b"".join(sent if (lengths == size).all() else [m if len(m) == size else zeros for m in sent])
+        return moment_ticks(np.frombuffer(data, "<f4").reshape(len(sent), size // 4))
 
     def _unpack(self, packed: Sequence[bytes], cells: int, what: str) -> AnyInts:
         counts, fits = unpack_many(packed, cells)
@@ -117,8 +120,8 @@ class _Reading:
 
     def _check_counts(self, numbers: IntArray, counts: AnyInts, latency: AnyInts, private: BoolArray) -> None:
         rows = numbers[:, 1]
-        small = (np.abs(counts).max(axis=1, initial=0) <= MAX_ROWS) & (latency.max(axis=1) <= MAX_ROWS)
-        counted = _per_feature(np.where(small[:, None], counts, 0) if not small.all() else counts, self._layout)
+        small = (np.abs(counts).max(axis=1, initial=0) <= MAX_ROWS) & (latency.max(axis=1, initial=0) <= MAX_ROWS)
+        counted = _per_feature(counts if small.all() else np.where(small[:, None], counts, 0), self._layout)
         # Noise has no bound, but what is far from any that could be drawn was not drawn.
         slack = np.where(private, SURE * np.sqrt(numbers[:, -1] * TICK * max(1, self._layout.cells)) + 1, 0)
         holds = small & (np.abs(counted).max(axis=1, initial=0) <= rows + slack)
@@ -127,25 +130,31 @@ class _Reading:
 
     def _joint(self, numbers: IntArray) -> IntArray:
         """(windows, 0) where no window has any."""
-        there = [bool(window.joint) for window in self._windows]
-        if not any(there):
+        there = np.fromiter(map(bool, self._of["joint"]), np.bool_, len(self._windows))
+        if not there.any():
             return np.zeros((len(there), 0), np.int64)
         dimensions = self._layout.joint.dimensions if self._layout.joint is not None else 0
         none = _zeros(1 + dimensions)
-        packed = self._unpack([window.joint or none for window in self._windows], 1 + dimensions, "joint features")
-        rows, sums = packed[:, 0].astype(np.int64), signed(packed[:, 1:])
-        fits = (rows <= numbers[:, 1]) & (np.abs(sums).max(axis=1, initial=0) <= rows * (JOINT_MOST / JOINT_TICK))
-        fits &= np.array([dimensions > 0]) | ~np.array(there)
+        packed = self._unpack([data or none for data in self._of["joint"]], 1 + dimensions, "joint features")
+        joint = signed(packed)
+        rows, most = joint[:, 0], np.abs(joint[:, 1:]).max(axis=1, initial=0)
+        fits = (rows >= 0) & (rows <= numbers[:, 1]) & (most <= rows * (JOINT_MOST / JOINT_TICK))
+        fits &= (dimensions > 0) | ~there
         self._require(fits, lambda w: f"expected joint features of at most {w.rows} rows of this reference, got others")
-        return np.concatenate([rows[:, None], sums], axis=1)
+        return joint
 
     def _still(self) -> AnyInts:
-        features = self._layout.numeric
+        features, sent = self._layout.numeric, self._of["still"]
+        if not any(sent):
+            return np.zeros((len(sent), features), np.uint8)
         size = (features + 7) // 8
-        fits = np.fromiter((len(w.still) in (0, size) for w in self._windows), np.bool_, len(self._windows))
-        self._require(fits, lambda w: f"expected {size} bytes of features that stood still, got {len(w.still)}")
-        data = b"".join(w.still if len(w.still) == size else bytes(size) for w in self._windows)
-        bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little").reshape(len(self._windows), 8 * size)
+        lengths = np.fromiter(map(len, sent), np.int64, len(sent))
+        self._require(
+            (lengths == 0) | (lengths == size),
+            lambda w: f"expected {size} bytes of features that stood still, got {len(w.still)}",
+        )
+        data = b"".join(bits if len(bits) == size else bytes(size) for bits in sent)
+        bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little").reshape(len(sent), 8 * size)
         return bits[:, :features]
 
 

@@ -7,21 +7,26 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import numpy as np
+
+from cloud_hub.store.bulk import in_slices
 
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
 BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
 AnyInts = np.ndarray[Any, np.dtype[np.integer[Any]]]  # as narrow as they came: one byte each, mostly
 
 MAX_BYTES: Final = 9  # of a number below 2^63
-SMALL: Final = 4096  # deflated bytes that inflate to 4 MiB at most, whoever wrote them
+AT_ONCE: Final = 256  # that are inflated before it is looked at what they hold
+SMALL: Final = 128 * 1024  # deflated bytes that inflate to 128 MiB at most, whoever wrote them
+_NOTHING: Final = b"\x80"  # a number that does not end
 
 
 def unpack_many(packed: Sequence[bytes], cells: int) -> tuple[AnyInts, BoolArray]:
     """(len(packed), cells) counts below 2^63, and which rows hold exactly `cells` of them; the other rows are zeros."""
-    raws = [_inflate(data, cells * MAX_BYTES) for data in packed]
+    raws = [raw for some in in_slices(packed, AT_ONCE) for raw in _inflated(some, cells * MAX_BYTES)]
     sizes = np.fromiter(map(len, raws), np.int64, len(raws))
     data = np.frombuffer(b"".join(raws), np.uint8)
     if not cells:
@@ -42,17 +47,24 @@ def signed(counts: AnyInts) -> IntArray:
     return np.where(wide & 1, -((wide >> 1) + 1), wide >> 1)
 
 
+def _inflated(packed: Sequence[bytes], most: int) -> list[bytes]:
+    """Quickly where all are small and as they should be, which is how it mostly is."""
+    if sum(map(len, packed)) <= SMALL:
+        with suppress(zlib.error):
+            raws = list(map(zlib.decompress, packed))
+            if max(map(len, raws)) <= most:
+                return raws
+    return [_inflate(data, most) for data in packed]
+
+
 def _inflate(data: bytes, most: int) -> bytes:
     """What was deflated; one byte that is no whole number when it was not, or is more than `most` bytes."""
+    inflater = zlib.decompressobj()
     try:
-        if len(data) <= SMALL:
-            raw = zlib.decompress(data)
-            return raw if len(raw) <= most else b"\x80"
-        inflater = zlib.decompressobj()
         raw = inflater.decompress(data, most + 1)
     except zlib.error:
-        return b"\x80"
-    return raw if inflater.eof and len(raw) <= most else b"\x80"
+        return _NOTHING
+    return raw if inflater.eof and len(raw) <= most else _NOTHING
 
 
 def _whole(data: np.ndarray[Any, np.dtype[np.uint8]], sizes: IntArray, cells: int) -> BoolArray:
