@@ -29,6 +29,7 @@ RISES: Final = (0.4, 0.8, 1.6, 3.2)
 RATE_LOG_PRIOR: Final[FloatArray] = np.log([*([(1 - FREE_SHARE) / len(RISES)] * len(RISES)), FREE_SHARE])
 
 _NORMAL: Final = NormalDist()
+_HIGHEST_SCORE: Final = 4.0
 
 
 def alternatives(reference: FloatArray, ordered: bool) -> FloatArray:
@@ -91,4 +92,7 @@ def _by_category(base: FloatArray) -> FloatArray:
 def _standard(scores: FloatArray, shares: FloatArray) -> FloatArray:
     centred = scores - (shares * scores).sum()
     variance = float((shares * centred * centred).sum())
-    return np.asarray(centred / np.sqrt(variance)) if variance > 1e-12 else np.zeros(len(scores))
+    if not variance > 1e-12:
+        return np.zeros(len(scores))
+    # Where one cell holds nearly all rows, the others' scores know no bounds.
+    return np.clip(centred / np.sqrt(variance), -_HIGHEST_SCORE, _HIGHEST_SCORE)
