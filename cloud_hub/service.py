@@ -196,7 +196,7 @@ def _build(config: HubConfig, paths: HubPaths, store: Store, catalog: dict[str, 
     rollouts = Controller(store, events, desired, ring, clock)
     asked = asking(config, paths, store, blobs, events, desired, link, ring, clock)
     packaging = _packaging(config, paths, store, blobs, events, registry, catalog, clock)
-    datasets = data_sets(config, store, blobs, events, clock)
+    datasets = data_sets(config, paths, store, blobs, events, clock)
     return Rooms(
         config=config,
         paths=paths,

@@ -50,17 +50,17 @@ class Made(msgspec.Struct, frozen=True):
 
 
 class DatasetBuilder:
-    """Builds one data set at a time: two would only slow each other down."""
+    """Builds one data set at a time: two would only slow each other down. `tensors` are the blobs of samples."""
 
-    def __init__(self, store: Store, blobs: Blobs, clock: Clock, settings: DatasetSettings) -> None:
-        self._store, self._blobs, self._clock, self._settings = store, blobs, clock, settings
+    def __init__(self, store: Store, blobs: Blobs, tensors: Blobs, clock: Clock, settings: DatasetSettings) -> None:
+        self._store, self._blobs, self._tensors, self._clock, self._settings = store, blobs, tensors, clock, settings
         self._turn = asyncio.Lock()
 
     async def build(self, asked: NewDataset, mine: Collection[str] | None = None) -> Made:
         """Raises NotFound (`module-not-found`, `blob-not-found`), Unprocessable (`dataset-empty`, `schema-mixed`),
         TooLarge `dataset-too-large`, BadRequest `query-invalid`.
         """
-        selection = Selection(self._store, self._blobs, mine)
+        selection = Selection(self._store, self._tensors, mine)
         query = await self._closed(asked, selection)
         builds = await builds_of(self._store, self._blobs, query.module, query.version)
         columns = columns_of(build.manifest for build in builds.values())

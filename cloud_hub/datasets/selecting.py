@@ -34,10 +34,10 @@ _ORDER: Final = (samples.c.at, samples.c.device, samples.c.prediction_id, sample
 
 
 class Selection:
-    """`mine` bounds the devices where not everything may be seen."""
+    """`tensors` are the blobs of samples (`asking.pieces`); `mine` bounds the devices where not all may be seen."""
 
-    def __init__(self, store: Store, blobs: Blobs, mine: Collection[str] | None = None) -> None:
-        self._store, self._blobs, self._mine = store, blobs, mine
+    def __init__(self, store: Store, tensors: Blobs, mine: Collection[str] | None = None) -> None:
+        self._store, self._tensors, self._mine = store, tensors, mine
 
     async def newest(self) -> int:
         """The id of the last sample that has come."""
@@ -108,7 +108,7 @@ class Selection:
         left = []
         for gone in sample.withheld:
             try:
-                data = await self._blobs.read(gone.sha256) if gone.why == "blob" else b""
+                data = await self._tensors.read(gone.sha256) if gone.why == "blob" else b""
                 found[gone.side] += [Tensor(gone.name, gone.datatype, gone.shape, data)] if data else []
             except (NotFound, ModuleError):
                 data = b""  # not here yet, or not what it was said to be: it stays withheld

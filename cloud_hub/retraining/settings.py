@@ -10,15 +10,13 @@ class RetrainingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     may make a plan may then run any program there. Without it they wait for a runner (`mooring retrain work`). With
     `engine`, the address of a container engine such as unix:///run/docker.sock, commands run in the plan's image only.
 
-    A runner that is not heard of for `silence_s` seconds has failed. Runs are kept for `runs_days` days.
+    A runner that is not heard of for `silence_s` seconds has failed.
     """
 
     commands: bool = False
     engine: str = ""
     silence_s: float = 120.0
-    runs_days: float = 400.0
 
     def __post_init__(self) -> None:
-        for name, value in (("silence_s", self.silence_s), ("runs_days", self.runs_days)):
-            if not value > 0:
-                raise ValueError(f"retraining.{name}: expected a number above 0, got {value}")
+        if not self.silence_s > 0:
+            raise ValueError(f"retraining.silence_s: expected a number above 0, got {self.silence_s}")

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cloud_hub.blobs import Blobs
-from cloud_hub.config import HubConfig
+from cloud_hub.config import HubConfig, HubPaths
 from cloud_hub.datasets.book import DatasetBook, file_of
 from cloud_hub.datasets.building import DatasetBuilder
 from cloud_hub.datasets.settings import DatasetSettings
@@ -34,8 +34,14 @@ async def made(store: Store, blobs: Blobs) -> Made:
 
 
 @pytest.fixture
-def book(store: Store, blobs: Blobs, events: Events, clock: SetClock) -> DatasetBook:
-    return DatasetBook(store, events, DatasetBuilder(store, blobs, clock, SMALL), clock)
+def tensors(hub_paths: HubPaths) -> Blobs:
+    """Where large tensors of samples lie."""
+    return Blobs(hub_paths.sample_blobs)
+
+
+@pytest.fixture
+def book(store: Store, blobs: Blobs, tensors: Blobs, events: Events, clock: SetClock) -> DatasetBook:
+    return DatasetBook(store, events, DatasetBuilder(store, blobs, tensors, clock, SMALL), clock)
 
 
 @pytest.fixture
@@ -144,9 +150,9 @@ async def test_corrected_and_foreign_labels_do_not_count(
 
 
 async def test_a_tensor_that_came_as_a_blob_is_put_back(
-    book: DatasetBook, store: Store, blobs: Blobs, made: Made
+    book: DatasetBook, store: Store, blobs: Blobs, tensors: Blobs, made: Made
 ) -> None:
-    sha256 = await blobs.put(bytes([9, 8, 7, 6]))
+    sha256 = await tensors.put(bytes([9, 8, 7, 6]))
     there = Withheld("image", "input", "UINT8", (1, 2, 2), "blob", sha256, 4)
     late = Withheld("image", "input", "UINT8", (1, 2, 2), "blob", "0" * 64, 4)
     for number, gone in ((1, there), (2, late)):
@@ -174,7 +180,7 @@ async def test_training_data_from_before_goes_along(book: DatasetBook, blobs: Bl
 async def test_a_data_set_that_is_too_large_is_refused(
     store: Store, blobs: Blobs, events: Events, clock: SetClock, hundred: list[Sample]
 ) -> None:
-    book = DatasetBook(store, events, DatasetBuilder(store, blobs, clock, DatasetSettings(max_rows=99)), clock)
+    book = DatasetBook(store, events, DatasetBuilder(store, blobs, blobs, clock, DatasetSettings(max_rows=99)), clock)
     with pytest.raises(TooLarge, match="at most 99 rows"):
         await book.build(NewDataset("june", "pets"), "alice")
     assert await book.list() == []
