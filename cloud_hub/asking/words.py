@@ -6,6 +6,7 @@ Raises ValueError with what was expected. Used by `operator.cli.sampling`.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, Final
 
 NONE: Final = "none"
@@ -38,6 +39,25 @@ def redaction(text: str) -> tuple[str, dict[str, Any] | None]:
     if action == "blur":
         return name, {"action": action, **_blur(rest, text)}
     return name, {"action": action, **({"step": number(rest)} if rest else {})}
+
+
+def policy(
+    strata: Sequence[str],
+    redact: Sequence[str],
+    quota: str | None = None,
+    ring_rows: str | None = None,
+    blobs_above: str | None = None,
+) -> dict[str, Any]:
+    """A whole policy's fields; those of which nothing is said are left out."""
+    named = dict(map(stratum, strata))
+    said = {
+        "strata": [{"name": name, **rest} for name, rest in named.items()] or None,
+        "redact": {name: how for name, how in map(redaction, redact) if how is not None} or None,
+        "quota_bytes_per_day": None if quota is None else size(quota),
+        "ring_rows": None if ring_rows is None else count(ring_rows),
+        "blob_bytes": None if blobs_above is None else size(blobs_above),
+    }
+    return {name: value for name, value in said.items() if value is not None}
 
 
 def size(text: str) -> int | None:

@@ -129,6 +129,8 @@ def signed(operator: Operator, files: Path) -> str:
     operator.run("model", "register", "iris", files / "model.onnx", "--tag", "task=flowers", "--dataset", "iris@1936")
     data = ("--reference", files / "train.npz", "--golden", files / "golden.npz")
     options = ("--label", "probabilities=setosa,versicolor,virginica", "--rate", "0.5", "--probation", "1")
+    options += ("--stratum", "odd=1:out-of-range", "--quota", "5MB")
+    options += ("--redact", "X[0]=coarsen:0.5", "--ring-rows", "100")
     operator.run("module", "build", "iris:1", "-p", PROFILE, *data, *options)
     operator.run("module", "sign", "iris:1")
     return "iris:1"
@@ -215,6 +217,9 @@ def test_what_the_build_was_told_stands_in_the_manifest(operator: Operator, sign
 
     found = json.loads(asyncio.run(manifest()))
     assert (found["sampling"]["rate"], found["health"]["probation_s"]) == (0.5, 1.0)
+    assert found["sampling"]["strata"] == [{"name": "odd", "rate": 1.0, "when": "out_of_range"}]
+    assert (found["sampling"]["quota_bytes_per_day"], found["sampling"]["ring_rows"]) == (5_000_000, 100)
+    assert found["requires"]["agent_version"] == "0.2.0"
     assert found["sampling"]["window_s"] == 300.0
     assert found["outputs"][1]["labels"] == ["setosa", "versicolor", "virginica"]
 

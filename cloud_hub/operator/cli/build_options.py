@@ -54,6 +54,34 @@ LowConfidenceRate = Annotated[
 First = Annotated[
     int | None, typer.Option(min=0, help="First predictions, all of them sampled.", rich_help_panel=_SAMPLING)
 ]
+Strata = Annotated[
+    list[str],
+    typer.Option(
+        "--stratum",
+        metavar="NAME=RATE:CONDITION",
+        help="More of those that fit, such as hot=0.5:temperature>=30. Repeatable.",
+        rich_help_panel=_SAMPLING,
+    ),
+]
+Quota = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="Bytes of samples a day: 5MB.", rich_help_panel=_SAMPLING)
+]
+Redact = Annotated[
+    list[str],
+    typer.Option(
+        metavar="FIELD=ACTION",
+        help="drop, hash, coarsen, coarsen:STEP, blur or blur:T,L,H,W. Repeatable.",
+        rich_help_panel=_SAMPLING,
+    ),
+]
+RingRows = Annotated[
+    str | None,
+    typer.Option(metavar="N", help="Predictions that a device keeps, to be asked for.", rich_help_panel=_SAMPLING),
+]
+BlobsAbove = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="Larger tensors come apart from their sample.", rich_help_panel=_SAMPLING),
+]
 Probation = Annotated[
     float | None, typer.Option(metavar="SECONDS", help="Serving before it counts.", rich_help_panel=_HEALTH)
 ]

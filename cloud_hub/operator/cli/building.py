@@ -5,7 +5,7 @@ The options stand in `build_options`, how the module runs is read by `build_runt
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 import typer
 
+from cloud_hub.asking import words
 from cloud_hub.operator.cli import build_options as options
 from cloud_hub.operator.cli.build_base import local_base
 from cloud_hub.operator.cli.build_runtime import parse_provider, parse_tensor, read_runtime
@@ -71,6 +72,11 @@ def build(
     low_confidence: options.LowConfidence = None,
     low_confidence_rate: options.LowConfidenceRate = None,
     first: options.First = None,
+    stratum: options.Strata = [],  # noqa: B006
+    quota: options.Quota = None,
+    redact: options.Redact = [],  # noqa: B006
+    ring_rows: options.RingRows = None,
+    blobs_above: options.BlobsAbove = None,
     probation: options.Probation = None,
     probation_inferences: options.ProbationInferences = None,
     probation_deadline: options.ProbationDeadline = None,
@@ -91,6 +97,7 @@ def build(
     """Build a module from a model version, one per profile: manifest, chunks, golden answers, reference profile."""
     kept = {"rate": rate, "window_s": window, "first": first}
     unsure = {"low_confidence": low_confidence, "low_confidence_rate": low_confidence_rate}
+    more = _said(lambda: words.policy(stratum, redact, quota, ring_rows, blobs_above))
     soak = {"probation_s": probation, "probation_inferences": probation_inferences}
     until = {"probation_deadline_s": probation_deadline}
     bounds = {"latency_bound_ms": latency_bound, "max_error_rate": max_error_rate, "rtol": rtol, "atol": atol}
@@ -103,7 +110,7 @@ def build(
         "labels": {tensor: tuple(names.split(",")) for tensor, names in parse_pairs(label).items()},
         "inputs": tuple(map(parse_tensor, tensor_in)),
         "outputs": tuple(map(parse_tensor, tensor_out)),
-        "sampling": _options(SamplingPolicy, kept | unsure),
+        "sampling": _options(SamplingPolicy, kept | unsure | more),
         "health": _options(Health, soak | until | bounds | factors),
         "resources": _options(Resources, limits | {"threads": threads, "memory_mib": memory}),
         "runtime": said.runtime,
@@ -158,7 +165,15 @@ async def _upload(hub: HubClient, file: Path, progress: Progress) -> str:
     return (await hub.upload(file, progress)).sha256
 
 
-def _options(kind: type[_Options], values: Mapping[str, float | int | str | None]) -> _Options | None:
+def _said(read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What is wrong with an option ends the command."""
+    try:
+        return read()
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _options(kind: type[_Options], values: Mapping[str, Any]) -> _Options | None:
     """The options that were given, over the defaults; none at all leaves the choice to the hub."""
     given = {name: value for name, value in values.items() if value is not None}
     try:
