@@ -25,7 +25,7 @@ from modules.windows import Categorical, Feature, Numeric, ReferenceProfile, pac
 
 BLOCK_ROWS = 1024
 BLOCK_BYTES = 4 * 1024 * 1024  # wide rows (images) are counted sooner, so that they do not fill the memory
-STRIDE = 16  # of the rows that joint features take where a block fills within STRIDE_S
+STRIDE = 64  # of the rows that joint features take where a block fills within STRIDE_S
 STRIDE_S = 0.01
 
 Arrays = Mapping[str, Array]
@@ -208,13 +208,18 @@ class _Group:
 
 
 class _JointSums:
-    """Sums of the joint features of one period. A block whose inputs do not come in rows, all of them, is left out."""
+    """Sums of the joint features of one period. A block whose inputs do not come in rows, all of them, is left out.
+
+    What blocks give is gathered until it is worth the work.
+    """
 
     def __init__(self, reference: ReferenceProfile) -> None:
         self._map = JointMap(reference)
         self._rows, self._total = 0, np.zeros(self._map.dimensions)
         self._found: list[tuple[list[int], Array]] = []
         self._in_order = list(range(len(self._map.inputs)))
+        self._gathered: list[Array] = []
+        self._waiting = 0  # rows
         self.stride = 1
 
     def begin(self, stride: int) -> None:
@@ -225,22 +230,32 @@ class _JointSums:
         self._found.append((places, values))
 
     def end(self) -> None:
-        sizes = {values.shape[1] for _, values in self._found}
-        if len(sizes) != 1 or sum(len(places) for places, _ in self._found) != len(self._map.inputs):
-            return
         found, self._found = self._found, []
+        sizes = {values.shape[1] for _, values in found}
+        if len(sizes) != 1 or sum(len(places) for places, _ in found) != len(self._in_order):
+            return
+        size = sizes.pop()
         if found[0][0] == self._in_order:
-            rows = found[0][1].T
+            rows = found[0][1]
         else:
-            rows = np.empty((sizes.pop(), len(self._map.inputs)))
+            rows = np.empty((len(self._in_order), size))
             for places, values in found:
-                rows[:, places] = values.T
-        count, total = self._map.sums(rows)
-        self._rows += count
-        self._total += total
+                rows[places] = values
+        self._gathered.append(rows)
+        self._waiting += size
+        if self._waiting >= BLOCK_ROWS:
+            self._add_up()
+
+    def _add_up(self) -> None:
+        gathered, self._gathered, self._waiting = self._gathered, [], 0
+        if gathered:
+            count, total = self._map.sums(np.concatenate(gathered, axis=1).T)
+            self._rows += count
+            self._total += total
 
     def take(self) -> bytes:
         """Begins anew."""
+        self._add_up()
         rows, self._rows = self._rows, 0
         white = self._map.whitened(rows, self._total)
         self._total[:] = 0.0
