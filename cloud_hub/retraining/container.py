@@ -37,7 +37,7 @@ class Specification(msgspec.Struct, frozen=True):
     user: str
 
 
-def in_container(engine: str, training: Training, folders: Folders, run: str) -> tuple[str, ...]:
+def in_container(engine: str, training: Training, folders: Folders, run: str, plan: str) -> tuple[str, ...]:
     """The command that runs the training's command in its image."""
     mounts = {
         str(folders.dataset): (f"{ROOT}/dataset", False),
@@ -50,6 +50,7 @@ def in_container(engine: str, training: Training, folders: Folders, run: str) ->
         "MOORING_BASE_MODEL": f"{ROOT}/base-model",
         "MOORING_OUTPUT": f"{ROOT}/output",
         "MOORING_RUN": run,
+        "MOORING_PLAN": plan,
     }
     specification = Specification(
         engine, f"mooring-{run}", training.image, training.command, mounts, environment, training.network,

@@ -117,7 +117,7 @@ class Runner:
         if training.image:
             if not self.engine:
                 raise TrainingFailed("the plan has an image, and this runner no container engine (--engine)")
-            command = in_container(self.engine, training, folders, job.run.id)
+            command = in_container(self.engine, training, folders, job.run.id, job.plan.name)
         work = asyncio.create_task(
             execute(command, folders, environment, training.deadline_s, log, self.said), name="training"
         )
