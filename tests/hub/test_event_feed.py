@@ -78,7 +78,7 @@ async def test_a_follower_is_told_after_the_commit_and_not_of_one_that_failed(
 ) -> None:
     feed = EventFeed(store, "tests")
     await feed.news(0)  # the first call never waits: there may be events from before
-    waiting = asyncio.create_task(feed.news(DEADLINE_S))
+    waiting = asyncio.create_task(feed.news(10 * DEADLINE_S))
 
     async def fail_after_recording() -> None:
         async with store.write() as connection:
