@@ -89,6 +89,10 @@ def _module(module: ModuleReport) -> str:
     verified = "verified" if module.verified else "not verified yet"
     counts = f"{module.requests} requests, {module.errors} errors, {module.restarts} restarts"
     words = [f"{module.name} version {module.version}", module.state, verified, counts, module.execution]
+    if module.sampling:
+        words.append(f"no samples: {module.sampling}")
+    if module.samples_dropped:
+        words.append("samples " + ", ".join(f"{why} {count}" for why, count in module.samples_dropped.items()))
     held = f"{module.level} ({module.confinement})" if module.level else module.confinement
     return ", ".join(filter(None, [*words, held, module.endpoint]))
 

@@ -17,7 +17,7 @@ from cloud_hub.operator.verify import Verification
 from cloud_hub.packaging import ModuleRelease
 from cloud_hub.registry import ModelVersion
 from firmware_profiles.profile import DeviceProfile
-from modules.messages import DeviceReport, UpdateReport
+from modules.messages import DeviceReport, ModuleReport, UpdateReport
 
 SHORT_DIGEST = 12
 MAX_CELL = 60
@@ -232,11 +232,18 @@ def _told(update: UpdateReport) -> str:
 
 def _reported(report: DeviceReport) -> RenderableType:
     rows = [
-        (f"{m.name}:{m.version}", m.state, "yes" if m.verified else "no", str(m.requests), str(m.errors), m.endpoint)
+        (f"{m.name}:{m.version}", m.state, "yes" if m.verified else "no", str(m.requests), str(m.errors), m.endpoint,
+         _samples(m))
         for m in report.modules
-    ]
-    headers = ("reported module", "state", "verified", "requests", "errors", "endpoint")
+    ]  # fmt: skip
+    headers = ("reported module", "state", "verified", "requests", "errors", "endpoint", "samples left out")
     return table(headers, rows, "the device reports no modules")
+
+
+def _samples(module: ModuleReport) -> str:
+    if module.sampling:
+        return f"all: {module.sampling}"
+    return ", ".join(f"{why} {count}" for why, count in module.samples_dropped.items())
 
 
 def _number(value: int | None) -> str:
