@@ -38,7 +38,8 @@ MAX_DEVICES: Final = 20
 MAX_OUTPUTS: Final = 32
 RECENT_S: Final = 90 * DAY_S
 PAUSE_S: Final = 60.0
-SWEEP_S: Final = 3600.0
+LONGEST_SWEEP_S: Final = 3600.0
+SHORTEST_SWEEP_S: Final = 1.0
 CALM_LOOKS: Final = 3
 _log = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ class LabelWatch:
     ) -> None:
         self._store, self._known, self._alerts, self._clock = store, known, alerts, clock
         self._look_s, self._promise_s, self._pause_s = look_s, false_alarm_months * MONTH_S, pause_s
+        self._sweep_s = min(max(look_s, SHORTEST_SWEEP_S), LONGEST_SWEEP_S)
         self._waiting: set[str] = set()
         self._weighed_at: dict[str, float] = {}
         self._swept_at = -math.inf
@@ -78,7 +80,7 @@ class LabelWatch:
                 # The outcomes stay, and the next labels of the build bring it here again.
                 _log.exception("weighing labels failed; trying again in %s s", self._pause_s)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), SWEEP_S)
+                await asyncio.wait_for(self._wake.wait(), self._sweep_s)
             await asyncio.sleep(min(self._pause_s, 1.0))
 
     async def run_due(self) -> None:
@@ -94,9 +96,9 @@ class LabelWatch:
             await self._weigh(manifest)
 
     async def _sweep(self) -> None:
-        """Now and then: what came while the hub was down, and alerts of builds that no longer run."""
+        """Once per look: what came while the hub was down, and alerts of builds that no longer run."""
         now = self._clock()
-        if now - self._swept_at < SWEEP_S:
+        if now - self._swept_at < self._sweep_s:
             return
         first, self._swept_at = self._swept_at == -math.inf, now
         self._weighed_at = {one: at for one, at in self._weighed_at.items() if now - at < self._pause_s}

@@ -17,6 +17,8 @@ import numpy as np
 
 from cloud_hub.building.request import BuildRequest
 from cloud_hub.claims import NewToken
+from cloud_hub.labels.report import QualityQuery
+from cloud_hub.labels.rows import MAX_ROWS, NewLabel, NewLabels
 from cloud_hub.monitoring.alert_book import Alert
 from cloud_hub.monitoring.samples import SampleQuery, SampleRow
 from cloud_hub.operator.client import HubClient
@@ -245,6 +247,16 @@ async def collected(world: World, device: str, version: int, prefix: str) -> Ima
     wanted = [row for row in rows if row.prediction_id.startswith(prefix)]
     pixels = np.array([row.inputs[0].data[0] for row in wanted], dtype=np.float32)
     return Images(pixels, np.array([world.truth[row.prediction_id] for row in wanted], dtype=np.int64))
+
+
+async def labelled(world: World, version: int) -> dict[str, float]:
+    """Send in the truth of every sample; the accuracy of each device that the hub makes of it."""
+    rows = [row for device in world.devices for row in await _all_samples(world, device, version)]
+    labels = [NewLabel(row.prediction_id, world.truth[row.prediction_id], row.device) for row in rows]
+    for start in range(0, len(labels), MAX_ROWS):
+        await world.client.add_labels(NewLabels(tuple(labels[start : start + MAX_ROWS])))
+    (report, *_) = await world.client.quality(QualityQuery(MODEL, version, by="device"))
+    return {part.name: part.accuracy.value for part in report.parts if part.accuracy is not None}
 
 
 async def _all_samples(world: World, device: str, version: int) -> list[SampleRow]:

@@ -60,6 +60,8 @@ async def play(world: acts.World) -> None:
         await _calm(world, one, first, parts)
     with story.stage("fault", f"Dirt and dusk come over the camera of {batch[0]}"):
         await _fault(world, one, first, parts, batch[0])
+    with story.stage("label", "Send in what a person has read off the samples that came back"):
+        await _labels(world, one, batch[0])
     with story.stage("retrain", "Train again with the labelled samples that came back"):
         kept = await acts.collected(world, batch[0], one, f"{batch[0]}-fault")
         held_out, lesson = kept.part(0, len(kept) // 3), kept.part(len(kept) // 3, len(kept))
@@ -93,6 +95,15 @@ async def _fault(world: acts.World, version: int, classifier: Classifier, parts:
         _claim_pixels(world.story, alert)
     others = [a for a in await acts.open_alerts(world) if a.scope not in (f"device:{device}", "fleet")]
     _claim_quiet(world.story, "no other device is blamed", others)
+
+
+async def _labels(world: acts.World, version: int, device: str) -> None:
+    """Accuracy by device, from samples alone: each counts for those that were not sampled."""
+    found = await acts.labelled(world, version)
+    others = [share for name, share in found.items() if name != device]
+    told = ", ".join(f"{name} {share:.1%}" for name, share in sorted(found.items()))
+    broken = found.get(device, 1.0)
+    world.story.claim("labels of the samples show where accuracy was lost", broken < min(others, default=0) - 0.2, told)
 
 
 def _claim_pixels(story: Story, alert: Alert) -> None:
