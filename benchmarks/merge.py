@@ -1,16 +1,16 @@
 """Merging what 10,000 devices counted, and weighing a month of it.
 
 `merge_ms`: 10,000 windows of 20 features (100 rows each), from the bytes of the wire to one sum: decoded, inflated,
-held against the reference, deduplicated by their ids, added. `merge_joint_ms` is the same with the joint features that a
-reference of several inputs has. `exact` is true when the sums are those of one stream of all rows, counted at once, in
+held against the reference, deduplicated by their ids, added. `merge_joint_ms` is the same with the joint features that
+a reference of several inputs has. `exact` is true when the sums are those of one stream of all rows counted at once, in
 three orders and with a tenth of the windows twice. `naive_merge_ms` adds the same windows one by one in plain Python,
 which is what it would take without arrays; `sketches_merge_ms` merges a KLL sketch per feature (DataSketches, k = 200),
 where that library is installed beside this one.
 
 `evidence_month_s`: one model on 10,000 devices and 30 days of hourly looks in SQLite; what `Alerts` does when the fleet
-and its eight groups have new counts, reading included: once with nothing the matter, once with a drift of all devices,
-which it then has to explain; the longer of the two. Of 256 devices all looks are in the database, those with most rows;
-of the others only that they have some.
+and its eight groups have new counts, reading included: once with nothing the matter, once with a drift of one feature
+on all devices, which it then has to explain; the longer of the two. Of 256 devices all looks are in the database:
+those that are drawn to speak for all, and those with most rows. Of the others there is only that they have some.
 
     benchmarks/merge.py [--windows 10000] [--runs 7]
 """
@@ -41,6 +41,7 @@ from cloud_hub.events import Events  # noqa: E402
 from cloud_hub.monitoring.layout import Layout  # noqa: E402
 from cloud_hub.monitoring.looks import Group, look_start  # noqa: E402
 from cloud_hub.monitoring.merging import stack  # noqa: E402
+from cloud_hub.monitoring.population import choose  # noqa: E402
 from cloud_hub.monitoring.reports import WatchSettings  # noqa: E402
 from cloud_hub.monitoring.tallies import LookKey, Tally, merge  # noqa: E402
 from cloud_hub.reference import profile_training  # noqa: E402
@@ -189,12 +190,14 @@ async def fill(store: Store, built: Built, now: float, drifted: int) -> None:
         rows = [{"id": f"edge-{i}", "tags": {"site": f"s{i % 5}"}, **row} for i in range(DEVICES)]
         await insert_many(connection, devices, rows)
         sizes = {scope: DEVICES // 5 if scope.startswith("site") else DEVICES for scope in SCOPES}
-        for scope in [*SCOPES, *(f"edge-{i}" for i in range(KEPT))]:
+        names = [row["id"] for row in rows]
+        kept = list(dict.fromkeys([*choose(names, (), ()).drawn, *names]))[:KEPT]
+        for scope in [*SCOPES, *kept]:
             await merge(
                 connection, {built.manifest_sha256: built.name}, _looks(built, scope, sizes.get(scope, 1), now, drifted)
             )
         known = {"manifest_sha256": built.manifest_sha256, "module": built.name, "rows": 1, "first": now - LOOK_S}
-        others = [{"device": f"edge-{i}", "last": now - LOOK_S, **known} for i in range(KEPT, DEVICES)]
+        others = [{"device": name, "last": now - LOOK_S, **known} for name in names if name not in kept]
         await insert_many(connection, look_scopes, others)
 
 
@@ -202,10 +205,10 @@ def _looks(built: Built, scope: str, devices: int, now: float, drifted: int) -> 
     """A month of a scope of so many devices, each with ROWS rows per look."""
     rows, features = devices * ROWS, built.profile.inputs
     parts = []
-    for feature in features:
+    for number, feature in enumerate(features):
         counts = np.array(feature.counts[: feature.bins], np.float64)
         shares = counts / counts.sum()
-        moved = shares * np.linspace(0.7, 1.3, feature.bins)
+        moved = shares * np.linspace(0.7, 1.3, feature.bins) if number == 3 else shares
         calm = RANDOM.multinomial(rows, shares, LOOKS - drifted)
         after = RANDOM.multinomial(rows, moved / moved.sum(), drifted)
         parts.append(np.pad(np.concatenate([calm, after]), ((0, 0), (0, 3))))

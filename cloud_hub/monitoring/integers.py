@@ -6,6 +6,7 @@ Before 0.2 each took 8 bytes; both forms are read. Used by `looks` and `tallies`
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -33,3 +34,26 @@ def unpack(data: bytes | None) -> IntArray:
         return np.frombuffer(data, "<i8").astype(np.int64)
     width, size = _HEAD.unpack_from(data)
     return np.frombuffer(data, f"<i{width}", size, _HEAD.size).astype(np.int64)
+
+
+def unpack_rows(packed: Sequence[bytes | None], width: int = 0) -> IntArray:
+    """A row for each, of `width` numbers or as many as the longest has; zeros where there are none."""
+    alike: dict[tuple[int, bytes], list[int]] = {}
+    for place, data in enumerate(packed):
+        if data:
+            alike.setdefault((len(data), data[: _HEAD.size] if len(data) % 8 else b""), []).append(place)
+    parts = [(places, _alike([packed[place] or b"" for place in places])) for places in alike.values()]
+    width = width or max((part.shape[1] for _, part in parts), default=0)
+    matrix = np.zeros((len(packed), width), np.int64)
+    for places, part in parts:
+        matrix[places, : part.shape[1]] = part
+    return matrix
+
+
+def _alike(packed: Sequence[bytes]) -> np.ndarray[Any, np.dtype[np.integer[Any]]]:
+    """Those of one length and head, read at once."""
+    data = np.frombuffer(b"".join(packed), np.uint8).reshape(len(packed), -1)
+    if data.shape[1] % 8 == 0:
+        return data.view("<i8")
+    width, size = _HEAD.unpack_from(packed[0])
+    return np.ascontiguousarray(data[:, _HEAD.size : _HEAD.size + width * size]).view(f"<i{width}")

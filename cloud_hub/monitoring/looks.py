@@ -16,7 +16,7 @@ from sqlalchemy import Row, Select, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cloud_hub.monitoring.evidence import MAX_LOOKS, IntArray
-from cloud_hub.monitoring.integers import unpack
+from cloud_hub.monitoring.integers import unpack, unpack_rows
 from cloud_hub.monitoring.layout import Layout
 from cloud_hub.monitoring.scopes import FLEET, named
 from cloud_hub.monitoring.tallies import TICK, moment_ticks
@@ -94,29 +94,20 @@ def _looks_of(manifest_sha256: str, since: float) -> Select[Any]:
 
 
 def _series(layout: Layout, rows: Sequence[Row[Any]]) -> LookSeries:
-    joint = _matrix([row.joint for row in rows])
+    joint = unpack_rows([row.joint for row in rows])
     return LookSeries(
         starts=tuple(row.start for row in rows),
-        counts=_matrix([row.counts for row in rows], layout.cells),
-        moments=_matrix([row.moments for row in rows], 2 * layout.numeric).astype(np.float64) * TICK,
+        counts=unpack_rows([row.counts for row in rows], layout.cells),
+        moments=unpack_rows([row.moments for row in rows], 2 * layout.numeric).astype(np.float64) * TICK,
         joint=joint if joint.shape[1] else np.zeros((len(rows), 0), np.int64),
-        still=_matrix([row.still for row in rows], layout.numeric),
+        still=unpack_rows([row.still for row in rows], layout.numeric),
         windows=np.array([row.windows for row in rows], np.int64),
         rows=np.array([row.rows for row in rows], np.int64),
         errors=np.array([row.errors for row in rows], np.int64),
         refused=np.array([row.refused for row in rows], np.int64),
-        latency=_matrix([row.latency for row in rows], LATENCY_BINS),
+        latency=unpack_rows([row.latency for row in rows], LATENCY_BINS),
+        noise=np.array([row.noise for row in rows], np.float64) * TICK,
     )
-
-
-def _matrix(packed: Sequence[bytes | None], width: int = 0) -> IntArray:
-    """A row per look, of `width` numbers or as many as the longest has; zeros where nothing was kept."""
-    arrays = [unpack(data) for data in packed]
-    width = width or max((len(array) for array in arrays), default=0)
-    matrix = np.zeros((len(arrays), width), np.int64)
-    for place, array in enumerate(arrays):
-        matrix[place, : len(array)] = array
-    return matrix
 
 
 async def devices_of(connection: AsyncConnection, manifest_sha256: str, since: float, limit: int) -> list[str]:
