@@ -22,6 +22,7 @@ class Found:
     version: str
     snapshot: Snapshot = field(default_factory=Snapshot)
     ends: Counts = field(default_factory=dict)
+    metadata_ends: Counts = field(default_factory=dict)
     blob_bytes: float = 0.0
     took_s: float = 0.0
     connected: bool = False
@@ -64,7 +65,7 @@ class Told(Collector):
             "module_rows", "Predictions counted in windows.", snapshot.module_rows, "module", "version", "profile"
         )
         ends = "When signed metadata ends."
-        yield _gauge("metadata_expires_timestamp_seconds", ends, snapshot.metadata_ends, "repository", "role")
+        yield _gauge("metadata_expires_timestamp_seconds", ends, found.metadata_ends, "repository", "role")
         yield _gauge("certificate_expires_timestamp_seconds", "When a certificate or list ends.", found.ends, "file")
         yield _gauge("database_bytes", "Size of the database.", {(): snapshot.database_bytes})
         yield _gauge("blob_bytes", "Size of all stored files.", {(): found.blob_bytes})

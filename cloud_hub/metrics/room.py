@@ -80,6 +80,7 @@ class Metrics:
         begun, now = time.monotonic(), watched.clock()
         async with watched.store.read() as connection:
             found.snapshot = await snapshot.read(connection, now, watched.config.offline_after_s)
+            found.metadata_ends = await snapshot.metadata_ends(connection)
         found.ends = await snapshot.ends(watched.paths, now)
         if begun - self._walked_at >= BLOBS_EVERY_S:
             self._walked_at = begun

@@ -50,7 +50,6 @@ class Snapshot:
     deliveries: Counts = field(default_factory=dict)
     behind: Counts = field(default_factory=dict)
     module_rows: Counts = field(default_factory=dict)
-    metadata_ends: Counts = field(default_factory=dict)
     database_bytes: float = 0.0
 
 
@@ -69,11 +68,6 @@ async def read(connection: AsyncConnection, now: float, offline_after_s: float) 
         deliveries=await _grouped(connection, deliveries.c.state),
         behind=await _behind(connection),
         module_rows=await _module_rows(connection),
-        metadata_ends={
-            (state.repository, state.role): state.expires_at
-            for state in await read_states(connection)
-            if state.expires_at is not None
-        },
         database_bytes=await _database_bytes(connection),
     )  # fmt: skip
 
@@ -129,6 +123,12 @@ async def _database_bytes(connection: AsyncConnection) -> float:
         return float((await connection.execute(text("SELECT pg_database_size(current_database())"))).scalar_one())
     query = text("SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()")
     return float((await connection.execute(query)).scalar_one())
+
+
+async def metadata_ends(connection: AsyncConnection) -> Counts:
+    """When signed metadata ends, in seconds since the epoch, by repository and role."""
+    states = await read_states(connection)
+    return {(state.repository, state.role): state.expires_at for state in states if state.expires_at is not None}
 
 
 async def blob_bytes(folder: Path) -> float:

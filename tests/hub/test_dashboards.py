@@ -51,11 +51,12 @@ def hub_page() -> str:
     one: Counts = {("x",): 1.0}
     snapshot = Snapshot(
         devices=one, streams=one, rollouts=one, executions=one, alerts={("a", "b", "c", "d"): 1.0}, webhooks=one,
-        deliveries=one, behind=one, module_rows={("a", "1", "p"): 1.0}, metadata_ends={("director", "root"): 1.0},
+        deliveries=one, behind=one, module_rows={("a", "1", "p"): 1.0},
     )  # fmt: skip
     counted = Counter({"x": 1})
     found = Found(
-        "1", snapshot, one, 1.0, 0.1, True, 1, counted, counted, Counter({("log", "taken"): 1}), counted, counted
+        "1", snapshot, one, {("director", "root"): 1.0}, 1.0, 0.1, True, 1, counted, counted,
+        Counter({("log", "taken"): 1}), counted, counted,
     )  # fmt: skip
     meters.registry.register(Told(found))
     return generate_latest(meters.registry).decode()
