@@ -13,7 +13,8 @@ from collections.abc import Callable
 
 import msgspec
 
-from agent.watching.profiler import Arrays, Profiler
+from agent.watching.profiler import Profiler
+from agent.watching.tensors import Arrays
 from modules.sampling import SamplingPolicy
 
 MAX_OPEN = 8

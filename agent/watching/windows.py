@@ -16,7 +16,8 @@ from agent.endpoint.counters import Counters
 from agent.watching.clock import ClockWatch
 from agent.watching.periods import Period, Periods
 from agent.watching.private import Private
-from agent.watching.profiler import Arrays, Counted, Profiler
+from agent.watching.profiler import Counted, Profiler
+from agent.watching.tensors import Arrays
 from modules.manifest import Manifest, SamplingPolicy
 from modules.windows import LATENCY_BINS, ReferenceProfile, Window, pack_counts
 
