@@ -100,12 +100,14 @@ def _running() -> ColumnElement[bool]:
 
 
 async def _behind(connection: AsyncConnection) -> Counts:
-    """Events that followers have still to take: webhooks by the one that is furthest behind, others each."""
+    """Events that followers have still to take: of active webhooks the one that is furthest behind, others each."""
+    active = set((await connection.execute(select(webhooks.c.id).where(webhooks.c.state == "active"))).scalars())
     newest = (await connection.execute(select(func.max(events.c.id)))).scalar_one() or 0
     found: dict[tuple[str, ...], float] = {}
     for name, event in await connection.execute(select(cursors.c.name, cursors.c.event)):
-        follower = (str(name).partition(":")[0],)
-        found[follower] = max(found.get(follower, 0.0), float(newest - event))
+        follower, _, webhook = str(name).partition(":")
+        if not webhook or webhook in active:
+            found[(follower,)] = max(found.get((follower,), 0.0), float(newest - event))
     return found
 
 

@@ -37,6 +37,7 @@ from cloud_hub.store.engine import Store
 
 PAGE: Final = 100
 SCOPE_S: Final = 5.0
+WRITTEN_EVERY_S: Final = 30.0
 LONGEST_WAIT_S: Final = 5.0  # until the row is looked at again: it may have been paused by another process
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ class Trade:
     sender: Sender
     source: str
     pace: Pace = DEFAULT_PACE
+    gather_s: float = 0.2  # after news, before looking: many events in a row are looked at together
     tally: Counter[str] = field(default_factory=Counter)  # deliveries by what became of them, since the start
     random: Callable[[], float] = random.random
 
@@ -64,7 +66,8 @@ class Courier:
         self._number = webhook
         self._feed = EventFeed(trade.store, feed_name(webhook))
         self._page: deque[Event] = deque()
-        self._seen = 0
+        self._seen = self._written = 0
+        self._written_at = float("-inf")
         self._visible: tuple[float, Visible | None] | None = None
 
     async def run(self) -> None:
@@ -75,6 +78,7 @@ class Courier:
             event = await self._next(webhook)
             if event is None:
                 await self._feed.news()
+                await asyncio.sleep(self._trade.gather_s)
             elif (wait_s := self._wait_s(webhook)) > 0:
                 await self._feed.news(min(wait_s, LONGEST_WAIT_S))
             # Looked at again: it may have been paused, or events skipped, after the first look and before this event.
@@ -102,9 +106,16 @@ class Courier:
                 if wants(webhook.choice, self._page[0], visible):
                     return self._page[0]
                 self._seen = self._page.popleft().id
-            # Not written down for each event that it does not want: those are looked at again after a restart.
-            async with self._trade.store.write() as connection:
-                await self._feed.advance(connection, self._seen)
+            await self._write_seen()
+
+    async def _write_seen(self) -> None:
+        """Not for each event that it does not want: some are looked at again after a restart."""
+        now = asyncio.get_running_loop().time()
+        if self._seen - self._written < PAGE and now - self._written_at < WRITTEN_EVERY_S:
+            return
+        async with self._trade.store.write() as connection:
+            await self._feed.advance(connection, self._seen)
+        self._written, self._written_at = self._seen, now
 
     async def _scope(self, webhook: Webhook) -> Visible | None:
         """What its scope shows, at most SCOPE_S seconds old; None for everything."""

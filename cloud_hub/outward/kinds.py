@@ -21,7 +21,7 @@ PUBLIC: Final = frozenset(
 )  # fmt: skip
 PRIVATE: Final = frozenset({"access", "api-token", "session", "token", "user"})
 MAX_PATTERNS: Final = 32
-_PATTERN: Final = re.compile(r"\*|[a-z][a-z0-9-]{0,30}(\.(\*|[a-z0-9*][a-z0-9-]{0,40}))?")
+_PATTERN: Final = re.compile(r"\*|[a-z][a-z0-9-]{0,30}(\.(\*|[a-z0-9][a-z0-9.-]{0,50}))?")
 
 
 def is_public(kind: str) -> bool:

@@ -17,6 +17,7 @@ from cloud_hub.config import HubConfig, HubPaths
 from cloud_hub.events import Events
 from cloud_hub.outward.courier import Trade
 from cloud_hub.outward.couriers import Couriers
+from cloud_hub.outward.feed import EventFeed
 from cloud_hub.outward.log_file import LogFile
 from cloud_hub.outward.mqtt import OtherBroker, Topics
 from cloud_hub.outward.pace import Pace
@@ -69,6 +70,7 @@ class Outward:
         settings = self.settings
         async with AsyncExitStack() as parts:
             await parts.enter_async_context(self.sender)
+            await self._forget_sinks()
             work = [Couriers(self.trade, DELIVERED_DAYS * DAY_S, settings.dead_days * DAY_S).run()]
             if settings.log:
                 file = LogFile(Path(settings.log), settings.log_mib * 1024**2, settings.log_files)
@@ -77,6 +79,15 @@ class Outward:
                 work.append(self._sink("mqtt", self._topics(parts).take).run())
             # None of them ends by itself.
             await asyncio.gather(*work)
+
+    async def _forget_sinks(self) -> None:
+        """One that is switched off begins anew when it is switched on again."""
+        off = [
+            name for name, setting in (("log", self.settings.log), ("mqtt", self.settings.mqtt_topic)) if not setting
+        ]
+        async with self.store.write() as connection:
+            for name in off:
+                await EventFeed(self.store, name).close(connection)
 
     def _topics(self, parts: AsyncExitStack) -> Topics:
         if not self.settings.mqtt_broker:

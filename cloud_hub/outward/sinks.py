@@ -19,6 +19,7 @@ from cloud_hub.outward.kinds import chosen
 from cloud_hub.store.engine import Store
 
 PAGE: Final = 100
+GATHER_S: Final = 0.2  # after news, before looking: many events in a row are written together
 FIRST_S: Final = 0.5
 LAST_S: Final = 60.0
 log = logging.getLogger(__name__)
@@ -63,6 +64,7 @@ class Sink:
         found = await self._feed.read(PAGE)
         if not found:
             await self._feed.news()
+            await asyncio.sleep(GATHER_S)
             return
         wanted = [cloud_event(event, self._source) for event in found if chosen(event.kind, self._kinds)]
         try:

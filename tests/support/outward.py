@@ -63,7 +63,7 @@ async def outside(
     events = Events(store, clock)
     webhooks = Webhooks(store, events, clock, settings, Vault(paths.outward_key), SOURCE)
     async with Sender(settings) as sender:
-        trade = Trade(store, events, clock, webhooks, sender, SOURCE, pace)
+        trade = Trade(store, events, clock, webhooks, sender, SOURCE, pace, gather_s=0.01)
         task = asyncio.create_task(Couriers(trade, 7 * 86_400.0, 30 * 86_400.0).run()) if delivering else None
         try:
             yield Outside(store, events, webhooks, sender, trade)
