@@ -23,7 +23,7 @@ from cloud_hub.patches import queue
 from cloud_hub.patches.wishes import Wishes
 from cloud_hub.retraining.records import blobs_of_retraining
 from cloud_hub.store.engine import Store
-from cloud_hub.store.tables import labels, looks, model_files, modules, outcomes, samples, windows
+from cloud_hub.store.tables import labels, look_scopes, looks, model_files, modules, outcomes, samples, windows
 from modules.manifest import decode_manifest
 
 DAY_S: Final = 86_400.0
@@ -98,8 +98,18 @@ class Retention:
                 return count
 
     async def _looks(self, before: float) -> int:
-        async with self._store.write() as connection:
-            return (await connection.execute(delete(looks).where(looks.c.start < before))).rowcount
+        """Look by look, the oldest first; then who had none but those."""
+        count = 0
+        while True:
+            async with self._store.write() as connection:
+                query = select(looks.c.start).where(looks.c.start < before).order_by(looks.c.start).limit(SLICE)
+                oldest = (await connection.execute(query)).scalars().all()
+                if oldest:
+                    gone = await connection.execute(delete(looks).where(looks.c.start <= oldest[-1]))
+                    count += gone.rowcount
+                if len(oldest) < SLICE:
+                    await connection.execute(delete(look_scopes).where(look_scopes.c.last < before))
+                    return count
 
     async def _patches(self) -> int:
         """Patches from what no device holds any more, or to what none is to have. Their blobs go as other files do.

@@ -16,7 +16,7 @@ from cloud_hub.events import Events
 from cloud_hub.registry import NewModel, Registry
 from cloud_hub.retention import DAY_S, SLICE, Retention, Swept
 from cloud_hub.store.engine import Store
-from cloud_hub.store.tables import looks, modules, samples, windows
+from cloud_hub.store.tables import look_scopes, looks, modules, samples, windows
 from modules.messages import AgentEvent, encode
 from support.clock import SetClock
 from support.monitoring import Built, Monitored, build_module, make_sample, make_window
@@ -68,6 +68,8 @@ async def test_windows_samples_and_looks_go_each_at_its_own_age(
         await retention.sweep()
         assert await counts(hub.store) == left, days
     assert [event.details["samples"] for event in await hub.events.list(kind="retention.swept")] == [0, 0, 1]
+    async with hub.store.read() as connection:
+        assert (await connection.execute(select(look_scopes))).all() == [], "nobody has looks any more"
 
 
 async def test_only_what_is_old_goes_and_a_second_sweep_finds_nothing(
