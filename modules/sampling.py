@@ -19,7 +19,7 @@ from modules.runtime import NEWER_AGENT
 
 MAX_STRATA = 16
 MAX_REDACTED = 256
-MAX_RING_ROWS = 1_000_000
+MAX_RING_ROWS = 200_000  # each takes some 300 bytes of the worker's memory, too
 MAX_RING_BYTES = 4 * 2**30
 MAX_NAME = 200
 STRATUM = r"[a-z][a-z0-9_]{0,31}"
