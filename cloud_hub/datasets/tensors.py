@@ -38,7 +38,7 @@ def arrays_of(column: TensorColumns, tensors: Sequence[Tensor | None]) -> list[p
             shapes = [None if tensor is None else list(tensor.shape[1:]) for tensor in tensors]
             found.append(pa.array(shapes, pa.list_(pa.int32())))
         return found
-    return [_column(column, values, index) for index in range(len(column.names))]
+    return _text_columns(column, values) if column.datatype == "BYTES" else _number_columns(column, values)
 
 
 def texts_in(tensor: Tensor) -> list[str]:
@@ -71,15 +71,21 @@ def _texts(tensors: Sequence[Tensor | None]) -> Values:
     return [None if tensor is None else texts_in(tensor) for tensor in tensors]
 
 
-def _column(column: TensorColumns, values: Values, index: int) -> pa.Array:
+def _number_columns(column: TensorColumns, values: Values) -> list[pa.Array]:
     plain = TYPES[column.datatype]
-    if column.datatype == "BYTES":
-        return pa.array([None if row is None or index >= len(row) else row[index] for row in values], plain)
     there = np.array([row is not None for row in values], bool)
-    filled = np.zeros(len(values), plain.to_pandas_dtype())
+    table = np.zeros((len(column.names), len(values)), plain.to_pandas_dtype())
     if there.any():
-        filled[there] = [row[index] for row in values if row is not None]
-    return pa.array(filled, plain, mask=~there)
+        table[:, there] = np.stack([row for row in values if row is not None], axis=1)
+    return [pa.array(numbers, plain, mask=~there) for numbers in table]
+
+
+def _text_columns(column: TensorColumns, values: Values) -> list[pa.Array]:
+    """A tensor whose bytes do not add up has fewer texts than its shape says."""
+    return [
+        pa.array([None if row is None or index >= len(row) else row[index] for row in values], TYPES["BYTES"])
+        for index in range(len(column.names))
+    ]
 
 
 def _lists(column: TensorColumns, values: Values) -> pa.Array:

@@ -66,9 +66,12 @@ def hub_runner(blobs: Blobs, desk: Desk, engine: str) -> Runner:
 
 async def keep_training(runner: Runner, desk: Desk, poll_s: float) -> None:
     """One job after the other, until cancelled; looks for one every `poll_s` seconds."""
-    await desk.let_go({NAME: "the hub was ended while it trained; start the run again"})
+    begun = False
     while True:
         try:
+            if not begun:
+                await desk.let_go({NAME: "the hub was ended while it trained; start the run again"})
+                begun = True
             job = await desk.claim(NAME)
             if job is not None:
                 await _do(runner, desk, job)

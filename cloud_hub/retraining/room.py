@@ -72,7 +72,6 @@ class Retraining:
 
     async def work(self, tick_s: float = TICK_S) -> None:
         """Until cancelled, every `tick_s` seconds. With `commands` the hub is a runner, too."""
-        await self.triggers.open()
         tasks = [asyncio.create_task(self._keep_ticking(tick_s), name="retraining-ticks")]
         if self.settings.commands:
             runner = hub_runner(self.blobs, self.desk, self.settings.engine)
@@ -85,8 +84,12 @@ class Retraining:
             await asyncio.wait(tasks)
 
     async def _keep_ticking(self, tick_s: float) -> None:
+        opened = False
         while True:
             try:
+                if not opened:
+                    await self.triggers.open()
+                    opened = True
                 await self.tick()
             except Exception:
                 _log.exception("retraining could not be seen to; trying again in %s s", tick_s)

@@ -71,7 +71,7 @@ class Runner:
     async def do(self, job: Job) -> Run:
         """The run afterwards: with the candidate handed in, or failed; as it was where the hub ended it.
 
-        A cancellation ends the command and fails the run.
+        A cancellation, and what the hub refuses, ends the command and fails the run.
         """
         log, started = Log(), time.monotonic()
         root = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="mooring-retrain-"))
@@ -88,6 +88,10 @@ class Runner:
         except asyncio.CancelledError:
             with contextlib.suppress(Exception):
                 await asyncio.shield(self.counter.failed(job, f"runner {self.name} was stopped", log.text))
+            raise
+        except Exception as error:
+            with contextlib.suppress(Exception):
+                await self.counter.failed(job, f"runner {self.name}: {error}", log.text)
             raise
         finally:
             await asyncio.to_thread(shutil.rmtree, root, True)

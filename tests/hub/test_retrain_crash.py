@@ -1,7 +1,6 @@
 """Retraining where something dies: the hub between two steps or in the middle of a training, a runner, an operator."""
 
 import asyncio
-import os
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -117,7 +116,7 @@ async def test_a_cancelled_run_ends_its_command(world: Loop, monkeypatch: pytest
         pid = int((await world.run()).result.log.split()[1])
         cancelled = await world.rooms.retraining.runs.cancel(run.id, "alice", "a slip")
         assert cancelled.state is RunState.CANCELLED
-        await until(lambda: not alive(pid), "the command has ended")
+        await until(lambda: not alive(pid), "the command has ended", 40)
         assert (await world.run()).result.reason == "cancelled by alice: a slip"
 
 
@@ -131,12 +130,12 @@ async def test_a_command_ends_with_whoever_started_it_even_when_that_one_is_kill
     assert alive(pid)
     process.send_signal(signal.SIGKILL)
     await process.wait()
-    await until(lambda: not alive(pid), "the command has ended")
+    await until(lambda: not alive(pid), "the command has ended", 40)
 
 
 def alive(pid: int) -> bool:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
         return False
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return stat.rpartition(")")[2].split()[0] != "Z"

@@ -33,8 +33,8 @@ async def test_a_drift_alert_closes_the_loop_up_to_the_canary(world: Loop) -> No
     rooms = world.rooms
     await world.sample(600)
     plan = await world.plan(real=True)
+    await rooms.retraining.triggers.open()
     async with working(rooms):
-        await rooms.retraining.triggers.open()
         await rooms.alerts.raise_alert("drift", MODULE, Group(world.manifest_sha256, FLEET), AlertEvidence(9.0, 0.0))
         run = await world.until(RunState.CANARY)
     assert run.state is RunState.CANARY, (run.result.reason, run.result.log)
