@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 from sqlalchemy import ColumnElement, func, select
@@ -131,13 +131,24 @@ class LabelWatch:
         if build is None:
             return
         promise = Promise(self._promise_s, await self._streams())
+        devices = await self._devices(build)
+        since = {kind: await self._since(build, kind, [*devices, FLEET]) for kind in KINDS}
         alarmed: dict[LabelKind, set[str]] = {kind: set() for kind in KINDS}
-        for device in [*await self._devices(build), FLEET]:
-            rows = await self._read(build, device)
+        for device in [*devices, FLEET]:
+            streams = await self._read(build, device)
             for kind in KINDS:
-                apart = alarmed[kind] if device == FLEET else set()
-                if await self._weigh_kind(build, kind, device, _without(rows, apart), promise):
+                rows = {output: _weighable(stream, since[kind], alarmed[kind]) for output, stream in streams.items()}
+                if await self._weigh_kind(build, kind, device, rows, promise):
                     alarmed[kind].add(device)
+
+    async def _since(self, build: Build, kind: LabelKind, scopes: Collection[str]) -> dict[str, float]:
+        """From where on each is weighed: somebody has seen to what was before, there or on the whole fleet."""
+        async with self._store.read() as connection:
+            found = {
+                scope: await alert_book.calm_from(connection, kind, Group(build.manifest_sha256, scope)) or 0.0
+                for scope in scopes
+            }
+        return {scope: max(at, found[FLEET]) for scope, at in found.items()}
 
     async def _read(self, build: Build, device: str) -> dict[str, list[Row]]:
         async with self._store.read() as connection:
@@ -146,19 +157,17 @@ class LabelWatch:
     async def _weigh_kind(
         self, build: Build, kind: LabelKind, device: str, rows: dict[str, list[Row]], promise: Promise
     ) -> bool:
-        """Whether there is an alarm. What somebody called normal, and all before it, is not weighed again."""
+        """Whether there is an alarm."""
         group = Group(build.manifest_sha256, device)
+        found = await asyncio.to_thread(weigh, kind, build, rows, promise)
+        if found is not None:
+            await self._alerts.raise_alert(kind, build.module, group, found, build.version)
+            return True
         async with self._store.read() as connection:
             alert = await alert_book.find_open(connection, kind, group)
-            since = await alert_book.calm_from(connection, kind, group) or 0.0
-        latest = {output: [row for row in stream if row.at >= since] for output, stream in rows.items()}
-        found = await asyncio.to_thread(weigh, kind, build, latest, promise)
-        if found is None:
-            if alert is not None and is_calm(kind, build, latest, alert.evidence):
-                await self._alerts.calm(kind, group, "calm", "the labels that came since are as they should be")
-            return False
-        await self._alerts.raise_alert(kind, build.module, group, found, build.version)
-        return True
+        if alert is not None and is_calm(kind, build, rows, alert.evidence):
+            await self._alerts.calm(kind, group, "calm", "the labels that came since are as they should be")
+        return False
 
     async def _build(self, manifest: str) -> Build | None:
         known = (await self._known.of([manifest]))[manifest]
@@ -211,6 +220,7 @@ async def _rows(connection: AsyncConnection, manifest: str, output: str, device:
     return [Row(*row) for row in reversed(rows.all())]
 
 
-def _without(rows: dict[str, list[Row]], devices: set[str]) -> dict[str, list[Row]]:
-    """The devices that have alerts of their own are left out of the fleet."""
-    return {output: [row for row in stream if row.device not in devices] for output, stream in rows.items()}
+def _weighable(stream: Sequence[Row], since: Mapping[str, float], alarmed: Collection[str]) -> list[Row]:
+    """Without devices that have alerts of their own, and without what somebody has seen to."""
+    everywhere = since[FLEET]
+    return [row for row in stream if row.device not in alarmed and row.at >= since.get(row.device, everywhere)]

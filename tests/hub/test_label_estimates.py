@@ -50,11 +50,11 @@ async def one_day(
 def drawn(rng: np.random.Generator, scores: Array, honesty: float) -> Array:
     shares = scores.astype(float) ** honesty
     ends = np.cumsum(shares / shares.sum(axis=1, keepdims=True), axis=1)
-    return np.minimum((rng.random((len(scores), 1)) > ends).sum(axis=1), len(CLASSES) - 1)
+    return np.asarray(np.minimum((rng.random((len(scores), 1)) > ends).sum(axis=1), len(CLASSES) - 1))
 
 
-async def estimated(hub: Labelled, **query: float | str) -> Estimate:
-    found = (await hub.report(**query)).estimate
+async def estimated(hub: Labelled, device: str = "") -> Estimate:
+    found = (await hub.report(device=device)).estimate
     assert isinstance(found, Estimate), found
     assert found.estimated
     return found

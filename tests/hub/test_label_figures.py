@@ -211,6 +211,25 @@ def test_evidence_against_a_bound_is_rare_where_it_is_kept_and_grows_where_it_is
     assert all(mean_evidence(one, 0.7) > 10 for one in sizes)
 
 
+async def test_labels_of_a_stratum_that_is_sampled_in_full_say_little_of_the_rest(
+    hub: Labelled, clock: SetClock
+) -> None:
+    """One in a hundred is sampled of the others, and none of those is labelled: each would weigh a hundredfold."""
+    built = await build_classifier(hub.store, hub.blobs, rate=0.01)
+    items = [sample(built, f"p{i}", clock() + i, {"scores": (0.5, 0.4, 0.1)}, "low", 1.0) for i in range(40)]
+    await hub.send("cam-1", *items, sample(built, "base", clock(), {"scores": (0.9, 0.1, 0.0)}, "base", 0.01))
+    await hub.take(*(NewLabel(f"p{i}", "dog") for i in range(40)))
+    before = (await hub.report()).total.accuracy
+    assert before is not None
+    assert (before.value, before.effective < 3) == (0.0, True)
+    assert before.high is not None
+    assert before.high > 0.5
+    await hub.take(NewLabel("base", "cat"))
+    after = (await hub.report()).total.accuracy
+    assert after is not None
+    assert after.value == pytest.approx(100 / 140)
+
+
 def test_nothing_labelled_has_no_figures_and_one_row_no_spread() -> None:
     assert share_interval(Sums()) is None
     assert mean_interval(sums(np.ones(1), np.ones(1))) is None

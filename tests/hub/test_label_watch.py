@@ -14,7 +14,7 @@ from cloud_hub.monitoring.alert_book import Alert
 from cloud_hub.store.engine import Store
 from cloud_hub.store.tables import events as events_table
 from support.clock import SetClock
-from support.labels import Labelled, build_classifier, build_regressor, sample
+from support.labels import Labelled, build_classifier, build_regressor, sample, window
 from support.monitoring import Built
 
 CAT = (0.8, 0.1, 0.1)
@@ -119,6 +119,51 @@ async def test_a_change_on_all_devices_is_the_fleets(hub: Labelled, built: Built
     assert (alert.kind, alert.scope) == ("concept", "fleet")
 
 
+async def test_what_somebody_resolved_is_not_told_again_and_what_comes_after_is(
+    hub: Labelled, built: Built, clock: SetClock
+) -> None:
+    rng = np.random.default_rng(9)
+    wrong = errors(rng, 400, 0.05) + errors(rng, 100, 0.5)
+    await take(hub, await predict(hub, built, clock, "a", wrong))
+    (alert,) = await weighed(hub, clock)
+    await hub.alerts.resolve(alert.id, "alice", "the new labels are right")
+    hub.labels.watch.touched([built.manifest_sha256])
+    assert await weighed(hub, clock) == []
+    clock.advance(3600)
+    await take(hub, await predict(hub, built, clock, "b", errors(rng, 300, 0.4)))
+    assert await weighed(hub, clock) == []  # as it has been since: that is learnt anew
+    await take(hub, await predict(hub, built, clock, "c", errors(rng, 100, 0.95)))
+    assert [one.kind for one in await weighed(hub, clock)] == ["concept"]
+
+
+async def test_an_alert_of_a_build_that_no_longer_runs_is_superseded(
+    hub: Labelled, built: Built, store: Store, blobs: Blobs, clock: SetClock
+) -> None:
+    rng = np.random.default_rng(10)
+    scores = np.tile(np.array(CAT, np.float32), (50, 1))
+    await hub.send("cam-1", window(built, scores, clock()))
+    wrong = errors(rng, 400, 0.05) + errors(rng, 100, 0.5)
+    await take(hub, await predict(hub, built, clock, "a", wrong))
+    assert len(await weighed(hub, clock)) == 1
+    second = await build_classifier(store, blobs, version=2)
+    clock.advance(8000)
+    await hub.send("cam-1", window(second, scores, clock()))
+    assert await weighed(hub, clock) == []
+    (alert,) = await hub.alerts.list("resolved")
+    assert alert.evidence.resolution == "superseded"
+
+
+async def test_labels_that_came_while_nobody_watched_are_weighed_after_a_start(
+    hub: Labelled, built: Built, store: Store, blobs: Blobs, events: Events, clock: SetClock
+) -> None:
+    rng = np.random.default_rng(11)
+    wrong = errors(rng, 400, 0.05) + errors(rng, 100, 0.5)
+    await take(hub, await predict(hub, built, clock, "a", wrong))
+    started = Labelled(store, blobs, events, clock)
+    await started.labels.watch.run_due()
+    assert [one.kind for one in await started.alerts.list("open")] == ["concept"]
+
+
 async def test_a_module_that_is_worse_than_asked_for_is_told_once_it_is_proven(
     hub: Labelled, built: Built, clock: SetClock
 ) -> None:
@@ -168,7 +213,7 @@ async def test_bounds_are_set_changed_and_removed_on_the_record(hub: Labelled, b
 
 def test_one_wild_number_is_one_error_and_a_lasting_growth_is_a_change() -> None:
     rng = np.random.default_rng(7)
-    calm = [Row(float(i), "a", float(rng.normal()), 1.0) for i in range(800)]
+    calm = [Row(float(i), "a", 1000 * float(rng.normal()), 1.0) for i in range(800)]
     wild = [*calm[:400], Row(400.0, "a", 1e30, 1.0), *calm[401:]]
     assert replay(wild, True, 1e5) is None
     grown = [*calm[:600], *(Row(row.at, "a", row.error * 5, 1.0) for row in calm[600:])]

@@ -160,6 +160,26 @@ async def test_a_label_that_becomes_ambiguous_counts_no_more(
     assert (await joined(store), await states(store)) == ([], [("a", "unusable", "ambiguous")])
 
 
+async def test_a_label_that_names_its_device_stays_when_one_that_does_not_becomes_ambiguous(
+    hub: Labelled, built: Built, store: Store, clock: SetClock
+) -> None:
+    await hub.take(NewLabel("a", "dog", at=1.0), NewLabel("a", "cat", device="cam-2", at=2.0))
+    await hub.send("cam-2", sample(built, "a", clock(), {"scores": SURE_CAT}))
+    await hub.send("cam-1", sample(built, "a", clock(), {"scores": SURE_CAT}))
+    assert [(row[1], row[5]) for row in await joined(store)] == [("cam-2", 0.0)]
+    assert await states(store) == [("a", "unusable", "ambiguous"), ("a", "joined", "")]
+
+
+async def test_of_two_labels_for_one_output_the_newer_counts_however_they_name_it(
+    hub: Labelled, built: Built, store: Store, clock: SetClock
+) -> None:
+    await hub.send("cam-1", sample(built, "a", clock(), {"scores": SURE_CAT}))
+    await hub.take(NewLabel("a", "owl", at=300.0), NewLabel("a", "dog", output="scores", device="cam-1", at=100.0))
+    assert [row[5] for row in await joined(store)] == [2.0]
+    await hub.take(NewLabel("a", "dog", output="scores", device="cam-1", at=400.0))  # said again, and later
+    assert [row[5] for row in await joined(store)] == [1.0]
+
+
 async def test_an_id_that_its_device_uses_twice_is_no_id(
     hub: Labelled, built: Built, store: Store, clock: SetClock
 ) -> None:
@@ -384,7 +404,7 @@ async def test_any_order_of_samples_labels_and_corrections_gives_the_same(
             steps.append(NewLabel(f"p{i}", CLASSES[(i + 1) % 3], device=named, at=200.0 + i))
             steps.append(NewLabel(f"p{i}", CLASSES[i % 3], device=named, at=150.0 + i))
         if i == 7:
-            steps.append(NewLabel("p7", "owl", device="cam-1", output="scores", at=300.0))
+            steps.append(NewLabel("p7", "cat", device="cam-1", output="scores", at=300.0))
             steps.append(("cam-1", sample(built, "p7", clock() + i, {"scores": scores[i]})))  # sent again
         if i == 8:
             steps.append(("cam-1", sample(built, "p8", clock() + 99, {"scores": scores[i]})))  # another of that id
