@@ -26,7 +26,7 @@ from cloud_hub.monitoring import alert_book, looks
 from cloud_hub.monitoring.alert_book import Alert, AlertDetail, AlertEvidence, AlertKind, Resolution, Severity
 from cloud_hub.monitoring.alert_life import AlertLife, severe
 from cloud_hub.monitoring.causes import causes_of
-from cloud_hub.monitoring.deciding import Deciding, Decision
+from cloud_hub.monitoring.deciding import Deciding, Decision, says
 from cloud_hub.monitoring.looks import FLEET, Group
 from cloud_hub.monitoring.reference import Reference
 from cloud_hub.monitoring.references import References
@@ -261,18 +261,18 @@ class Alerts:
             if twin is not None and main:
                 await self._life.attach(connection, twin, number)
             for alert in await alert_book.live_of(connection, kind, group.manifest_sha256):
-                if alert.parent is None and alert.group in inside and _says(evidence, alert.evidence):
+                if alert.parent is None and alert.group in inside and says(evidence, alert.evidence):
                     await self._life.attach(connection, alert, number)
 
     async def _wider_alert(self, group: Group, kind: Kind, evidence: AlertEvidence) -> str | None:
         for wide in await self._deciding.wider(group):
             async with self._store.read() as connection:
                 alert = await alert_book.find_open(connection, kind, wide)
-            if alert is not None and _says(alert.evidence, evidence):
+            if alert is not None and says(alert.evidence, evidence):
                 return SAID
             if alert is None:
                 wider = (await self._deciding.decide(wide, kind)).evidence
-                if wider is not None and _says(wider, evidence):
+                if wider is not None and says(wider, evidence):
                     self._waiting.add(wide)
                     return HELD
         return None
@@ -318,13 +318,6 @@ class Alerts:
     async def _resolve(self, alert: Alert, resolution: Resolution, calm_from: float | None = None) -> None:
         async with self._store.write() as connection:
             await self._life.resolve(connection, alert, resolution, calm_from)
-
-
-def _says(wide: AlertEvidence, narrow: AlertEvidence) -> bool:
-    """Whether the wider alert speaks of what is strongest in the narrower one, against the same reference."""
-    if narrow.problems or not narrow.names or narrow.reference != wide.reference:
-        return False
-    return narrow.names[0] in wide.names
 
 
 def _is_bad(quality: AlertEvidence) -> bool:

@@ -23,7 +23,7 @@ from cloud_hub.monitoring.evidence import MAX_LOOKS
 from cloud_hub.monitoring.finding import Finding, next_evidence, opening
 from cloud_hub.monitoring.layout import Layout
 from cloud_hub.monitoring.looks import FLEET, Group
-from cloud_hub.monitoring.population import MAX_SUSPECTS, Population, heaviest, population
+from cloud_hub.monitoring.population import MAX_SUSPECTS, Population, heaviest, heavy_in, population
 from cloud_hub.monitoring.references import References, Watched
 from cloud_hub.monitoring.reports import Reports, WatchSettings
 from cloud_hub.monitoring.scopes import is_device, is_group
@@ -92,12 +92,14 @@ class Deciding:
         self._readings: dict[Group, Reading] = {}
         self._alerts: dict[Group, list[Alert]] = {}
         self._people: dict[str, tuple[float, Population]] = {}
+        self._heavy: dict[str, list[str]] = {}
 
     def fresh(self) -> None:
         """Forget what was decided, and populations that are older than a pause."""
         self._decided.clear()
         self._readings.clear()
         self._alerts.clear()
+        self._heavy.clear()
         oldest = self._clock() - self._settings.pause_s
         self._people = {sha256: kept for sha256, kept in self._people.items() if kept[0] > oldest}
 
@@ -204,14 +206,28 @@ class Deciding:
         if len(members) < 2 or (is_group(group.device) and len(members) == len(people.rows)):
             # What a single device or the whole fleet says is said by the device or the fleet.
             return replace(finding, looks=LookSeries.empty(finding.layout), closed=0), None
-        heavy = await heaviest(connection, group, finding.looks.starts, people)
+        heavy = heavy_in(people, group.device, await self._newest(connection, group.manifest_sha256, people))
         finding = replace(finding, looks=await spread.balanced(connection, finding, group, people, heavy))
-        if await asyncio.to_thread(lambda: finding.window) < 0:
+        if await asyncio.to_thread(lambda: finding.window) < 0 or await self._is_said(group, finding):
             return finding, None
         live = await alert_book.live_of(connection, finding.kind, group.manifest_sha256, MAX_SUSPECTS)
         suspects = [alert.group.device for alert in live if is_device(alert.group.device)]
         behind = await spread.look_behind(connection, finding, group, people, suspects, heavy)
         return replace(finding, looks=behind.rest), behind
+
+    async def _is_said(self, group: Group, finding: Finding) -> bool:
+        """Whether the fleet says the same: then nobody needs to know who is behind each of its groups."""
+        if group.device == FLEET:
+            return False
+        fleet = await self.decide(Group(group.manifest_sha256, FLEET), finding.kind)
+        own = await asyncio.to_thread(opening, finding)
+        said = [e for e in (fleet.evidence, fleet.alert.evidence if fleet.alert else None) if e is not None]
+        return own is not None and any(says(evidence, own) for evidence in said)
+
+    async def _newest(self, connection: AsyncConnection, manifest_sha256: str, people: Population) -> list[str]:
+        if manifest_sha256 not in self._heavy:
+            self._heavy[manifest_sha256] = await heaviest(connection, manifest_sha256, people)
+        return self._heavy[manifest_sha256]
 
     async def _population(self, connection: AsyncConnection, manifest_sha256: str) -> Population:
         if manifest_sha256 not in self._people:
@@ -220,6 +236,13 @@ class Deciding:
             people = await population(connection, self._traits, self._group_by, manifest_sha256, since)
             self._people[manifest_sha256] = (now, people)
         return self._people[manifest_sha256][1]
+
+
+def says(wide: AlertEvidence, narrow: AlertEvidence) -> bool:
+    """Whether the wider alert speaks of what is strongest in the narrower one, against the same reference."""
+    if narrow.problems or not narrow.names or narrow.reference != wide.reference:
+        return False
+    return narrow.names[0] in wide.names
 
 
 def dressed(evidence: AlertEvidence, behind: spread.Spread | None) -> AlertEvidence:

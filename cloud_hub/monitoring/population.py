@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from cloud_hub.monitoring.looks import FLEET, Group
-from cloud_hub.monitoring.scopes import DeviceTraits, groups_of, is_group
+from cloud_hub.monitoring.scopes import FLEET, DeviceTraits, groups_of, is_group
 from cloud_hub.monitoring.traits import Traits
 from cloud_hub.store.tables import look_scopes, looks
 
@@ -24,7 +24,7 @@ MAX_SUSPECTS: Final = 200
 MAX_HEAVY: Final = 20
 MAX_DRAWN: Final = 100
 MAX_LOOKED: Final = MAX_SUSPECTS + MAX_HEAVY + MAX_DRAWN
-NEWEST_LOOKS: Final = 2
+MAX_NEWEST: Final = 100  # groups are among them
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,16 @@ class Population:
     order: tuple[str, ...]
 
     def members(self, scope: str) -> tuple[str, ...]:
-        """Of the fleet or of a group."""
-        if scope == FLEET:
-            return tuple(self.rows)
-        return tuple(device for device in self.rows if scope in self.groups.get(device, ()))
+        """Of the fleet or of a group, those with most rows first."""
+        return tuple(self.rows) if scope == FLEET else tuple(self._members.get(scope, ()))
+
+    @cached_property
+    def _members(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for device in self.rows:
+            for group in self.groups.get(device, ()):
+                found.setdefault(group, []).append(device)
+        return found
 
     def groups_of(self, device: str) -> tuple[str, ...]:
         return self.groups.get(device, ())
@@ -89,21 +95,27 @@ def choose(members: Collection[str], suspects: Collection[str], heavy: Collectio
     return Chosen(tuple(sorted(drawn)), tuple(device for device in dict.fromkeys(known) if device not in drawn))
 
 
-async def heaviest(
-    connection: AsyncConnection, group: Group, newest: Collection[float], among: Population
-) -> list[str]:
-    """Devices that have sent most rows: ever, and in the newest looks of the group."""
-    found = list(among.rows)[:MAX_HEAVY]
-    for start in sorted(newest)[-NEWEST_LOOKS:]:
-        query = (
-            select(looks.c.device)
-            .where(looks.c.manifest_sha256 == group.manifest_sha256, looks.c.start == start)
-            .order_by(looks.c.rows.desc())
-            .limit(2 * MAX_HEAVY)
-        )
-        found += [device for device in (await connection.execute(query)).scalars() if device in among.rows]
-    inside = set(among.members(group.device))
-    return [device for device in dict.fromkeys(found) if device in inside][:MAX_HEAVY]
+async def heaviest(connection: AsyncConnection, manifest_sha256: str, people: Population) -> list[str]:
+    """Devices that have sent most rows in the newest looks of all."""
+    latest = select(look_scopes.c.last).where(
+        look_scopes.c.manifest_sha256 == manifest_sha256, look_scopes.c.device == FLEET
+    )
+    newest = (await connection.execute(latest)).scalar_one_or_none()
+    query = (
+        select(looks.c.device)
+        .where(looks.c.manifest_sha256 == manifest_sha256, looks.c.start == newest)
+        .order_by(looks.c.rows.desc())
+        .limit(MAX_NEWEST)
+    )
+    return [device for device in (await connection.execute(query)).scalars() if device in people.rows]
+
+
+def heavy_in(people: Population, scope: str, newest: Collection[str]) -> list[str]:
+    """Devices of a scope that may outweigh the others: by all rows ever, and by those of the newest look."""
+    members = people.members(scope)
+    inside = set(members)
+    found = [*members[: MAX_HEAVY // 2], *(device for device in newest if device in inside)]
+    return list(dict.fromkeys(found))[:MAX_HEAVY]
 
 
 def _groups(traits: DeviceTraits | None, group_by: Collection[str]) -> tuple[str, ...]:
