@@ -129,9 +129,8 @@ def signed(operator: Operator, files: Path) -> str:
     operator.run("model", "register", "iris", files / "model.onnx", "--tag", "task=flowers", "--dataset", "iris@1936")
     data = ("--reference", files / "train.npz", "--golden", files / "golden.npz")
     options = ("--label", "probabilities=setosa,versicolor,virginica", "--rate", "0.5", "--probation", "1")
-    options += ("--stratum", "odd=1:out-of-range", "--quota", "5MB")
-    options += ("--redact", "X[0]=coarsen:0.5", "--ring-rows", "100")
-    operator.run("module", "build", "iris:1", "-p", PROFILE, *data, *options)
+    sampling = ("--stratum", "odd=1:out-of-range", "--quota", "5MB", "--redact", "X[0]=coarsen:0.5", "--ring-rows", 100)
+    operator.run("module", "build", "iris:1", "-p", PROFILE, *data, *options, *sampling)
     operator.run("module", "sign", "iris:1")
     return "iris:1"
 
