@@ -95,4 +95,4 @@ def _standard(scores: FloatArray, shares: FloatArray) -> FloatArray:
     if not variance > 1e-12:
         return np.zeros(len(scores))
     # Where one cell holds nearly all rows, the others' scores know no bounds.
-    return np.clip(centred / np.sqrt(variance), -_HIGHEST_SCORE, _HIGHEST_SCORE)
+    return np.asarray(np.clip(centred / np.sqrt(variance), -_HIGHEST_SCORE, _HIGHEST_SCORE))

@@ -102,7 +102,7 @@ def _still(feature: int, pairs: IntArray) -> Condition:
 
 def _evidence(now: IntArray, before: IntArray, looks: IntArray) -> FloatArray:
     """One weighing per span, each against its own past; 0 without a past."""
-    alike = float(dispersion(looks, np.zeros(1, np.int64))[0])
+    alike = dispersion(looks, np.zeros(1, np.int64)).repeat(2)
     reference = before.reshape(-1) / alike
     weights = Weights(1.0 + reference, rises(reference), RATE_LOG_PRIOR, np.arange(0, before.size, 2))
     evidence = weights.evidence(now.reshape(-1) / alike)

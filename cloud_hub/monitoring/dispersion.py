@@ -1,39 +1,82 @@
-"""How much more one look differs from the next than independent rows would: for rows that hang together. Pure.
+"""How much more looks differ from others than independent rows would: for rows that hang together. Pure.
 
-Neighbouring frames of a video, or a temperature read every second, are not independent draws, and evidence that takes
-them for such cries wolf. The chi-square distance of two looks in a row, per degree of freedom, is about 1 for
-independent rows and about k where k rows say as much as one. A change is in one pair of looks only, an outage in two:
-so what the latest pairs say together is their median, or their mean without the highest where that is more (looks of
-several kinds). Counts are divided by it before they are weighed, and never multiplied.
+Neighbouring frames of a video, or a temperature that goes with the hour, are not independent draws, and evidence that
+takes them for such cries wolf. The chi-square distance of one span of looks to another, per degree of freedom, is about
+1 for independent rows, and about k where k rows say as much as one. It is taken between looks that follow each other
+and between spans that are half a day of hourly looks apart (COMPARED), at many places; so a night is held against
+nights. What all places say together is their median, or the mean without the highest where that is more (looks of
+several kinds): a change is in few of them. Counts are divided by it before they are weighed, and never multiplied.
 
-What is slower than looks (day and night, seasons) is not seen here. Used by `layout`.
+What is slower (seasons), and the first cycles, are not seen here. Used by `layout`, `joint` and `conditions`.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from cloud_hub.monitoring.evidence import FloatArray, IntArray
+from cloud_hub.monitoring.evidence import MAX_LOOKS, WINDOWS, FloatArray, IntArray
 
 BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
 
 LEAST_PAIRS: Final = 8
-MOST_PAIRS: Final = 64  # the latest
-LEAST_ROWS: Final = 20  # in either look of a pair
-_TRIMMED: Final = 8  # one in so many pairs, and one more, is left out of the mean
+MOST_PAIRS: Final = 40  # the latest
+LEAST_ROWS: Final = 20  # in either span of a pair
+
+
+class Compared(NamedTuple):
+    """Spans of `length` looks, `apart` looks from each other; one in `trimmed` pairs is left out of the mean."""
+
+    length: int
+    apart: int
+    trimmed: int
+
+
+# The further apart, the more pairs a change is in.
+COMPARED: Final = (Compared(1, 1, 8), Compared(1, 12, 3), Compared(4, 12, 3), Compared(12, 12, 2))
+# For each span of WINDOWS: the last of COMPARED that tells of it, which none before it exceeds.
+_TELLS: Final = [1 if span == 1 else 2 if span <= 4 else 3 for span in WINDOWS]
 
 
 def dispersion(looks: IntArray, starts: IntArray) -> FloatArray:
-    """How many rows say as much as one, per feature, 1 or more; 1 where looks are too few to tell.
+    """How many rows say as much as one, per span of WINDOWS and feature: 1 or more; 1 where looks are too few to tell.
 
     `looks` are counts (looks, cells), oldest first; `starts` is the first cell of each feature.
     """
-    recent = looks[-MOST_PAIRS - 1 :].astype(np.float64)
-    if len(recent) <= LEAST_PAIRS:
-        return np.ones(len(starts))
-    now, before = recent[1:], recent[:-1]
+    return by_span(looks, lambda now, before, trimmed: _between(now, before, starts, trimmed), len(starts))
+
+
+def by_span(looks: IntArray, between: Callable[[FloatArray, FloatArray, int], FloatArray], features: int) -> FloatArray:
+    """What `between(now, before, trimmed)` says of pairs of merged looks, never less for longer spans."""
+    summed = np.concatenate([np.zeros((1, looks.shape[1])), np.cumsum(looks[-MAX_LOOKS:], axis=0, dtype=np.float64)])
+    found = [np.ones(features)]
+    for length, apart, trimmed in COMPARED:
+        ends = np.arange(len(summed) - 1, length + apart - 1, -max(length // 4, 1))[:MOST_PAIRS]
+        here = found[-1]
+        if len(ends) >= LEAST_PAIRS:
+            earlier = ends - apart
+            now, before = summed[ends] - summed[ends - length], summed[earlier] - summed[earlier - length]
+            here = np.maximum(here, between(now, before, trimmed))
+        found.append(here)
+    return np.stack(found[1:])[_TELLS]
+
+
+def typical(squares: FloatArray, freedom: FloatArray, usable: BoolArray, trimmed: int) -> FloatArray:
+    """What chi-squares (pairs, features) of `freedom` degrees say together of how far pairs lie apart, 1 or more."""
+    number = usable.sum(axis=0)
+    shares = np.sort(np.where(usable, squares / freedom, np.inf), axis=0)
+    kept = np.maximum(number - number // trimmed - 1, 1)
+    below = np.arange(len(shares))[:, np.newaxis] < kept
+    mean = np.where(below, shares, 0.0).sum(axis=0) / kept
+    middle = np.take_along_axis(shares, np.maximum(number - 1, 0)[np.newaxis] // 2, axis=0)[0]
+    # The median of a chi-square is below its mean: Wilson and Hilferty.
+    median = middle / (1 - 2 / (9 * freedom.mean(axis=0))) ** 3
+    return np.where(number >= LEAST_PAIRS, np.maximum(np.maximum(mean, median), 1.0), 1.0)
+
+
+def _between(now: FloatArray, before: FloatArray, starts: IntArray, trimmed: int) -> FloatArray:
     rows_now, rows_before = np.add.reduceat(now, starts, axis=-1), np.add.reduceat(before, starts, axis=-1)
     usable = (rows_now >= LEAST_ROWS) & (rows_before >= LEAST_ROWS)
     sizes = np.diff(np.append(starts, now.shape[-1]))
@@ -41,17 +84,5 @@ def dispersion(looks: IntArray, starts: IntArray) -> FloatArray:
     both = now + before
     squares = np.square(now / ratio - before * ratio) / np.maximum(both, 1.0)
     freedom = np.add.reduceat((both > 0).astype(np.float64), starts, axis=-1) - 1
-    return typical(np.add.reduceat(squares, starts, axis=-1), np.maximum(freedom, 1.0), usable & (freedom > 0))
-
-
-def typical(squares: FloatArray, freedom: FloatArray, usable: BoolArray) -> FloatArray:
-    """What chi-squares (pairs, features) of `freedom` degrees say together of how far pairs lie apart, 1 or more."""
-    number = usable.sum(axis=0)
-    shares = np.sort(np.where(usable, squares / freedom, np.inf), axis=0)
-    # The median of a chi-square is below its mean: Wilson and Hilferty.
-    scaled = np.sort(np.where(usable, squares / (freedom * (1 - 2 / (9 * freedom)) ** 3), np.inf), axis=0)
-    kept = np.maximum(number - number // _TRIMMED - 1, 1)
-    below = np.arange(len(shares))[:, np.newaxis] < kept
-    mean = np.where(below, shares, 0.0).sum(axis=0) / kept
-    median = np.take_along_axis(scaled, np.maximum(number - 1, 0)[np.newaxis] // 2, axis=0)[0]
-    return np.where(number >= LEAST_PAIRS, np.maximum(np.maximum(mean, median), 1.0), 1.0)
+    chosen = usable & (freedom > 0)
+    return typical(np.add.reduceat(squares, starts, axis=-1), np.maximum(freedom, 1.0), chosen, trimmed)

@@ -10,7 +10,7 @@ of `evidence`.
 The features are bounded, but a few odd rows may move many of them at once (inputs with heavy tails), so that means of
 few rows are not normal. So the spread counts as estimated from no more rows than the span holds: with 100 rows per
 look of six Student t3 inputs of common scale, the highest evidence of 360 looks without a change fell from 15 to 5.
-Rows that hang together are found as in `dispersion`: one look against the next.
+Rows that hang together are found as in `dispersion`.
 
 Source: Hotelling (1931); Hall, Wijsman, Ghosh, "The relationship between sufficiency and invariance" (1965).
 """
@@ -22,7 +22,7 @@ from typing import Final
 
 import numpy as np
 
-from cloud_hub.monitoring.dispersion import MOST_PAIRS, typical
+from cloud_hub.monitoring.dispersion import by_span, typical
 from cloud_hub.monitoring.evidence import FloatArray, IntArray, log_mean, merge_latest
 from modules.windows import JOINT_TICK, Joint
 
@@ -46,7 +46,7 @@ class JointScan:
     rows: FloatArray
     distance: FloatArray
     means: FloatArray
-    dispersion: float
+    dispersion: FloatArray
 
 
 def weigh_joint(joint: Joint, looks: IntArray, reference: IntArray | None = None) -> JointScan:
@@ -81,17 +81,16 @@ def weigh_joint(joint: Joint, looks: IntArray, reference: IntArray | None = None
     )
 
 
-def joint_dispersion(looks: IntArray) -> float:
-    """How many rows say as much as one: 1 or more; 1 where looks are too few to tell."""
-    recent = looks[-MOST_PAIRS - 1 :].astype(np.float64)
-    now, before = recent[1:], recent[:-1]
-    usable = (now[:, 0] >= LEAST_ROWS) & (before[:, 0] >= LEAST_ROWS)
-    if not usable.any():
-        return 1.0
-    noise = 1 / np.maximum(now[:, 0], 1.0) + 1 / np.maximum(before[:, 0], 1.0)
-    squares = np.square(_means(now) - _means(before)).sum(axis=1) / noise
-    freedom = np.full((len(now), 1), looks.shape[1] - 1.0)
-    return float(typical(squares[:, np.newaxis], freedom, usable[:, np.newaxis])[0])
+def joint_dispersion(looks: IntArray) -> FloatArray:
+    """How many rows say as much as one, per span: 1 or more; 1 where looks are too few to tell."""
+    return by_span(looks, _between, 1)[:, 0]
+
+
+def _between(now: FloatArray, before: FloatArray, trimmed: int) -> FloatArray:
+    usable = (now[:, :1] >= LEAST_ROWS) & (before[:, :1] >= LEAST_ROWS)
+    noise = 1 / np.maximum(now[:, :1], 1.0) + 1 / np.maximum(before[:, :1], 1.0)
+    squares = np.square(_means(now) - _means(before)).sum(axis=1, keepdims=True) / noise
+    return typical(squares, np.full(squares.shape, now.shape[1] - 1.0), usable, trimmed)
 
 
 def inputs_behind(joint: Joint, names: tuple[str, ...], means: FloatArray) -> tuple[str, ...]:

@@ -36,7 +36,7 @@ class Scan:
     """Evidence per window of looks (rows) and test (columns), in nats; `matters` is false for changes too small.
 
     Rate tests stand as missing of feature 0, outside of feature 0, missing of feature 1, ... `dispersion` is how many
-    rows of each feature say as much as one: see `dispersion`.
+    rows of each span and feature say as much as one: see `dispersion`.
     """
 
     counts: IntArray
@@ -130,7 +130,7 @@ class Layout:
             before = self.drift_counts(self.reference, feature)
             evidence = noisy.evidence(spans, before, start, np.cumsum(noise[::-1]))
         else:
-            evidence = self._feature_weights(feature).evidence(spans / dispersion(found, start))
+            evidence = self._feature_weights(feature).evidence(spans / dispersion(found, start)[-1])
         return int(evidence[:, 0].argmax()) + 1
 
     def drift_counts(self, counts: IntArray, feature: int) -> IntArray:
@@ -142,15 +142,19 @@ class Layout:
         return self._rates(counts).reshape(-1, 2)
 
     def _merge(self, looks: IntArray, noise: FloatArray) -> tuple[IntArray, FloatArray, FloatArray]:
-        """Per span the counts and the noise of each cell; per feature how many rows say as much as one."""
+        """Per span the counts and the noise of each cell; per span and feature how many rows say as much as one."""
         private = noise.any()
-        alike = np.ones(len(self.features)) if private else dispersion(looks[:, self._drift_cells], self._drift_starts)
+        alike = (
+            np.ones((len(WINDOWS), len(self.features)))
+            if private
+            else dispersion(looks[:, self._drift_cells], self._drift_starts)
+        )
         return merge_latest(looks), _merge_noise(noise), alike
 
     def _weigh_drift(self, merged: IntArray, spread: FloatArray, alike: FloatArray) -> tuple[FloatArray, BoolArray]:
         now, before = merged[:, self._drift_cells], self.reference[self._drift_cells]
         plain = np.maximum(now, 0)
-        evidence = self._drift_weights(alike).evidence(plain / np.repeat(alike, self._drift_sizes))
+        evidence = self._drift_weights(alike[-1]).evidence(plain / np.repeat(alike, self._drift_sizes, axis=1))
         size = unbiased_psi(plain, before, self._drift_starts)
         if (private := spread > 0).any():
             evidence[private] = noisy.evidence(now[private], before, self._drift_starts, spread[private])

@@ -152,7 +152,7 @@ def _feature(
         current=tuple(now.tolist()),
         w1=size.w1 if ordered else None,
         p=size.p,
-        dispersion=float(scan.dispersion[index]),
+        dispersion=float(scan.dispersion[window, index]),
     )
 
 
@@ -180,7 +180,7 @@ def _together(layout: Layout, looks: LookSeries, threshold: float) -> list[Featu
             cells=(),
             reference=(),
             current=(),
-            dispersion=scan.dispersion,
+            dispersion=float(scan.dispersion[window]),
             distance=float(scan.distance[window]),
             inputs=inputs_behind(layout.joint, names, scan.means[window]),
         )

@@ -272,3 +272,18 @@ def test_cells_of_few_rows_are_tested_together_with_their_neighbours(thin: list[
     counts = np.array(thin, np.int64)
     assert chance(counts, 100 * counts) > 0.99
     assert chance(counts, np.ones_like(counts) * 1000) <= 1.0
+
+
+def test_night_is_held_against_nights_once_some_have_been_seen() -> None:
+    random = np.random.default_rng(5)
+    training = random.normal(size=(10_000, 1)) + 0.5 * np.sin(2 * np.pi * random.uniform(size=(10_000, 1)))
+    profile = profile_training({"x": training}, {}, [TensorSpec("x", "FP64", (-1, 1))], [])
+    layout, feature = Layout(profile), profile.inputs[0]
+    assert isinstance(feature, Numeric)
+    hours = 0.5 * np.sin(2 * np.pi * np.arange(180) / 24)
+    hours[140:] += 0.7
+    counts = np.array([count_numeric(random.normal(hour, size=ROWS), np.array(feature.edges)) for hour in hours])
+    threshold = group_threshold(layout, RATE)
+    peaks = np.array([strength(layout, counts[max(end - 128, 0) : end], "drift").max() for end in range(1, 181)])
+    assert (peaks[60:140] < threshold).all(), "the third night is no drift"
+    assert (peaks[140:] >= threshold).any(), "a change is, beside nights"
