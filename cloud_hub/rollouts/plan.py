@@ -96,8 +96,8 @@ class Plan(msgspec.Struct, frozen=True):
     `success_threshold` of a group's devices must be verified to open the next group. The rollout stops once at least
     `min_count` executions have ended and more than `error_threshold` of those that ended did not succeed. A device has
     `device_deadline_s` from its assignment, the rollout `deadline_s` from its start. `sampling` takes the place of the
-    manifest's policy on these devices. With a `gate` a group that has its threshold is compared with the version
-    before, and the next one opens when it is no worse.
+    policy that counts on these devices; without it each keeps its own, if it has one. With a `gate` a group that has
+    its threshold is compared with the version before, and the next one opens when it is no worse.
     """
 
     groups: tuple[Group, ...] = (Group(),)

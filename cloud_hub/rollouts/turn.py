@@ -162,8 +162,8 @@ class Turn:
         build = self._builds.get(target.profile) if target else None
         if target is None or build is None:
             return part.ended(ExecutionState.REJECTED, self._now, "device-not-found", "the device is no longer there")
-        assignment = self._assignment(target.profile)
-        stands = await self._desired.current(self._connection, part.device, assignment.module)
+        stands = await self._desired.current(self._connection, part.device, self._rollout.module)
+        assignment = self._assignment(target.profile, stands)
         if stands is not None and _same(stands, assignment) and target.report is not None:
             wanted = Wanted(self._rollout.id, assignment.module, assignment.version, build.manifest_sha256)
             if runs(wanted, target.report):
@@ -188,6 +188,8 @@ class Turn:
             if before is None:
                 self.rings[device] = await self._desired.unassign(self._connection, device, module)
             else:
+                if stands.sampling != self._rollout.plan.sampling:  # set for this device meanwhile
+                    before = msgspec.structs.replace(before, sampling=stands.sampling)
                 self.rings[device] = await self._desired.assign(self._connection, device, before)
         except HubError as error:
             # A retired device, or a version that was deleted meanwhile: the device keeps serving its old slot.
@@ -204,7 +206,7 @@ class Turn:
         older = (await records.builds(self._connection, before.module, before.version)).get(before.profile)
         if older is not None and older.release_counter >= build.release_counter:
             return  # it was signed again since: the device goes back by itself
-        self.rings[device] = await self._desired.assign(self._connection, device, self._assignment(profile))
+        self.rings[device] = await self._desired.assign(self._connection, device, self._assignment(profile, stands))
         await self._events.record(
             self._connection,
             "rollout.device-late",
@@ -214,9 +216,13 @@ class Turn:
             version=self._rollout.version,
         )
 
-    def _assignment(self, profile: str) -> Assignment:
+    def _assignment(self, profile: str, stands: Assignment | None) -> Assignment:
+        """With the sampling policy that the device has of its own, unless the rollout brings one: another version must
+        not let out what somebody has redacted.
+        """
         rollout = self._rollout
-        return Assignment(rollout.module, rollout.version, profile, rollout.id, sampling=rollout.plan.sampling)
+        own = stands.sampling if stands is not None else None
+        return Assignment(rollout.module, rollout.version, profile, rollout.id, sampling=rollout.plan.sampling or own)
 
 
 def _same(stands: Assignment, assignment: Assignment) -> bool:

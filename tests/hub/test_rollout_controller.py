@@ -19,6 +19,7 @@ from cloud_hub.rollouts.status import RolloutStatus
 from cloud_hub.store.engine import Store
 from cloud_hub.store.tables import devices, modules
 from firmware_profiles.profile import DeviceProfile
+from modules.manifest import SamplingPolicy
 from modules.messages import DeviceReport, ModuleReport, UpdateReport, encode_report
 from support.clock import SetClock
 
@@ -162,6 +163,31 @@ async def test_a_failed_canary_stops_the_rollout_and_gets_back_what_it_had(fleet
     assert {e.state for e in status.executions if e.device != "cam-100"} == {ExecutionState.CANCELLED}
     assert [await fleet.assigned(f"cam-{n}00") for n in range(1, 6)] == [[(1, first)]] * 5
     assert fleet.rung[-1] == ("cam-100", 4)
+
+
+async def test_a_policy_of_a_device_outlives_rollouts_that_bring_none_also_when_they_are_put_back(fleet: Fleet) -> None:
+    async def policy() -> SamplingPolicy | None:
+        (found,) = await fleet.desired.of("cam-100")
+        return found.sampling
+
+    async def set_own(sampling: SamplingPolicy) -> None:
+        (found,) = await fleet.desired.of("cam-100")
+        async with fleet.store.write() as connection:
+            await fleet.desired.assign(connection, "cam-100", msgspec.structs.replace(found, sampling=sampling))
+
+    first = (await fleet.create(version=1, groups=("rest",))).rollout.id
+    for number in range(1, 6):
+        await fleet.verified(f"cam-{number}00", first, version=1)
+    own = SamplingPolicy(rate=0.5)
+    await set_own(own)
+    second = (await fleet.create()).rollout.id
+    assert (await fleet.assigned("cam-100"), await policy()) == ([(2, second)], own)
+    await set_own(SamplingPolicy(rate=0.25))
+    await fleet.failed("cam-100", second)
+    assert (await fleet.assigned("cam-100"), await policy()) == ([(1, first)], SamplingPolicy(rate=0.25))
+    brought = SamplingPolicy(rate=0.1)
+    await fleet.create(sampling=brought)
+    assert await policy() == brought
 
 
 async def test_a_first_module_that_fails_is_taken_away(fleet: Fleet) -> None:

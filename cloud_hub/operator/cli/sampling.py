@@ -88,7 +88,8 @@ def set_sampling(
 ) -> None:
     """Change the sampling policy of devices in their signed desired state, now, without a restart.
 
-    What is not named stays as it is on each device. It counts until another rollout of the module brings its own.
+    What is not named stays as it is on each device. Later versions of the module keep it, unless their rollout brings a
+    policy of its own.
     """
     plain = {"rate": rate, "first": first, "window_s": window}
     change = _promise(privacy, delta, rows_per_person)
