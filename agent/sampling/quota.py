@@ -41,6 +41,11 @@ class Quota:
         self._fill(bytes_per_day)
         self.level = self._most if unbounded else min(self.level, self._most)
 
+    def used_up(self, now: float) -> bool:
+        """Whether nothing is left now."""
+        self._flow(now)
+        return self._bytes_per_day is not None and self.level <= 0
+
     def factor(self, size: int, now: float) -> float:
         """By what the rate of a prediction of this many bytes is multiplied now: above 0, at most 1."""
         if self._bytes_per_day is None:

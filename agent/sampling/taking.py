@@ -151,7 +151,7 @@ class Taking:
         ends = time.monotonic() + ASK_S
         for place, at, rows in kept.find(question, self._sampler.strata):
             found += 1
-            if self._quota.level <= 0 and self._quota.bytes_per_day is not None:
+            if self._quota.used_up(time.monotonic()):
                 return AskedDone("done", "quota", "the quota of bytes per day is used up", sent, found)
             choice = Choice(0, ASKED, 1.0)
             if self._give(rows.id, choice, rows.inputs, rows.outputs, at=at, request=request, place=place):

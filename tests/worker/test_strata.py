@@ -145,9 +145,10 @@ def test_a_quota_is_not_overspent_however_much_is_predicted() -> None:
 def test_one_sample_larger_than_the_bucket_does_not_shut_out_the_others() -> None:
     quota = Quota(80_000, 0.0)
     quota.spend(30_000, 0.0)  # the bucket holds 10,000
-    assert quota.level < 0
+    assert quota.used_up(0.0)
     assert 0.0 < quota.factor(100, 0.0) < 1e-6
     assert quota.factor(30_000, 0.0) > 0.1
+    assert not quota.used_up(DAY_S)
     assert quota.factor(100, DAY_S) == 1.0
 
 

@@ -151,3 +151,17 @@ async def test_a_quota_thins_what_is_sent_and_goes_on_after_a_restart(
         else:  # what is left of it
             assert sent < 5_000
         assert all(0.0 < sample.probability <= 1.0 for sample in worker.samples)
+
+
+async def test_what_is_asked_for_counts_against_the_quota_and_ends_with_it(
+    tmp_path: Path, digits_module: Manifest, digits: Digits, ring: RingFile
+) -> None:
+    policy = msgspec.structs.replace(KEEPS, quota_bytes_per_day=80_000)
+    given = Given(ring=ring.handle, quota_left=2_000.0)
+    async with WorkerDriver(tmp_path / "slot", digits_module, policy, given=given) as worker:
+        await worker.serve()
+        await predict(worker, digits, 50, "p")
+        done, samples = await ask(worker)
+        assert (done.outcome, done.key) == ("done", "quota")
+        assert 1 <= done.count == len(samples) <= 8
+        assert (await ask(worker))[0].count == 0
