@@ -56,6 +56,10 @@ class Mooring:
         return json.loads(await self(*arguments, "-o", "json"))
 
 
+def june(built: Any) -> str:
+    return f"dataset:june:1@{built['digest']}"
+
+
 async def test_an_operator_trains_on_their_own_machine_and_reads_everything_by_command(tmp_path: Path) -> None:
     paths = await prepared(tmp_path / "hub", commands=False)
     async with open_hub(paths) as rooms:
@@ -86,6 +90,19 @@ async def test_an_operator_trains_on_their_own_machine_and_reads_everything_by_c
             "dataset", "build", "june", "--module", MODULE, "--since-hours", "24", "--append", str(EXAMPLE)
         )
         assert built["files"][0]["path"] == "base.py"
+        known = (
+            "--dataset",
+            "dataset:june:1",
+            "--mlflow-run",
+            "4f1c",
+            "--mlflow-uri",
+            "https://m",
+            "--parent",
+            "gate:1",
+        )
+        model = await mooring.json("model", "register", MODULE, EXAMPLE, *known)
+        assert (model["datasets"], model["mlflow_run"], model["parent"]) == ([june(built)], "4f1c", "gate:1")
+        await mooring("model", "delete", "gate:3")
         await mooring("dataset", "delete", "nightly:1", status=1)
         await mooring("dataset", "delete", "june:1")
         await mooring("samples", "export", tmp_path / "samples.parquet", "--module", MODULE)
