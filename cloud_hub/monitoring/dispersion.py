@@ -27,15 +27,19 @@ LEAST_ROWS: Final = 20  # in either span of a pair
 
 
 class Compared(NamedTuple):
-    """Spans of `length` looks, `apart` looks from each other; one in `trimmed` pairs is left out of the mean."""
+    """Spans of `length` looks, `apart` looks from each other; one in `trimmed` pairs is left out of the mean.
+
+    Independent rows are rarely found further above 1 than `chance` times the spread of a chi-square over its mean.
+    """
 
     length: int
     apart: int
     trimmed: int
+    chance: float
 
 
 # The further apart, the more pairs a change is in.
-COMPARED: Final = (Compared(1, 1, 8), Compared(1, 12, 3), Compared(4, 12, 3), Compared(12, 12, 2))
+COMPARED: Final = (Compared(1, 1, 8, 0.4), Compared(1, 12, 3, 0.4), Compared(4, 12, 3, 0.6), Compared(12, 12, 2, 1.0))
 # For each span of WINDOWS: the last of COMPARED that tells of it, which none before it exceeds.
 _TELLS: Final = [1 if span == 1 else 2 if span <= 4 else 3 for span in WINDOWS]
 
@@ -45,38 +49,43 @@ def dispersion(looks: IntArray, starts: IntArray) -> FloatArray:
 
     `looks` are counts (looks, cells), oldest first; `starts` is the first cell of each feature.
     """
-    return by_span(looks, lambda now, before, trimmed: _between(now, before, starts, trimmed), len(starts))
+    return by_span(looks, lambda now, before, compared: _between(now, before, starts, compared), len(starts))
 
 
-def by_span(looks: IntArray, between: Callable[[FloatArray, FloatArray, int], FloatArray], features: int) -> FloatArray:
-    """What `between(now, before, trimmed)` says of pairs of merged looks, never less for longer spans."""
+def by_span(
+    looks: IntArray, between: Callable[[FloatArray, FloatArray, Compared], FloatArray], features: int
+) -> FloatArray:
+    """What `between(now, before, compared)` says of pairs of merged looks, never less for longer spans."""
     summed = np.concatenate([np.zeros((1, looks.shape[1])), np.cumsum(looks[-MAX_LOOKS:], axis=0, dtype=np.float64)])
     found = [np.ones(features)]
-    for length, apart, trimmed in COMPARED:
+    for compared in COMPARED:
+        length, apart = compared.length, compared.apart
         ends = np.arange(len(summed) - 1, length + apart - 1, -max(length // 4, 1))[:MOST_PAIRS]
         here = found[-1]
         if len(ends) >= LEAST_PAIRS:
             earlier = ends - apart
             now, before = summed[ends] - summed[ends - length], summed[earlier] - summed[earlier - length]
-            here = np.maximum(here, between(now, before, trimmed))
+            here = np.maximum(here, between(now, before, compared))
         found.append(here)
     return np.stack(found[1:])[_TELLS]
 
 
-def typical(squares: FloatArray, freedom: FloatArray, usable: BoolArray, trimmed: int) -> FloatArray:
+def typical(squares: FloatArray, freedom: FloatArray, usable: BoolArray, compared: Compared) -> FloatArray:
     """What chi-squares (pairs, features) of `freedom` degrees say together of how far pairs lie apart, 1 or more."""
     number = usable.sum(axis=0)
     shares = np.sort(np.where(usable, squares / freedom, np.inf), axis=0)
-    kept = np.maximum(number - number // trimmed - 1, 1)
+    kept = np.maximum(number - number // compared.trimmed - 1, 1)
     below = np.arange(len(shares))[:, np.newaxis] < kept
     mean = np.where(below, shares, 0.0).sum(axis=0) / kept
     middle = np.take_along_axis(shares, np.maximum(number - 1, 0)[np.newaxis] // 2, axis=0)[0]
     # The median of a chi-square is below its mean: Wilson and Hilferty.
     median = middle / (1 - 2 / (9 * freedom.mean(axis=0))) ** 3
-    return np.where(number >= LEAST_PAIRS, np.maximum(np.maximum(mean, median), 1.0), 1.0)
+    found = np.maximum(mean, median)
+    clear = found >= 1 + compared.chance * np.sqrt(2 / freedom.mean(axis=0))
+    return np.where((number >= LEAST_PAIRS) & clear, found, 1.0)
 
 
-def _between(now: FloatArray, before: FloatArray, starts: IntArray, trimmed: int) -> FloatArray:
+def _between(now: FloatArray, before: FloatArray, starts: IntArray, compared: Compared) -> FloatArray:
     rows_now, rows_before = np.add.reduceat(now, starts, axis=-1), np.add.reduceat(before, starts, axis=-1)
     usable = (rows_now >= LEAST_ROWS) & (rows_before >= LEAST_ROWS)
     sizes = np.diff(np.append(starts, now.shape[-1]))
@@ -85,4 +94,4 @@ def _between(now: FloatArray, before: FloatArray, starts: IntArray, trimmed: int
     squares = np.square(now / ratio - before * ratio) / np.maximum(both, 1.0)
     freedom = np.add.reduceat((both > 0).astype(np.float64), starts, axis=-1) - 1
     chosen = usable & (freedom > 0)
-    return typical(np.add.reduceat(squares, starts, axis=-1), np.maximum(freedom, 1.0), chosen, trimmed)
+    return typical(np.add.reduceat(squares, starts, axis=-1), np.maximum(freedom, 1.0), chosen, compared)

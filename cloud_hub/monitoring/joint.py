@@ -22,7 +22,7 @@ from typing import Final
 
 import numpy as np
 
-from cloud_hub.monitoring.dispersion import by_span, typical
+from cloud_hub.monitoring.dispersion import Compared, by_span, typical
 from cloud_hub.monitoring.evidence import FloatArray, IntArray, log_mean, merge_latest
 from modules.windows import JOINT_TICK, Joint
 
@@ -86,11 +86,11 @@ def joint_dispersion(looks: IntArray) -> FloatArray:
     return by_span(looks, _between, 1)[:, 0]
 
 
-def _between(now: FloatArray, before: FloatArray, trimmed: int) -> FloatArray:
+def _between(now: FloatArray, before: FloatArray, compared: Compared) -> FloatArray:
     usable = (now[:, :1] >= LEAST_ROWS) & (before[:, :1] >= LEAST_ROWS)
     noise = 1 / np.maximum(now[:, :1], 1.0) + 1 / np.maximum(before[:, :1], 1.0)
     squares = np.square(_means(now) - _means(before)).sum(axis=1, keepdims=True) / noise
-    return typical(squares, np.full(squares.shape, now.shape[1] - 1.0), usable, trimmed)
+    return typical(squares, np.full(squares.shape, now.shape[1] - 1.0), usable, compared)
 
 
 def inputs_behind(joint: Joint, names: tuple[str, ...], means: FloatArray) -> tuple[str, ...]:
