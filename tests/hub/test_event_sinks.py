@@ -2,29 +2,32 @@
 
 import asyncio
 import json
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import aiomqtt
 import pytest
 from cloudevents.core.bindings.http import HTTPMessage, from_http_event
 
-from cloud_hub.config import HubConfig
+from cloud_hub.config import HubConfig, HubPaths
 from cloud_hub.doctor_outward import events_outward
 from cloud_hub.events import Events
+from cloud_hub.link import HubLink
 from cloud_hub.metrics.settings import MetricsSettings
 from cloud_hub.outward.cloud_events import CloudEvent, cloud_event
 from cloud_hub.outward.feed import EventFeed
 from cloud_hub.outward.log_file import LogFile
 from cloud_hub.outward.mqtt import OtherBroker, Topics
+from cloud_hub.outward.room import outward
 from cloud_hub.outward.settings import OutwardSettings
 from cloud_hub.outward.sinks import Sink, Take
 from cloud_hub.store.engine import Store
 from support.mosquitto import HUB, Mosquitto
-from support.waiting import until
+from support.waiting import until, until_async
 
 SOURCE = "https://hub.example.com:8443"
 
@@ -90,6 +93,45 @@ async def test_a_log_that_cannot_be_written_holds_its_events_until_it_can(
         await until(lambda: tally["log", "failed"] > 0, "a failure", 60)
         folder.mkdir()
         await until(lambda: "module.built" in kinds(folder / "events.jsonl"), "the event", 60)
+
+
+@asynccontextmanager
+async def bringing(paths: HubPaths, store: Store, events: Events, settings: OutwardSettings) -> AsyncIterator[None]:
+    """Everything that brings events out, as a hub runs it; its link is for topics at its own broker only."""
+    made = outward(HubConfig(outward=settings), paths, store, events, time.time, cast(HubLink, None))
+    task = asyncio.create_task(made.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task], timeout=30)
+
+
+async def test_a_log_that_was_off_begins_anew(
+    hub_paths: HubPaths, store: Store, events: Events, tmp_path: Path
+) -> None:
+    path, feed = tmp_path / "events.jsonl", EventFeed(store, "log")
+    on, off = OutwardSettings(log=str(path)), OutwardSettings()
+
+    async def has_cursor() -> bool:
+        return await feed.position() > 0
+
+    async def has_none() -> bool:
+        return await feed.position() == 0
+
+    await happen(store, events, "model.registered")
+    async with bringing(hub_paths, store, events, on):
+        await until_async(has_cursor, "the log to have its place", 60)
+        await happen(store, events, "module.built")
+        await until(lambda: kinds(path) == ["module.built"], "the event", 60)
+    async with bringing(hub_paths, store, events, off):
+        await until_async(has_none, "its place to be forgotten", 60)
+    await happen(store, events, "module.signed")
+    async with bringing(hub_paths, store, events, on):
+        await until_async(has_cursor, "the log to have a place again", 60)
+        await happen(store, events, "module.released")
+        await until(lambda: "module.released" in kinds(path), "the event", 60)
+    assert "module.signed" not in kinds(path)
 
 
 def made(number: int) -> CloudEvent:
