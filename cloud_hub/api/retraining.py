@@ -10,7 +10,7 @@ from aiohttp import web
 from cloud_hub.api.route import Call, Route
 from cloud_hub.errors import BadRequest, NotFound
 from cloud_hub.retraining.jobs import Candidate, Job
-from cloud_hub.retraining.plan import Plan
+from cloud_hub.retraining.plan import RetrainPlan
 from cloud_hub.retraining.records import KnownPlan, Run
 from cloud_hub.roles import Role
 from cloud_hub.rooms import Rooms
@@ -29,10 +29,14 @@ class RunQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class StartRun(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Why a plan is run by hand, for its history."""
+
     why: Text = "by hand"
 
 
 class CancelRun(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Why a run is ended, for the audit trail."""
+
     reason: Text = ""
 
 
@@ -45,6 +49,8 @@ class Claim(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Heard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A runner is there; `log` is the end of what its command has said."""
+
     runner: RunnerName
     log: LogText = ""
 
@@ -55,7 +61,9 @@ class GoOn(msgspec.Struct, frozen=True):
     go_on: bool
 
 
-class Failure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class TrainingFailure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Why a runner has no candidate; `log` is the end of what its command said."""
+
     runner: RunnerName
     reason: Annotated[str, msgspec.Meta(max_length=2000)]
     log: LogText = ""
@@ -63,7 +71,7 @@ class Failure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 async def put_plan(rooms: Rooms, call: Call) -> KnownPlan:
     call.access.require_everything("a retraining plan")
-    plan: Plan = call.body
+    plan: RetrainPlan = call.body
     if plan.name != call.path["name"]:
         raise BadRequest("plan-invalid", f"plan: expected the name {call.path['name']}, got {plan.name}", field="name")
     for sha256 in (*plan.training.files.values(), *filter(None, (plan.data.base,))):
@@ -140,7 +148,7 @@ async def take_candidate(rooms: Rooms, call: Call) -> Run:
 
 async def fail_run(rooms: Rooms, call: Call) -> Run:
     call.access.require_everything("a retraining run")
-    body: Failure = call.body
+    body: TrainingFailure = call.body
     return await rooms.retraining.desk.failed(call.path["id"], body.runner, body.reason, body.log)
 
 
@@ -153,7 +161,7 @@ ROUTES: tuple[Route, ...] = (
         put_plan,
         "Make a retraining plan, or change it: it runs commands, registers models and starts rollouts",
         returns=KnownPlan,
-        body=Plan,
+        body=RetrainPlan,
         role=Role.ADMIN,
     ),
     Route(
@@ -235,7 +243,7 @@ ROUTES: tuple[Route, ...] = (
         fail_run,
         "Say that the training failed",
         returns=Run,
-        body=Failure,
+        body=TrainingFailure,
         role=Role.PUBLISHER,
     ),
 )

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from cloud_hub.operator.render import card, table, when
 from cloud_hub.retraining.judging import Finding, Verdict
-from cloud_hub.retraining.plan import Plan
+from cloud_hub.retraining.plan import RetrainPlan
 from cloud_hub.retraining.records import KnownPlan, Run
 
 
@@ -131,7 +131,7 @@ def _holds(finding: Finding) -> str:
     return finding.why or ("holds" if finding.holds else "does not hold")
 
 
-def _when(plan: Plan) -> str:
+def _when(plan: RetrainPlan) -> str:
     said = [f"after alerts of {', '.join(plan.when.alerts)}"] if plan.when.alerts else []
     said += [f"every {plan.when.every_s / 3600:g} h"] if plan.when.every_s else []
     return " and ".join([*said, "by hand"])

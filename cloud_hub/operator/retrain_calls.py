@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cloud_hub.api.retraining import CancelRun, Claim, Failure, GoOn, Heard, StartRun
+from cloud_hub.api.retraining import CancelRun, Claim, GoOn, Heard, StartRun, TrainingFailure
 from cloud_hub.operator.dataset_calls import no_progress
 from cloud_hub.operator.transport import Progress, Query, Transport, path_of
 from cloud_hub.retraining.jobs import Candidate, Job
-from cloud_hub.retraining.plan import Plan
+from cloud_hub.retraining.plan import RetrainPlan
 from cloud_hub.retraining.records import KnownPlan, Run
 
 
 class RetrainCalls:
     _http: Transport
 
-    async def put_plan(self, plan: Plan) -> KnownPlan:
+    async def put_plan(self, plan: RetrainPlan) -> KnownPlan:
         return await self._http.ask(KnownPlan, "PUT", path_of("retraining", "plans", plan.name), plan)
 
     async def plans(self) -> list[KnownPlan]:
@@ -59,5 +59,5 @@ class RetrainCalls:
         return await self._http.ask(Run, "POST", path_of("retraining", "runs", run, "candidate"), candidate)
 
     async def fail_retraining(self, run: str, runner: str, reason: str, log: str) -> Run:
-        body = Failure(runner, reason[:2000], log)
+        body = TrainingFailure(runner, reason[:2000], log)
         return await self._http.ask(Run, "POST", path_of("retraining", "runs", run, "failed"), body)

@@ -24,7 +24,7 @@ from cloud_hub.registry import ModelFile, NewModel, Registry
 from cloud_hub.retraining.champion import Champion, request_like
 from cloud_hub.retraining.judge import JudgeRequest, judge_models
 from cloud_hub.retraining.judging import Verdict
-from cloud_hub.retraining.plan import Plan
+from cloud_hub.retraining.plan import RetrainPlan
 from cloud_hub.retraining.records import Run
 from cloud_hub.rollouts.controller import Controller, NewRollout
 from cloud_hub.rollouts.plan import Rollout
@@ -53,7 +53,7 @@ class Candidates:
         self._store, self._blobs, self._registry = store, blobs, registry
         self._packaging, self._image, self._controller = packaging, image, controller
 
-    async def judge(self, run: Run, plan: Plan, champion: Champion, dataset: Dataset) -> tuple[Verdict, str]:
+    async def judge(self, run: Run, plan: RetrainPlan, champion: Champion, dataset: Dataset) -> tuple[Verdict, str]:
         """The verdict, and the digest of a reference sample. Raises Unprocessable (`model-refused`, `candidate-files`,
         `not-comparable`).
         """
@@ -66,7 +66,9 @@ class Candidates:
         finally:
             await asyncio.to_thread(shutil.rmtree, folder, True)
 
-    async def _request(self, run: Run, plan: Plan, champion: Champion, dataset: Dataset, folder: Path) -> JudgeRequest:
+    async def _request(
+        self, run: Run, plan: RetrainPlan, champion: Champion, dataset: Dataset, folder: Path
+    ) -> JudgeRequest:
         manifest = champion.manifest
         profile = manifest.file(manifest.reference).sha256 if manifest.reference else ""
         sha256 = next(iter(champion.builds))
@@ -86,7 +88,7 @@ class Candidates:
         await asyncio.to_thread(shutil.copyfile, self._blobs.path(sha256), target)
         return str(target)
 
-    async def register(self, run: Run, plan: Plan) -> int:
+    async def register(self, run: Run, plan: RetrainPlan) -> int:
         """The candidate's version. Raises as `Registry.register`."""
         known = await self._registry.list(plan.module, {RUN_TAG: run.id}, 1)
         if known:
@@ -138,7 +140,7 @@ class Candidates:
     async def is_signed(self, run: Run) -> bool:
         return all(release.signed_at is not None for release in await self._releases(run))
 
-    async def roll_out(self, run: Run, plan: Plan) -> str:
+    async def roll_out(self, run: Run, plan: RetrainPlan) -> str:
         """The rollout's id. Raises as `Controller.create`."""
         if plan.rollout is None:
             raise Unprocessable("no-rollout", f"plan {plan.name}: expected a rollout, got none")

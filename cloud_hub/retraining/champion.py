@@ -16,7 +16,7 @@ from cloud_hub.building.request import BuildRequest
 from cloud_hub.datasets.builds import Build, builds_of
 from cloud_hub.errors import Unprocessable
 from cloud_hub.registry import ModelFile, ModelVersion, Registry
-from cloud_hub.retraining.plan import Plan
+from cloud_hub.retraining.plan import RetrainPlan
 from cloud_hub.store.engine import Store
 from cloud_hub.store.tables import assignments, modules
 from modules.manifest import Health, Manifest, Runtime
@@ -56,7 +56,7 @@ class Champions:
     def __init__(self, store: Store, blobs: Blobs, registry: Registry) -> None:
         self._store, self._blobs, self._registry = store, blobs, registry
 
-    async def find(self, plan: Plan, version: int = 0) -> Champion:
+    async def find(self, plan: RetrainPlan, version: int = 0) -> Champion:
         """The version said, the plan's, the one that most devices are to have, or the newest signed one.
 
         Raises NotFound (`module-not-found`, `model-not-found`).

@@ -6,7 +6,7 @@ import msgspec
 
 from cloud_hub.datasets.wishes import Dataset
 from cloud_hub.registry import ModelVersion
-from cloud_hub.retraining.plan import Plan
+from cloud_hub.retraining.plan import RetrainPlan
 from cloud_hub.retraining.records import Run
 
 
@@ -14,7 +14,7 @@ class Job(msgspec.Struct, frozen=True):
     """What a runner needs: the run, its plan, the data set, and the champion's files."""
 
     run: Run
-    plan: Plan
+    plan: RetrainPlan
     dataset: Dataset
     champion: ModelVersion
 

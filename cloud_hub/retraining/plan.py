@@ -118,7 +118,7 @@ class Canary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             Group.parse(group)
 
 
-class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class RetrainPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Of one module. `champion` is the version to beat, 0 for the one that most devices are to have. Without a
     `rollout` a run ends when the modules are signed.
     """

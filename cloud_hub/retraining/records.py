@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from cloud_hub.errors import NotFound
 from cloud_hub.registry import ModelFile
 from cloud_hub.retraining.judging import Verdict
-from cloud_hub.retraining.plan import Plan
+from cloud_hub.retraining.plan import RetrainPlan
 from cloud_hub.store.tables import retrain_plans, retrain_runs
 
 MAX_LISTED: Final = 500
@@ -90,7 +90,7 @@ class Run(msgspec.Struct, frozen=True):
 class KnownPlan(msgspec.Struct, frozen=True):
     """A plan with where it stands. `due_at` is when the next run starts by itself, None when none is due."""
 
-    plan: Plan
+    plan: RetrainPlan
     author: str
     created_at: float
     stopped_at: float | None
@@ -99,7 +99,7 @@ class KnownPlan(msgspec.Struct, frozen=True):
     last_run_at: float | None
 
 
-async def put_plan(connection: AsyncConnection, plan: Plan, author: str, now: float) -> bool:
+async def put_plan(connection: AsyncConnection, plan: RetrainPlan, author: str, now: float) -> bool:
     """Whether it is new; else it takes the place of the one before, and is followed again if that was stopped."""
     values: dict[str, Any] = {
         "module": plan.module, "plan": msgspec.to_builtins(plan), "author": author, "stopped_at": None,
@@ -132,7 +132,7 @@ async def change_plan(connection: AsyncConnection, name: str, **values: object) 
     await connection.execute(update(retrain_plans).where(retrain_plans.c.name == name).values(values))
 
 
-async def add_run(connection: AsyncConnection, plan: Plan, why: str, actor: str, now: float) -> Run:
+async def add_run(connection: AsyncConnection, plan: RetrainPlan, why: str, actor: str, now: float) -> Run:
     run = Run(
         f"t-{secrets.token_hex(5)}", plan.name, plan.module, RunState.QUEUED, why, actor, "", now, now, None, None,
         Result(),
@@ -177,7 +177,7 @@ async def blobs_of_retraining(connection: AsyncConnection) -> set[str]:
     """Digests of the files of plans and of runs under way: what retention must leave."""
     found: set[str] = set()
     for row in (await connection.execute(select(retrain_plans.c.plan))).scalars():
-        plan = msgspec.convert(row, Plan)
+        plan = msgspec.convert(row, RetrainPlan)
         found |= {*plan.training.files.values(), *filter(None, (plan.data.base,))}
     for run in await live_runs(connection):
         result = run.result

@@ -24,7 +24,7 @@ from cloud_hub.events import Events
 from cloud_hub.retraining import records
 from cloud_hub.retraining.candidate import ACTOR, Candidates, signing_command
 from cloud_hub.retraining.champion import Champions
-from cloud_hub.retraining.plan import DAY_S, Plan
+from cloud_hub.retraining.plan import DAY_S, RetrainPlan
 from cloud_hub.retraining.records import ENDED, Result, Run, RunState
 from cloud_hub.rollouts.plan import ENDED as ROLLOUT_ENDED
 from cloud_hub.rollouts.plan import RolloutState
@@ -32,7 +32,7 @@ from cloud_hub.store.engine import Store
 
 _log = logging.getLogger(__name__)
 Next = tuple[RunState, Result]
-Step = Callable[[Run, Plan], Awaitable[Next]]
+Step = Callable[[Run, RetrainPlan], Awaitable[Next]]
 
 
 class Runs:
@@ -107,12 +107,12 @@ class Runs:
             run = await self.move(run, RunState.CANCELLED, result, actor)
         return run
 
-    async def _queued(self, run: Run, plan: Plan) -> Next:
+    async def _queued(self, run: Run, plan: RetrainPlan) -> Next:
         champion = await self._champions.find(plan)
         _ = champion.onnx  # what cannot be compared in the end is not begun
         return RunState.COLLECTING, msgspec.structs.replace(run.result, champion=champion.model.version)
 
-    async def _collect(self, run: Run, plan: Plan) -> Next:
+    async def _collect(self, run: Run, plan: RetrainPlan) -> Next:
         try:
             dataset = await self._book.of_run(run.id) or await self._book.build(_wanted(plan, run), ACTOR, run=run.id)
         except Unprocessable as error:
@@ -128,7 +128,7 @@ class Runs:
             return RunState.SKIPPED, _because(result, why)
         return RunState.WAITING, result
 
-    async def _judge(self, run: Run, plan: Plan) -> Next:
+    async def _judge(self, run: Run, plan: RetrainPlan) -> Next:
         champion = await self._champions.find(plan, run.result.champion)
         verdict, reference = await self._candidates.judge(run, plan, champion, await self._dataset(run))
         result = msgspec.structs.replace(run.result, verdict=verdict, reference=reference)
@@ -136,28 +136,28 @@ class Runs:
             return RunState.REFUSED, _because(result, verdict.why)
         return RunState.REGISTERING, result
 
-    async def _register(self, run: Run, plan: Plan) -> Next:
+    async def _register(self, run: Run, plan: RetrainPlan) -> Next:
         version = await self._candidates.register(run, plan)
         return RunState.BUILDING, msgspec.structs.replace(run.result, version=version)
 
-    async def _build(self, run: Run, plan: Plan) -> Next:
+    async def _build(self, run: Run, plan: RetrainPlan) -> Next:
         champion = await self._champions.find(plan, run.result.champion)
         built = await self._candidates.build(run, champion)
         return RunState.SIGNING, msgspec.structs.replace(run.result, modules=built)
 
-    async def _sign(self, run: Run, plan: Plan) -> Next:
+    async def _sign(self, run: Run, plan: RetrainPlan) -> Next:
         if await self._candidates.sign(run):
             return self._signed(run, plan)
         return RunState.UNSIGNED, msgspec.structs.replace(
             run.result, reason="waiting for the publisher's signature", next=signing_command(run)
         )
 
-    async def _unsigned(self, run: Run, plan: Plan) -> Next:
+    async def _unsigned(self, run: Run, plan: RetrainPlan) -> Next:
         if await self._candidates.is_signed(run):
             return self._signed(run, plan)
         return run.state, run.result
 
-    def _signed(self, run: Run, plan: Plan) -> Next:
+    def _signed(self, run: Run, plan: RetrainPlan) -> Next:
         result = msgspec.structs.replace(run.result, reason="", next="")
         if plan.rollout is None:
             version = f"{run.module}:{result.version}"
@@ -165,7 +165,7 @@ class Runs:
             return RunState.FINISHED, msgspec.structs.replace(result, reason=f"{version} is signed", next=command)
         return RunState.STARTING, result
 
-    async def _start(self, run: Run, plan: Plan) -> Next:
+    async def _start(self, run: Run, plan: RetrainPlan) -> Next:
         try:
             rollout = await self._candidates.roll_out(run, plan)
         except Conflict as error:
@@ -174,7 +174,7 @@ class Runs:
             return run.state, _because(run.result, error.message)  # asked again until the other rollout has ended
         return RunState.CANARY, msgspec.structs.replace(run.result, rollout=rollout, reason="")
 
-    async def _canary(self, run: Run, plan: Plan) -> Next:
+    async def _canary(self, run: Run, plan: RetrainPlan) -> Next:
         rollout = await self._candidates.rollout(run.result.rollout)
         if rollout.state not in ROLLOUT_ENDED:
             return run.state, run.result
@@ -186,7 +186,7 @@ class Runs:
         return await self._book.get(run.result.dataset_name, run.result.dataset_version)
 
 
-def _wanted(plan: Plan, run: Run) -> NewDataset:
+def _wanted(plan: RetrainPlan, run: Run) -> NewDataset:
     data = plan.data
     return NewDataset(
         name=plan.name,

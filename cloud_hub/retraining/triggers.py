@@ -17,7 +17,7 @@ from cloud_hub.events import Events
 from cloud_hub.outward.feed import EventFeed
 from cloud_hub.retraining import records
 from cloud_hub.retraining.candidate import ACTOR
-from cloud_hub.retraining.plan import Plan
+from cloud_hub.retraining.plan import RetrainPlan
 from cloud_hub.retraining.records import KnownPlan, Run
 from cloud_hub.store.engine import Store
 
@@ -36,7 +36,7 @@ class Triggers:
         async with self._store.write() as connection:
             await self._feed.open(connection)
 
-    async def put(self, plan: Plan, actor: str) -> KnownPlan:
+    async def put(self, plan: RetrainPlan, actor: str) -> KnownPlan:
         """Makes the plan, or puts it in the place of the one of that name; a run under way goes on with the new one."""
         async with self._store.write() as connection:
             new = await records.put_plan(connection, plan, actor, self._clock())

@@ -6,14 +6,14 @@ import pytest
 from cloud_hub.errors import Conflict, NotFound
 from cloud_hub.events import Events
 from cloud_hub.retraining import records
-from cloud_hub.retraining.plan import Judging, Plan, Training, When
+from cloud_hub.retraining.plan import Judging, RetrainPlan, Training, When
 from cloud_hub.retraining.records import Run, RunState
 from cloud_hub.retraining.triggers import Triggers
 from cloud_hub.store.engine import Store
 from support.clock import SetClock
 
 HOUR = 3600.0
-PLAN = Plan("nightly", "digits", Training(("train",)), Judging(("accuracy > champion",)))
+PLAN = RetrainPlan("nightly", "digits", Training(("train",)), Judging(("accuracy > champion",)))
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ async def alert(
         )
 
 
-def when(**values: object) -> Plan:
+def when(**values: object) -> RetrainPlan:
     return msgspec.structs.replace(PLAN, when=msgspec.convert(values, When))
 
 
@@ -147,6 +147,6 @@ async def test_a_plan_has_one_run_at_a_time_and_none_when_it_is_stopped(
 )
 def test_a_plan_that_says_nonsense_is_refused(wrong: dict[str, object]) -> None:
     good = msgspec.to_builtins(PLAN)
-    assert msgspec.convert(good, Plan) == PLAN
+    assert msgspec.convert(good, RetrainPlan) == PLAN
     with pytest.raises((msgspec.ValidationError, Exception), match=r"expected|Invalid|unknown|Expected"):
-        msgspec.convert(good | wrong, Plan)
+        msgspec.convert(good | wrong, RetrainPlan)

@@ -24,7 +24,7 @@ from cloud_hub.initialise import free_ports, initialise
 from cloud_hub.labels.rows import NewLabel
 from cloud_hub.probe_data import to_tensor
 from cloud_hub.registry import NewModel
-from cloud_hub.retraining.plan import Canary, Data, Judging, Plan, Training, When
+from cloud_hub.retraining.plan import Canary, Data, Judging, RetrainPlan, Training, When
 from cloud_hub.retraining.records import ENDED, Run, RunState
 from cloud_hub.retraining.settings import RetrainingSettings
 from cloud_hub.rooms import Rooms
@@ -121,7 +121,7 @@ class Loop:
             taken = await self.rooms.labels.desk.take(labels, "expert")
             assert not taken.refused, taken.refused[:3]
 
-    async def plan(self, script: str = "", real: bool = False, **more: Any) -> Plan:
+    async def plan(self, script: str = "", real: bool = False, **more: Any) -> RetrainPlan:
         """Its command copies a better model, which is quick; does what `script` says; or is the example, if `real`.
 
         The canary is on the only device.
@@ -131,7 +131,7 @@ class Loop:
         code = EXAMPLE.read_bytes() if real else (script or COPIES).encode()
         bodies = {"train.py": code, "better.onnx": better}
         files = {path: await self.rooms.blobs.put(body) for path, body in bodies.items()}
-        plan = Plan(
+        plan = RetrainPlan(
             "nightly",
             MODULE,
             Training((sys.executable, "train.py"), files, deadline_s=60.0),

@@ -15,7 +15,7 @@ from cloud_hub.operator.errors import FileError
 
 if TYPE_CHECKING:
     from cloud_hub.operator.client import HubClient
-    from cloud_hub.retraining.plan import Plan
+    from cloud_hub.retraining.plan import RetrainPlan
     from cloud_hub.retraining.records import KnownPlan, Run
     from cloud_hub.retraining.runner import Runner
 
@@ -181,13 +181,13 @@ def _values(plan: Path) -> dict[str, dict[str, object]]:
         raise FileError("plan-unreadable", f"{plan}: {error}; nothing was sent") from error
 
 
-def _plan(path: Path, values: dict[str, dict[str, object]]) -> Plan:
+def _plan(path: Path, values: dict[str, dict[str, object]]) -> RetrainPlan:
     import msgspec
 
-    from cloud_hub.retraining.plan import Plan
+    from cloud_hub.retraining.plan import RetrainPlan
 
     try:
-        return msgspec.convert(values, Plan)
+        return msgspec.convert(values, RetrainPlan)
     except msgspec.ValidationError as error:
         raise FileError("plan-invalid", f"{path}: {error}; nothing was changed") from error
 
