@@ -15,12 +15,13 @@ from sqlalchemy import select
 from cloud_hub.errors import Forbidden, NotFound
 from cloud_hub.events import Visible
 from cloud_hub.monitoring.alert_book import Alert
+from cloud_hub.monitoring.scopes import FLEET, is_device
 from cloud_hub.query import DeviceFacts
 from cloud_hub.roles import Principal
 from cloud_hub.rollouts.plan import Rollout
 from cloud_hub.rollouts.status import RolloutStatus, status
 from cloud_hub.store.engine import Store, among
-from cloud_hub.store.tables import devices, executions
+from cloud_hub.store.tables import devices, executions, look_scopes
 
 HIDDEN = "(not only your devices)"
 
@@ -153,23 +154,37 @@ class Access:
             )
         await self.require_device(device)
 
-    async def shown_alert(self, alert: Alert) -> Alert:
-        """Without what it says of devices that are out of scope: shares, causes, and counts of others as reference."""
+    async def shown_alert(self, alert: Alert) -> Alert | None:
+        """Without what it says of devices that are out of scope; None where it is about none that is in scope.
+
+        An alert of many that speaks for a device in scope is shown without counts: it says what, not how many.
+        """
         mine = await self.devices()
         if mine is None:
             return alert
-        told = alert.evidence
-        features = told.features
-        if told.reference != "training":
-            features = tuple(msgspec.structs.replace(feature, reference=()) for feature in features)
-        shown = msgspec.structs.replace(
-            told,
-            features=features,
-            devices=tuple(share for share in told.devices if share.device in mine),
-            causes=tuple(cause for cause in told.causes if cause.subject in mine),
-            common=(),
+        device = alert.group.device
+        if is_device(device):
+            return _shown(alert, mine) if device in mine else None
+        shares = any(share.device in mine for share in alert.evidence.devices)
+        if shares or (device == FLEET and await self._counted(alert.manifest_sha256, mine)):
+            return _without_counts(_shown(alert, mine))
+        return None
+
+    async def require_alert(self, alert: Alert, change: bool) -> Alert:
+        """Raises NotFound `alert-not-found`, as for one that is not there, and Forbidden `scope-exceeded`."""
+        shown = await self.shown_alert(alert)
+        if shown is None:
+            raise NotFound("alert-not-found", f"no alert {alert.id}", id=alert.id)
+        if change and not is_device(alert.group.device):
+            self.require_everything(f"a change of alert {alert.id}, which is about more than your devices,")
+        return shown
+
+    async def _counted(self, manifest_sha256: str, mine: frozenset[str]) -> bool:
+        query = select(look_scopes.c.device).where(
+            look_scopes.c.manifest_sha256 == manifest_sha256, among(look_scopes.c.device, mine)
         )
-        return msgspec.structs.replace(alert, evidence=shown, parent=None)
+        async with self._store.read() as connection:
+            return (await connection.execute(query.limit(1))).first() is not None
 
     async def visible_events(self) -> Visible | None:
         mine, own = await self.devices(), await self.own_rollouts()
@@ -183,6 +198,29 @@ class Access:
     def _exceeded(self, what: str) -> Forbidden:
         scope = self.principal.scope
         return Forbidden("scope-exceeded", f"{what} is outside your scope ({scope}); nothing was changed")
+
+
+def _shown(alert: Alert, mine: frozenset[str]) -> Alert:
+    told = alert.evidence
+    features = told.features
+    if told.reference != "training":
+        features = tuple(msgspec.structs.replace(feature, reference=()) for feature in features)
+    shown = msgspec.structs.replace(
+        told,
+        features=features,
+        devices=tuple(share for share in told.devices if share.device in mine),
+        causes=tuple(cause for cause in told.causes if cause.subject in mine),
+        common=(),
+    )
+    return msgspec.structs.replace(alert, evidence=shown, parent=None)
+
+
+def _without_counts(alert: Alert) -> Alert:
+    told = alert.evidence
+    features = (msgspec.structs.replace(one, rows=0, cells=(), reference=(), current=()) for one in told.features)
+    rates = (msgspec.structs.replace(one, rows=0) for one in told.rates)
+    shown = msgspec.structs.replace(told, features=tuple(features), rates=tuple(rates), problems=(), affected=0)
+    return msgspec.structs.replace(alert, evidence=shown)
 
 
 def _without_words(rollout: Rollout) -> Rollout:

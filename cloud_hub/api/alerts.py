@@ -8,7 +8,7 @@ import msgspec
 
 from cloud_hub.api.route import Call, Route
 from cloud_hub.bounds import Limit, RowId
-from cloud_hub.errors import BadRequest, NotFound
+from cloud_hub.errors import BadRequest
 from cloud_hub.monitoring.alert_book import Alert, AlertDetail
 from cloud_hub.monitoring.reference import parse
 from cloud_hub.monitoring.scopes import is_device, of_name
@@ -71,10 +71,9 @@ class WatchQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 async def list_alerts(rooms: Rooms, call: Call) -> list[Alert]:
     query: AlertQuery = call.query
     mine = await call.access.devices()
-    # Whoever sees single devices only does not see the alert that speaks for them.
-    attached = query.attached or mine is not None
-    found = await rooms.alerts.list(query.state, query.module, query.before, query.limit, mine, attached)
-    return [await call.access.shown_alert(alert) for alert in found]
+    found = await rooms.alerts.list(query.state, query.module, query.before, query.limit, mine, query.attached)
+    shown = [await call.access.shown_alert(alert) for alert in found]
+    return [alert for alert in shown if alert is not None]
 
 
 async def show_alert(rooms: Rooms, call: Call) -> AlertDetail:
@@ -121,21 +120,18 @@ async def set_watch(rooms: Rooms, call: Call) -> Watch:
 
 
 async def _own(rooms: Rooms, call: Call) -> int:
-    """The number in the path, of an alert that whoever asks may see. Raises NotFound `alert-not-found`."""
+    """The number in the path, of an alert that whoever asks may change."""
     number = call.int("id")
-    await _shown(call, await rooms.alerts.detail(number))
+    await call.access.require_alert((await rooms.alerts.detail(number)).alert, change=True)
     return number
 
 
 async def _shown(call: Call, found: AlertDetail) -> AlertDetail:
-    """Raises NotFound `alert-not-found`, as for one that is not there."""
-    mine = await call.access.devices()
-    if mine is None:
+    alert = await call.access.require_alert(found.alert, change=False)
+    if call.access.everything:
         return found
-    device = found.alert.group.device
-    if not is_device(device) or device not in mine:
-        raise NotFound("alert-not-found", f"no alert {found.alert.id}", id=found.alert.id)
-    return AlertDetail(await call.access.shown_alert(found.alert), found.history, ())
+    # What people wrote about an alert of many may speak of any of them.
+    return AlertDetail(alert, found.history if is_device(alert.group.device) else (), ())
 
 
 _ALERT = "/alerts/{id}"

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from typing import Any, Final, Literal
 
 import msgspec
-from sqlalchemy import Row, select
+from sqlalchemy import Row, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cloud_hub.errors import NotFound
@@ -249,8 +249,8 @@ async def list_alerts(
 ) -> list[Alert]:
     """Newest first; `before` is an id to go on from. State "live" is all but resolved.
 
-    With `devices` only alerts of single ones of them; without `attached` those for which a wider one speaks are left
-    out.
+    With `devices` only alerts of single ones of them, and of many that may hold them; without `attached` none for which
+    a wider one speaks.
     """
     query = select(alerts).order_by(alerts.c.id.desc()).limit(min(limit, MAX_ALERTS))
     if state:
@@ -260,7 +260,8 @@ async def list_alerts(
     if before:
         query = query.where(alerts.c.id < before)
     if devices is not None:
-        query = query.where(among(alerts.c.scope, [f"device:{device}" for device in devices]))
+        single = among(alerts.c.scope, [f"device:{device}" for device in devices])
+        query = query.where(or_(single, alerts.c.scope.not_like("device:%")))
     if not attached:
         query = query.where(alerts.c.parent.is_(None))
     return [_alert(row) for row in await connection.execute(query)]

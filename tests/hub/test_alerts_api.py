@@ -71,7 +71,23 @@ async def test_whoever_sees_one_device_learns_nothing_of_the_others_from_its_ale
     answer = await world.ask(mine, "GET", f"/alerts/{number}")
     assert answer.status == 200
     assert THEIRS not in answer.text
-    assert {alert["scope"] for alert in await listed(world, mine)} == {f"device:{OURS}"}
+    assert f"device:{OURS}" in {alert["scope"] for alert in await listed(world, mine)}
+
+
+async def test_the_fleets_alert_is_shown_to_whoever_has_a_device_in_it_without_a_word_of_the_others(
+    world: World,
+) -> None:
+    mine, nobodys = await world.token(Role.OPERATOR, SCOPE), await world.token(Role.OPERATOR, "site=none", name="none")
+    wides = [alert for alert in await listed(world, mine) if alert["scope"] == "fleet"]
+    (wide,) = (alert for alert in wides if alert["kind"] == "drift")
+    assert wide["evidence"]["features"][0]["name"] == "x[1]"
+    assert {tuple(one["current"]) for one in wide["evidence"]["features"]} == {()}
+    assert [share["device"] for share in wide["evidence"]["devices"]] == [OURS]
+    answer = await world.ask(mine, "GET", f"/alerts/{wide['id']}")
+    assert (answer.status, THEIRS in answer.text) == (200, False)
+    assert (await world.ask(mine, "POST", f"/alerts/{wide['id']}/resolve", {})).key == "scope-exceeded"
+    assert await listed(world, nobodys) == []
+    assert (await world.ask(nobodys, "GET", f"/alerts/{wide['id']}")).key == "alert-not-found"
 
 
 async def test_what_a_module_is_compared_with_is_chosen_by_operators_who_see_all_of_it(world: World) -> None:
