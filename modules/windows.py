@@ -161,7 +161,7 @@ class ReferenceProfile(msgspec.Struct, frozen=True, omit_defaults=True):
         return takes <= {"column", "max"}
 
 
-class Window(msgspec.Struct, frozen=True):
+class Window(msgspec.Struct, frozen=True, gc=False):
     """What one worker counted in one period. Times are seconds since the epoch by the device's clock.
 
     `counts` packs all cells in the reference's order; `moments` is float32, little-endian, two per numeric feature;
@@ -216,10 +216,13 @@ def encode_window(window: Window) -> bytes:
     return msgspec.msgpack.encode(window)
 
 
+_window = msgspec.msgpack.Decoder(Window)
+
+
 def decode_window(data: bytes) -> Window:
     """Raises WindowError."""
     try:
-        return msgspec.msgpack.decode(data, type=Window)
+        return _window.decode(data)
     except MALFORMED as error:
         raise WindowError(f"window: {error}") from error
 

@@ -7,8 +7,10 @@ depend on the order in which windows come. Written by `tallies`, read by `alerts
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Sequence
-from typing import Any, NamedTuple
+from dataclasses import fields
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -26,6 +28,10 @@ from cloud_hub.store.tables import look_scopes, looks
 from modules.windows import LATENCY_BINS
 
 __all__ = ["FLEET", "TICK", "moment_ticks"]
+
+
+_NUMBERS: Final = ("windows", "rows", "errors", "refused", "noise")
+_NAMES: Final = ("device", "start", *_NUMBERS, "counts", "moments", "joint", "still", "latency")
 
 
 class Group(NamedTuple):
@@ -82,32 +88,41 @@ async def series_of(
 ) -> dict[str, LookSeries]:
     """As `series` of each scope, read at once; without those that have no looks since then."""
     query = _looks_of(manifest_sha256, since).where(among(looks.c.device, scopes))
-    found: dict[str, list[Row[Any]]] = {}
-    for row in await connection.execute(query.order_by(looks.c.device, looks.c.start)):
-        found.setdefault(row.device, []).append(row)
-    return {scope: _series(layout, rows[-MAX_LOOKS:]) for scope, rows in found.items()}
+    rows = (await connection.execute(query.order_by(looks.c.device, looks.c.start))).all()
+    together = _series(layout, rows)
+    found: dict[str, LookSeries] = {}
+    begin = 0
+    for scope, count in Counter(row.device for row in rows).items():  # in the order of the rows
+        begin += count
+        found[scope] = _part(together, begin - min(count, MAX_LOOKS), begin)
+    return found
 
 
 def _looks_of(manifest_sha256: str, since: float) -> Select[Any]:
-    query = select(looks).where(looks.c.manifest_sha256 == manifest_sha256)
+    query = select(*(looks.c[name] for name in _NAMES)).where(looks.c.manifest_sha256 == manifest_sha256)
     return query.where(looks.c.start >= since) if math.isfinite(since) else query
 
 
 def _series(layout: Layout, rows: Sequence[Row[Any]]) -> LookSeries:
-    joint = unpack_rows([row.joint for row in rows])
+    columns = zip(*rows, strict=True) if rows else iter([()] * len(_NAMES))
+    of: dict[str, tuple[Any, ...]] = dict(zip(_NAMES, columns, strict=True))
     return LookSeries(
-        starts=tuple(row.start for row in rows),
-        counts=unpack_rows([row.counts for row in rows], layout.cells),
-        moments=unpack_rows([row.moments for row in rows], 2 * layout.numeric).astype(np.float64) * TICK,
-        joint=joint if joint.shape[1] else np.zeros((len(rows), 0), np.int64),
-        still=unpack_rows([row.still for row in rows], layout.numeric),
-        windows=np.array([row.windows for row in rows], np.int64),
-        rows=np.array([row.rows for row in rows], np.int64),
-        errors=np.array([row.errors for row in rows], np.int64),
-        refused=np.array([row.refused for row in rows], np.int64),
-        latency=unpack_rows([row.latency for row in rows], LATENCY_BINS),
-        noise=np.array([row.noise for row in rows], np.float64) * TICK,
+        starts=of["start"],
+        counts=unpack_rows(of["counts"], layout.cells),
+        moments=unpack_rows(of["moments"], 2 * layout.numeric).astype(np.float64) * TICK,
+        joint=unpack_rows(of["joint"]),
+        still=unpack_rows(of["still"], layout.numeric),
+        windows=np.array(of["windows"], np.int64),
+        rows=np.array(of["rows"], np.int64),
+        errors=np.array(of["errors"], np.int64),
+        refused=np.array(of["refused"], np.int64),
+        latency=unpack_rows(of["latency"], LATENCY_BINS),
+        noise=np.array(of["noise"], np.float64) * TICK,
     )
+
+
+def _part(series: LookSeries, begin: int, end: int) -> LookSeries:
+    return LookSeries(**{field.name: getattr(series, field.name)[begin:end] for field in fields(series)})
 
 
 async def devices_of(connection: AsyncConnection, manifest_sha256: str, since: float, limit: int) -> list[str]:
