@@ -42,7 +42,7 @@ TAG_PATTERN: Final = r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}"
 MAX_LISTED: Final = 500
 
 
-class NewModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class NewModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What a publisher says about a model. `datasets` are references in the publisher's own words, or
     dataset:NAME:VERSION@SHA256 of a data set on this hub, which must be there. `mlflow_run` is a run's id in the MLflow
     server at `mlflow_uri`; `parent` is the model version (NAME:VERSION) that this one was trained from.

@@ -36,7 +36,7 @@ Ring = Callable[[str, int], Awaitable[None]]
 _log = logging.getLogger(__name__)
 
 
-class NewRollout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class NewRollout(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What an operator asks for. `groups` are texts such as "1", "20%" and "rest"; the rest as in `Plan`."""
 
     module: str
