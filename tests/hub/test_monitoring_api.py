@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
-from cloud_hub.api import exports, monitoring
+from cloud_hub.api import alerts, exports, monitoring
 from cloud_hub.api.app import application
 from cloud_hub.api.auth import add_token
 from cloud_hub.blobs import Blobs
@@ -46,7 +46,7 @@ async def client(store: Store, blobs: Blobs, events: Events, clock: SetClock) ->
     for device in ("edge-a", "edge-b"):
         await add_device(rooms, device, {})
     await add_token(store, clock, "alice", TOKEN)
-    server = TestServer(application(rooms, (*monitoring.ROUTES, *exports.ROUTES)))
+    server = TestServer(application(rooms, (*monitoring.ROUTES, *alerts.ROUTES, *exports.ROUTES)))
     async with TestClient(server, headers={"Authorization": f"Bearer {TOKEN}"}) as client:
         yield client
 
