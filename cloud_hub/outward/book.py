@@ -9,7 +9,7 @@ from sqlalchemy import Row, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cloud_hub.outward.choice import Choice
-from cloud_hub.store.tables import deliveries, webhooks
+from cloud_hub.store.tables import cursors, deliveries, webhooks
 
 State = Literal["active", "paused", "disabled"]
 # waiting: failed so far, and is sent again; again: dead, and asked for once more by hand.
@@ -44,6 +44,15 @@ class Sealed(msgspec.Struct, frozen=True):
     previous_until: float | None
 
 
+class Standing(msgspec.Struct, frozen=True):
+    """What a courier must know before each step. `again` is a dead delivery that was asked for by hand, 0 for none."""
+
+    webhook: Webhook
+    sealed: Sealed
+    position: int
+    again: int
+
+
 class Delivery(msgspec.Struct, frozen=True):
     """What became of one event. `status` is that of HTTP, 0 where no answer came."""
 
@@ -69,6 +78,18 @@ async def insert_webhook(connection: AsyncConnection, webhook: Webhook, secret: 
 async def find(connection: AsyncConnection, webhook: str) -> Webhook | None:
     row = (await connection.execute(select(webhooks).where(webhooks.c.id == webhook))).one_or_none()
     return None if row is None else _webhook(row)
+
+
+async def standing(connection: AsyncConnection, webhook: str, cursor: str) -> Standing | None:
+    """In one query: it is asked for all the time."""
+    position = select(cursors.c.event).where(cursors.c.name == cursor).scalar_subquery()
+    asked = (deliveries.c.webhook == webhook, deliveries.c.state == "again")
+    again = select(func.min(deliveries.c.id)).where(*asked).scalar_subquery()
+    query = select(webhooks, position.label("position"), again.label("again")).where(webhooks.c.id == webhook)
+    row = (await connection.execute(query)).one_or_none()
+    if row is None:
+        return None
+    return Standing(_webhook(row), _sealed(row), row.position or 0, row.again or 0)
 
 
 async def every(connection: AsyncConnection) -> list[Webhook]:
@@ -121,10 +142,8 @@ async def newest(
     return [_delivery(row) for row in await connection.execute(query.limit(min(limit, MAX_SHOWN)))]
 
 
-async def asked_again(connection: AsyncConnection, webhook: str) -> Delivery | None:
-    """The oldest that was asked for by hand."""
-    here = (deliveries.c.webhook == webhook, deliveries.c.state == "again")
-    row = (await connection.execute(select(deliveries).where(*here).order_by(deliveries.c.id).limit(1))).one_or_none()
+async def delivery(connection: AsyncConnection, number: int) -> Delivery | None:
+    row = (await connection.execute(select(deliveries).where(deliveries.c.id == number))).one_or_none()
     return None if row is None else _delivery(row)
 
 
@@ -158,6 +177,10 @@ def _webhook(row: Row[Any]) -> Webhook:
     choice = Choice(tuple(row.kinds), row.module, row.severity, row.scope)
     values = {name: getattr(row, name) for name in Webhook.__struct_fields__ if name != "choice"}
     return Webhook(**values, choice=choice)
+
+
+def _sealed(row: Row[Any]) -> Sealed:
+    return Sealed(row.secret, row.previous, row.previous_until)
 
 
 def _delivery(row: Row[Any]) -> Delivery:

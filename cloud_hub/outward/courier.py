@@ -25,7 +25,7 @@ from cloud_hub.clock import Clock
 from cloud_hub.errors import Conflict
 from cloud_hub.events import Events, Visible
 from cloud_hub.outward import book
-from cloud_hub.outward.book import Delivery, DeliveryState, Webhook
+from cloud_hub.outward.book import Delivery, DeliveryState, Standing, Webhook
 from cloud_hub.outward.choice import wants
 from cloud_hub.outward.cloud_events import cloud_event
 from cloud_hub.outward.feed import EventFeed
@@ -71,28 +71,30 @@ class Courier:
         self._visible: tuple[float, Visible | None] | None = None
 
     async def run(self) -> None:
-        while (webhook := await self._active()) is not None:
-            if (again := await self._asked_again()) is not None:
-                await self._once_more(webhook, again)
+        while (standing := await self._active()) is not None:
+            if standing.again:
+                await self._once_more(standing)
                 continue
-            event = await self._next(webhook)
+            event = await self._next(standing.webhook)
             if event is None:
                 await self._feed.news()
                 await asyncio.sleep(self._trade.gather_s)
-            elif (wait_s := self._wait_s(webhook)) > 0:
+            elif (wait_s := self._wait_s(standing.webhook)) > 0:
                 await self._feed.news(min(wait_s, LONGEST_WAIT_S))
             # Looked at again: it may have been paused, or events skipped, after the first look and before this event.
-            elif (webhook := await self._active()) is not None and event.id > self._seen:
-                await self._deliver(webhook, event)
+            elif (standing := await self._active()) is not None and event.id > self._seen:
+                await self._deliver(standing, event)
 
-    async def _active(self) -> Webhook | None:
+    async def _active(self) -> Standing | None:
         async with self._trade.store.read() as connection:
-            webhook = await book.find(connection, self._number)
+            standing = await book.standing(connection, self._number, self._feed.name)
+        if standing is None or standing.webhook.state != "active":
+            return None
         # What `_deliver` wrote down, or an administrator who skipped events.
-        self._seen = max(self._seen, await self._feed.position())
+        self._seen = max(self._seen, standing.position)
         while self._page and self._page[0].id <= self._seen:
             self._page.popleft()
-        return webhook if webhook is not None and webhook.state == "active" else None
+        return standing
 
     async def _next(self, webhook: Webhook) -> Event | None:
         """The first event that it is to have and has not; stays the first until the cursor has moved on."""
@@ -129,8 +131,9 @@ class Courier:
         """Not above the longest delay, wherever the clock has been set since."""
         return min(webhook.not_before - self._trade.clock(), self._trade.pace.last_s)
 
-    async def _deliver(self, webhook: Webhook, event: Event) -> None:
-        answer = await self._send(webhook, event)
+    async def _deliver(self, standing: Standing, event: Event) -> None:
+        webhook = standing.webhook
+        answer = await self._send(standing, event)
         if answer is None:
             return
         now = self._trade.clock()
@@ -155,10 +158,11 @@ class Courier:
                 webhook.id, origin_of(webhook.url), delivery.event, delivery.state, delivery.attempts, delivery.reason,
             )  # fmt: skip
 
-    async def _send(self, webhook: Webhook, event: Event) -> Answer | None:
+    async def _send(self, standing: Standing, event: Event) -> Answer | None:
         """None when it could not be signed; the webhook is then disabled."""
+        webhook = standing.webhook
         try:
-            keys = await self._trade.webhooks.keys(webhook.id)
+            keys = self._trade.webhooks.unsealed(webhook.id, standing.sealed)
         except Conflict as error:
             async with self._trade.store.write() as connection:
                 await self._disable(connection, webhook, error.message)
@@ -204,14 +208,14 @@ class Courier:
         log.warning("webhook %s to %s was disabled: %s", webhook.id, origin, why)
 
     # --- dead ones that were asked for by hand ------------------------------------------------------------------------
-    async def _asked_again(self) -> Delivery | None:
-        async with self._trade.store.read() as connection:
-            return await book.asked_again(connection, self._number)
-
-    async def _once_more(self, webhook: Webhook, delivery: Delivery) -> None:
+    async def _once_more(self, standing: Standing) -> None:
         """One attempt; what fails is dead again."""
+        async with self._trade.store.read() as connection:
+            delivery = await book.delivery(connection, standing.again)
+        if delivery is None:
+            return  # it was removed meanwhile
         (event,) = await self._feed.read(1, delivery.event - 1)
-        answer = await self._send(webhook, event)
+        answer = await self._send(standing, event)
         if answer is None:
             return
         state: DeliveryState = "delivered" if answer.meaning is Meaning.DELIVERED else "dead"
@@ -224,6 +228,6 @@ class Courier:
             last_at=self._trade.clock(),
         )
         async with self._trade.store.write() as connection:
-            if await book.find(connection, webhook.id) is not None:
+            if await book.find(connection, self._number) is not None:
                 await book.put(connection, after)
         self._trade.tally[state] += 1

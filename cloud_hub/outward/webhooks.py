@@ -188,6 +188,10 @@ class Webhooks:
             kept = await book.secrets_of(connection, number)
         if kept is None:
             raise _unknown(number)
+        return self.unsealed(number, kept)
+
+    def unsealed(self, number: str, kept: book.Sealed) -> list[bytes]:
+        """As `keys`, of what was read already. Raises Conflict `secret-lost`."""
         keys = [self._vault.unseal(kept.secret, number)]
         if kept.previous is not None and self._clock() < (kept.previous_until or 0.0):
             keys.append(self._vault.unseal(kept.previous, number))
