@@ -23,7 +23,7 @@ from cloud_hub.arms.measure import LATENCY, Measure, Role, role_of
 Word = Literal["worse", "better", "not worse", "same", "different", "undecided"]
 
 
-class Difference(msgspec.Struct, frozen=True):
+class MeasuredDifference(msgspec.Struct, frozen=True):
     """Candidate less baseline in one measure; `low` and `high` cover it at all times together (null: not yet known).
 
     `latency` is in octaves: 1 is twice as slow. Health and quality are better when they are lower. `units` are looks of
@@ -65,7 +65,7 @@ class Comparison(msgspec.Struct, frozen=True):
     since: float | None
     until: float | None
     alpha: float
-    differences: tuple[Difference, ...]
+    differences: tuple[MeasuredDifference, ...]
 
 
 _ESTIMATES = {"paired": paired, "switched": switched, "arms": between}
@@ -73,7 +73,7 @@ _ESTIMATES = {"paired": paired, "switched": switched, "arms": between}
 
 def compare(
     candidate: Arm, baseline: Arm, margins: Margins, alpha: float
-) -> tuple[Design, bool, tuple[Difference, ...]]:
+) -> tuple[Design, bool, tuple[MeasuredDifference, ...]]:
     """Design, whether it is controlled, and the differences of all measures that both have; the worst news first.
 
     `alpha` is the chance of any wrong word at any time, shared among the measures of each role.
@@ -92,7 +92,7 @@ def compare(
     return design, controlled, tuple(sorted(found, key=lambda d: (d.role == "answers", order.index(d.word), d.name)))
 
 
-def verdict_of(differences: Sequence[Difference]) -> Literal["worse", "fine", "undecided"]:
+def verdict_of(differences: Sequence[MeasuredDifference]) -> Literal["worse", "fine", "undecided"]:
     judged = [difference for difference in differences if difference.role != "answers"]
     if any(difference.word == "worse" for difference in judged):
         return "worse"
@@ -101,7 +101,7 @@ def verdict_of(differences: Sequence[Difference]) -> Literal["worse", "fine", "u
 
 def _difference(
     design: Design, name: str, new: Mapping[Key, Measure], old: Mapping[Key, Measure], margins: Margins, alpha: float
-) -> Difference | None:
+) -> MeasuredDifference | None:
     # In one order, so that sums of fractions are the same whatever order the looks were read in.
     new, old = dict(sorted(new.items())), dict(sorted(old.items()))
     found = _ESTIMATES[design](new, old, alpha)
@@ -112,7 +112,7 @@ def _difference(
     known = math.isfinite(found.half)
     low, high = (found.value - found.half, found.value + found.half) if known else (None, None)
     margin, role = _margin(margins, name), role_of(name)
-    return Difference(
+    return MeasuredDifference(
         name=name, role=role, candidate=found.candidate, baseline=found.baseline, difference=found.value, low=low,
         high=high, margin=margin, word=_word(role, low, high, margin), design=design, units=found.units,
         devices=found.devices,

@@ -14,7 +14,7 @@ import msgspec
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from cloud_hub.arms.compare import Comparison, Difference
+from cloud_hub.arms.compare import Comparison, MeasuredDifference
 from cloud_hub.arms.comparisons import Comparisons, Question
 from cloud_hub.clock import Clock
 from cloud_hub.errors import HubError
@@ -110,7 +110,7 @@ def in_words(comparison: Comparison) -> str:
     return f"{against}: " + "; ".join(_one(difference) for difference in worst[:3])
 
 
-def _one(difference: Difference) -> str:
+def _one(difference: MeasuredDifference) -> str:
     if difference.low is None or difference.high is None:
         return f"{difference.name} is not yet known ({difference.units} looks of devices)"
     span = f"{difference.low:+.3g} to {difference.high:+.3g}, margin {difference.margin:.3g}"

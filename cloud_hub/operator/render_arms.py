@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from cloud_hub.arms.compare import Comparison, Difference
+from cloud_hub.arms.compare import Comparison, MeasuredDifference
 from cloud_hub.arms.measure import LATENCY
 
 _STYLES = {
@@ -57,7 +57,7 @@ def _reservations(found: Comparison) -> list[str]:
     return words
 
 
-def _row(difference: Difference) -> tuple[Text, ...]:
+def _row(difference: MeasuredDifference) -> tuple[Text, ...]:
     """Texts: what a publisher wrote as a class is never read as markup."""
     known = difference.low is not None and difference.high is not None
     interval = f"{difference.low:+.4g} to {difference.high:+.4g}" if known else "not yet known"
