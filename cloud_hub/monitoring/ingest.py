@@ -67,8 +67,8 @@ class Ingest:
         """Store what is new in the batch and say up to where the device may forget.
 
         None when the batch follows entries that are not here (the device sends those first), or is no batch at all,
-        or the device is retired: its connection may stand for a while yet, and nothing of it counts. None also when
-        the device has sent more than a day's worth: it keeps the rest, and sends it again.
+        or the device is retired: its connection may stand for a while yet, and nothing of it counts. Of a device that
+        has sent more than a day's worth no more is taken: it keeps the rest, and sends it again.
         An entry that cannot be used is recorded as an event, skipped, and acknowledged like the others. `lost` when
         entries are missing that were acknowledged once: the device has forgotten them and would wait for ever.
         """
@@ -76,8 +76,8 @@ class Ingest:
             _log.warning("refused a batch that is not one", extra={"device": device, "stream": batch.stream})
             return None
         job = self._admit(device, batch)
-        if job.held and await self._hold(job):
-            return None
+        if job.held:
+            await self._tell_held(job)
         self._waiting.append(job)
         try:
             while not job.done:
@@ -97,13 +97,12 @@ class Ingest:
         fitting = len(entries) if batch.stream == "event" else self._room.fitting(device, entries)
         return Job(device, batch, entries[:fitting], held=len(entries) - fitting)
 
-    async def _hold(self, job: Job) -> bool:
-        """Tell once an hour that the device sends more than it may; whether nothing of the batch can be taken."""
+    async def _tell_held(self, job: Job) -> None:
+        """Once an hour: the device sends more than it may."""
         if self._room.is_news(job.device):
             _log.warning("a device sends more than it may", extra={"device": job.device, "stream": job.batch.stream})
             async with self._store.write() as connection:
                 await self._record(connection, f"{job.batch.stream}.held", job.device, entries=job.held)
-        return not job.entries
 
     async def _commit_waiting(self) -> None:
         jobs = self._next_group()

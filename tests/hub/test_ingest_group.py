@@ -219,7 +219,8 @@ async def test_a_device_that_sends_more_than_it_may_keeps_the_rest_and_is_told_o
     assert ack is not None
     assert 0 < ack.upto < 12, "as many as there is room for"
     for _ in range(3):
-        assert await ingest.commit("edge-a", batch(*items[ack.upto :], first=ack.upto + 1)) is None
+        assert await ingest.commit("edge-a", batch(*items[ack.upto :], first=ack.upto + 1)) == ack, "and no further"
+    assert await ingest.commit("edge-a", batch(*items[: ack.upto])) == ack, "an answer that was lost is given again"
     assert await ingest.commit("edge-b", batch(*items[:3])) == Ack("window", "life", 3), "others have room of their own"
     (told,) = await events.list(kind="window.held")
     assert told.subject == "edge-a"
