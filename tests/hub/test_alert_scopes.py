@@ -7,6 +7,10 @@ import pytest
 
 from cloud_hub.blobs import Blobs
 from cloud_hub.events import Events
+from cloud_hub.monitoring.alert_book import Common
+from cloud_hub.monitoring.looks import Group
+from cloud_hub.monitoring.population import MAX_LOOKED, Population, choose
+from cloud_hub.monitoring.spread import in_common
 from cloud_hub.store.engine import Store
 from support.clock import SetClock
 from support.monitoring import Array, Monitored, build_module
@@ -110,11 +114,26 @@ async def test_a_device_with_a_million_drifted_rows_does_not_speak_for_all_other
     assert found == {("quality", "device:cam-0"), ("drift", "device:cam-0")}  # the flood speaks for the drift
 
 
-async def test_what_the_devices_behind_an_alert_share_is_said(fleet: Fleet) -> None:
-    await fleet.live(4)
-    bad = where(site="south")
-    await fleet.live(5, shifted(fleet, [*bad, "cam-0", "cam-6"], 0.8))
-    alerts = await fleet.open()
-    told = {one.group: (one.behind, one.behind_all) for alert in alerts for one in alert.evidence.common}
-    assert [alert.scope for alert in alerts] == ["fleet"]
-    assert all(behind <= everything for behind, everything in told.values())
+def test_what_the_devices_behind_an_alert_share_and_others_do_not_is_said() -> None:
+    groups = {name: tuple(f"{key}={value}" for key, value in own.items()) for name, own in TAGS.items()}
+    people = Population(dict.fromkeys(NAMES, 100), groups, ("site", "firmware"))
+    fleet = Group("a" * 64, "*")
+    assert in_common(where(site="south"), fleet, people) == (Common("site=south", 3, 3, 0, 6),)
+    # One of another site beside them: four in five are not most any more, where there are four.
+    assert in_common([*where(site="south"), "cam-1"], fleet, people) == ()
+    assert in_common(["cam-4"], fleet, people) == ()
+    assert in_common(NAMES, fleet, people) == ()
+
+
+def test_of_a_large_fleet_few_devices_are_looked_at_and_always_the_same() -> None:
+    members = [f"cam-{place:05d}" for place in range(10_000)]
+    suspects, heavy = members[5000:5500], members[:3]
+    chosen = choose(members, suspects, heavy)
+    assert len(chosen.all) <= MAX_LOOKED
+    assert set(heavy) <= set(chosen.all)
+    assert len(set(suspects) & set(chosen.all)) >= 195
+    assert choose(list(reversed(members)), suspects, heavy) == chosen
+    # The draw speaks for all: it does not lean to those that are known for something.
+    assert len(set(suspects) & set(chosen.drawn)) < 20
+    small = choose(members[:50], suspects, heavy)
+    assert (len(small.drawn), small.others) == (50, ())
