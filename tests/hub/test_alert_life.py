@@ -188,8 +188,15 @@ async def test_what_is_the_new_normal_is_quiet_and_what_was_normal_before_is_not
     assert back.evidence.reference.startswith("period:")
 
 
-async def test_an_alert_without_counts_cannot_become_the_new_normal(hub: Monitored) -> None:
-    number = await raised(hub)
-    with pytest.raises((Conflict, NotFound)):
+async def test_bad_data_without_counts_cannot_become_the_new_normal(hub: Monitored) -> None:
+    number = await hub.alerts.raise_alert("quality", "digits", GROUP, worse(0.8))
+    with pytest.raises(NotFound, match="no module digits"):
         await hub.alerts.resolve(number, "ann", normal=True)
     assert (await state(hub, number)).state == "open"
+
+
+async def test_answers_that_got_worse_are_accepted_without_a_reference_of_counts(hub: Monitored) -> None:
+    number = await raised(hub)
+    await hub.alerts.resolve(number, "ann", "the task is harder now", normal=True)
+    assert (await state(hub, number)).evidence.resolution == "normal"
+    assert await hub.alerts.watches.all() == []
