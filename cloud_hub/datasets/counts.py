@@ -19,7 +19,7 @@ import pyarrow as pa
 from cloud_hub.bounds import AnyVersion
 from cloud_hub.datasets.parquet import TIME
 from cloud_hub.datasets.rows import micros
-from cloud_hub.monitoring.evidence import IntArray
+from cloud_hub.monitoring.integers import IntArray, unpack
 from cloud_hub.monitoring.layout import Layout
 from cloud_hub.monitoring.scopes import named
 from modules.windows import Feature, Numeric
@@ -128,11 +128,12 @@ class LookRow(msgspec.Struct, frozen=True):
 
 def cell_batch(found: Sequence[tuple[LookRow, tuple[Cell, ...]]]) -> pa.RecordBatch:
     """A row per cell. Looks whose counts do not fit their build's cells are left out."""
-    fitting = [(look, cells) for look, cells in found if len(look.row.counts) == 8 * len(cells)]
+    counted = [(look, cells, unpack(look.row.counts)) for look, cells in found]
+    fitting = [(look, cells) for look, cells, counts in counted if len(counts) == len(cells)]
     columns = [[value for look, cells in fitting for value in [read(look)] * len(cells)] for read in _OF_LOOK_VALUES]
     flat = [cell for _, cells in fitting for cell in cells]
     columns += [[getattr(cell, name) for cell in flat] for name in _OF_CELL]
-    columns.append([count for look, _ in fitting for count in np.frombuffer(look.row.counts, "<i8").tolist()])
+    columns.append([count for _, cells, counts in counted if len(counts) == len(cells) for count in counts.tolist()])
     columns.append([cell.reference for cell in flat])
     return _batch(CELLS, columns)
 
@@ -141,7 +142,7 @@ def look_batch(found: Sequence[LookRow]) -> pa.RecordBatch:
     """A row per look."""
     columns: list[list[Any]] = [[read(look) for look in found] for read in _OF_LOOK_VALUES]
     columns += [[getattr(look.row, name) for look in found] for name in _TOTALS]
-    latencies = [np.frombuffer(look.row.latency, "<i8") for look in found]
+    latencies = [unpack(look.row.latency) for look in found]
     columns.append([latency.tolist() for latency in latencies])
     columns += [[_latency_ms(latency, share) for latency in latencies] for share in (0.5, 0.99)]
     return _batch(LOOKS, columns)

@@ -18,6 +18,7 @@ from cloud_hub.datasets.counts import CELLS, LOOKS, CountQuery, LookRow, cell_ba
 from cloud_hub.datasets.parquet import ParquetPieces
 from cloud_hub.datasets.rows import SampleTable, Taken
 from cloud_hub.errors import BadRequest
+from cloud_hub.monitoring.integers import unpack
 from cloud_hub.monitoring.references import References
 from cloud_hub.monitoring.samples import SampleQuery, Samples
 from cloud_hub.monitoring.scopes import FLEET
@@ -62,7 +63,7 @@ class ParquetExports:
                 break
             after = rows[-1]
             yield await self._encoded(query, rows, pieces)
-            size = max(1, min(PAGE_LOOKS, PAGE_CELLS // max(1, max(len(row.counts) // 8 for row in rows))))
+            size = max(1, min(PAGE_LOOKS, PAGE_CELLS // max(1, max(len(unpack(row.counts)) for row in rows))))
         yield await asyncio.to_thread(pieces.end)
 
     async def _encoded(self, query: CountQuery, rows: Sequence[Row[Any]], pieces: ParquetPieces) -> bytes:

@@ -16,6 +16,7 @@ from cloud_hub.datasets.counts import CountQuery
 from cloud_hub.datasets.exporting import ParquetExports
 from cloud_hub.errors import BadRequest, NotFound, Unprocessable
 from cloud_hub.monitoring import samples as sampled
+from cloud_hub.monitoring.integers import pack
 from cloud_hub.monitoring.samples import SampleQuery, Samples
 from cloud_hub.reference import profile_training
 from cloud_hub.store.engine import Store
@@ -162,25 +163,29 @@ LOOK_S = 3600.0
 
 @pytest.fixture
 async def counted(store: Store, blobs: Blobs) -> None:
-    """Three looks of two devices and of the fleet; 100 rows per device and look."""
+    """Three looks of two devices and of the fleet; 100 rows per device and look. The first is of a hub before 0.2."""
     spec = TensorSpec("x", "FP64", (-1, 2))
     training = RANDOM.normal(size=(1000, 2))
     profile = profile_training({"x": training}, {}, [spec], [])
     made = await make_module(store, blobs, name="digits", inputs=(spec,), outputs=(), profile=profile)
     cells = np.concatenate([[10] * (feature.cells - 3) + [0, 0, 0] for feature in profile.features])
-    latency = np.zeros(32, "<i8")
+    latency = np.zeros(32, np.int64)
     latency[9] = 100
     rows = [
         {
             "manifest_sha256": made.manifest_sha256, "device": device, "start": look * LOOK_S, "module": "digits",
             "windows": times, "rows": 100 * times, "errors": 0, "refused": 0, "moments": b"",
-            "counts": (times * cells).astype("<i8").tobytes(), "latency": (times * latency).tobytes(),
+            "counts": _kept(times * cells, look), "latency": _kept(times * latency, look),
         }
         for look in range(3)
         for device, times in (("edge-a", 1), ("edge-b", 1), ("*", 2))
     ]  # fmt: skip
     async with store.write() as connection:
         await connection.execute(insert(look_rows), rows)
+
+
+def _kept(values: np.ndarray[Any, np.dtype[Any]], look: int) -> bytes:
+    return pack(values) if look else values.astype("<i8").tobytes()
 
 
 async def test_windows_are_cells_beside_their_reference(exports: ParquetExports, counted: None, tmp_path: Path) -> None:
