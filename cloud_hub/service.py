@@ -1,7 +1,7 @@
-"""The composition root: builds every room of a hub, runs them, and ends them in order.
+"""A hub's life: its rooms are opened, run, and ended in order.
 
-Nothing else constructs collaborators. `open_hub` builds without starting anything that talks; `serve` adds the broker,
-the link, the tickers and the API. Called by `cli`.
+`composition` builds the rooms. `open_hub` has them without starting anything that talks; `serve` adds the broker, the
+link, the tickers and the API. Called by `cli`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ import logging
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from datetime import timedelta
-from functools import partial
 from typing import Final
 
 import msgspec
@@ -22,65 +20,24 @@ from aiohttp import web
 from cloud_hub.api.app import application
 from cloud_hub.api.gate import Gate
 from cloud_hub.api.table import EVERY_ROUTE
-from cloud_hub.arms.comparisons import Comparisons
-from cloud_hub.arms.gates import Gates
-from cloud_hub.asking.room import asking
-from cloud_hub.blobs import Blobs
-from cloud_hub.broker import Broker, device_address
-from cloud_hub.building.resolve import Resolver
-from cloud_hub.capabilities import Capabilities
-from cloud_hub.claims import Claims
+from cloud_hub.broker import device_address
 from cloud_hub.clock import Clock, system_clock
-from cloud_hub.clone_alerts import CloneAlerts
+from cloud_hub.composition import Ground, compose
 from cloud_hub.config import HubConfig, HubPaths
-from cloud_hub.datasets.room import data_sets
-from cloud_hub.desired import Desired
-from cloud_hub.devices import Devices
 from cloud_hub.errors import BadRequest, Conflict, Unavailable
-from cloud_hub.events import Events
-from cloud_hub.expulsion import Expulsion
 from cloud_hub.hardening import check_private
-from cloud_hub.images.bases import Bases
-from cloud_hub.labels.room import LabelRoom, label_room
 from cloud_hub.limits import Rate
-from cloud_hub.link import Handlers, HubLink
-from cloud_hub.metrics.room import Watched, metrics
-from cloud_hub.mirror import Mirror
-from cloud_hub.monitoring.alerts import Alerts
-from cloud_hub.monitoring.ingest import Ingest
-from cloud_hub.monitoring.references import References
-from cloud_hub.monitoring.reports import Reports, WatchSettings
-from cloud_hub.monitoring.samples import Samples
-from cloud_hub.offline import Offline
+from cloud_hub.link import HubLink
 from cloud_hub.oidc import Provider
-from cloud_hub.outward.room import outward
-from cloud_hub.packaging import Packaging
 from cloud_hub.patches.build import Builder
-from cloud_hub.patches.choose import Patches
 from cloud_hub.patches.wishes import Wishes
-from cloud_hub.people import People
-from cloud_hub.registry import Registry
-from cloud_hub.renewals import Renewals
 from cloud_hub.retention import Retention
-from cloud_hub.retraining.room import retraining
-from cloud_hub.revocations import Revocations
-from cloud_hub.rollouts.controller import Controller
 from cloud_hub.rooms import Rooms
-from cloud_hub.serving import Serving
 from cloud_hub.store.address import database_url
 from cloud_hub.store.engine import Store
-from cloud_hub.trust.ca import CertificateAuthority
-from cloud_hub.trust.ceremony import Ceremony
-from cloud_hub.trust.director import Director
 from cloud_hub.trust.expiry import ExpiryWatch
-from cloud_hub.trust.image import ImageRepository
-from cloud_hub.trust.issuer import Issuer
-from cloud_hub.trust.keys import Keys, key_folders
-from cloud_hub.trust.setup import load_authority
-from cloud_hub.ways import Ways
 from firmware_profiles.catalog import CatalogError, load
 from firmware_profiles.profile import DeviceProfile
-from modules.messages import SignedReport
 
 TICK_S: Final = 1.0
 RENEW_S: Final = 60.0
@@ -108,7 +65,7 @@ async def open_hub(paths: HubPaths, clock: Clock = system_clock, broker: str = "
     catalog = _catalog(config)
     store = await Store.open(database_url(config, paths))
     try:
-        yield _build(config, paths, store, catalog, clock)
+        yield compose(Ground.of(config, paths, store, catalog, clock))
     finally:
         await store.close()
 
@@ -154,121 +111,6 @@ async def serve(
             on_ready(Ready(rooms.config.api_url, f"mqtts://{address.host}:{address.port}"))
             await until_stopped()
             log.info("stopping")
-
-
-def _build(config: HubConfig, paths: HubPaths, store: Store, catalog: dict[str, DeviceProfile], clock: Clock) -> Rooms:
-    blobs, events = Blobs(paths.blobs), Events(store, clock)
-    keys, ca, broker = Keys(*key_folders(paths)), _authority(config, paths), Broker(config, paths)
-    registry = Registry(store, blobs, events, clock)
-    image = ImageRepository(store, blobs, events, keys, clock)
-    director = Director(store, keys, clock)
-    desired = Desired(store, clock)
-    issuer = Issuer(ca, config.ca, timedelta(days=config.certificate_days))
-    claims = Claims(store, events, ca.server_ca_sha256, catalog, clock)
-    crl_life = timedelta(days=config.crl_days)
-    revocations = Revocations(store, events, ca, issuer, paths.crl, crl_life, clock, broker.reload)
-    renewals = Renewals(store, events, issuer, revocations, clock)
-    clones = CloneAlerts(events, clock)
-    devices = Devices(
-        config, store, events, ca, issuer, claims, revocations, renewals, image, director, catalog, clock, clones
-    )
-    alerts, ingest, comparisons, labels = _monitoring(config, store, blobs, events, clock)
-    capabilities = Capabilities(paths, clock)
-    serving = Serving(store, blobs, image, director, partial(capabilities.allows, "grant"))
-    patches = Patches(store, blobs, config.patches)
-    mirror = Mirror(config.transfer.s3, blobs, clock, serving.assigned) if config.transfer.s3.bucket else None
-    ways = Ways(config.transfer, serving, capabilities, clock, patches, mirror)
-
-    async def on_report(device: str, signed: SignedReport) -> None:
-        report = await devices.accept_report(device, signed)
-        if report is not None:
-            await rollouts.on_report(device, report)
-            await asked.commands.heard(device)
-
-    handlers = Handlers(serving.answer, renewals.answer, ingest.commit, on_report, devices.behind, ways.answer)
-    link = HubLink(config, paths, handlers)
-
-    async def ring(device: str, director_version: int) -> None:
-        serving.forget(device)
-        await link.ring(device, director_version)
-
-    out = outward(config, paths, store, events, clock, link)
-    rollouts = Controller(store, events, desired, ring, clock)
-    asked = asking(config, paths, store, blobs, events, desired, link, ring, clock)
-    packaging = _packaging(config, paths, store, blobs, events, registry, catalog, clock)
-    datasets = data_sets(config, paths, store, blobs, events, clock)
-    return Rooms(
-        config=config,
-        paths=paths,
-        clock=clock,
-        store=store,
-        blobs=blobs,
-        events=events,
-        people=People(store, events, clock),
-        registry=registry,
-        packaging=packaging,
-        image=image,
-        director=director,
-        ceremony=Ceremony(store, blobs, events, keys, clock),
-        ca=ca,
-        devices=devices,
-        claims=claims,
-        capabilities=capabilities,
-        revocations=revocations,
-        renewals=renewals,
-        expulsion=Expulsion(config, paths, ca, devices, director, revocations, link, clock),
-        desired=desired,
-        offline=Offline(store, blobs, events, keys, clock),
-        rollouts=rollouts,
-        ingest=ingest,
-        alerts=alerts,
-        comparisons=comparisons,
-        gates=Gates(store, comparisons, rollouts, clock, config.look_s),
-        patches=patches,
-        samples=Samples(store),
-        asking=asked,
-        labels=labels,
-        datasets=datasets,
-        retraining=retraining(
-            config.retraining, store, blobs, events, clock, datasets.book, registry, packaging, image, rollouts
-        ),
-        broker=broker,
-        link=link,
-        mirror=mirror,
-        metrics=metrics(Watched(config, paths, store, clock, events, keys.signed, link, out), ingest),
-        outward=out,
-    )
-
-
-def _packaging(
-    config: HubConfig,
-    paths: HubPaths,
-    store: Store,
-    blobs: Blobs,
-    events: Events,
-    registry: Registry,
-    catalog: dict[str, DeviceProfile],
-    clock: Clock,
-) -> Packaging:
-    resolver, bases = Resolver(config.building, paths.wheel_cache), Bases(config.images)
-    return Packaging(store, blobs, events, registry, catalog, config.publisher, clock, resolver, bases)
-
-
-def _authority(config: HubConfig, paths: HubPaths) -> CertificateAuthority:
-    return load_authority(paths, timedelta(days=config.certificate_days))
-
-
-def _monitoring(
-    config: HubConfig, store: Store, blobs: Blobs, events: Events, clock: Clock
-) -> tuple[Alerts, Ingest, Comparisons, LabelRoom]:
-    settings = WatchSettings(config.look_s, config.false_alarm_months)
-    references = References(store, blobs)
-    reports = Reports(store, references, clock, settings)
-    alerts = Alerts(store, events, references, reports, clock, settings, config.monitoring.group_by)
-    comparisons = Comparisons(store, references, clock, config.look_s)
-    labels = label_room(store, blobs, events, alerts, clock, settings)
-    ingest = Ingest(store, events, references, clock, config.look_s, alerts.touched, config.monitoring, labels.desk)
-    return alerts, ingest, comparisons, labels
 
 
 def _with_broker(config: HubConfig, broker: str) -> HubConfig:
