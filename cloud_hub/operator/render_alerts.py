@@ -61,7 +61,7 @@ def detail(found: AlertDetail) -> RenderableType:
     for title, lines in (
         ("who is behind it", _who(alert)),
         ("what happened then", [f"{when(c.at)}  {c.kind} {c.subject}  {c.text}" for c in alert.evidence.causes]),
-        ("speaks also for", [f"{child.id}  {child.kind} of {child.scope}" for child in found.children[:SHOWN]]),
+        ("also part of this alert", [f"{child.id}  {child.kind} of {child.scope}" for child in found.children[:SHOWN]]),
         ("history", [f"{when(h.at)}  {h.change} by {h.actor}  {h.comment}".rstrip() for h in found.history]),
     ):
         if lines:
@@ -93,7 +93,7 @@ def _state(alert: Alert) -> str:
         return f"snoozed until {when(alert.snoozed_until)}"
     if alert.state == "resolved":
         return f"resolved {when(alert.resolved_at)} ({alert.evidence.resolution or 'calm'})"
-    return f"{alert.state}, said by {alert.parent}" if alert.parent else alert.state
+    return f"{alert.state}, part of alert {alert.parent}" if alert.parent else alert.state
 
 
 def _what(evidence: AlertEvidence) -> list[str]:
@@ -106,7 +106,10 @@ def _what(evidence: AlertEvidence) -> list[str]:
 def _feature(one: FeatureEvidence) -> str:
     shift = "" if one.mean_shift is None else f", mean {one.mean_shift:+.2f} σ"
     size = "small" if one.psi < 0.1 else "noticeable" if one.psi < 0.25 else "large"
-    sure = f"evidence {one.log_bf:.0f} of {one.threshold:.0f}"
+    sure = f"evidence {one.log_bf:.0f}, threshold {one.threshold:.0f}"
+    if one.distance is not None:  # PSI is of one feature's cells
+        likely = f", most {', '.join(one.inputs[:3])}" if one.inputs else ""
+        return f"{one.name} go otherwise than in training{likely}, distance {one.distance:.2f} σ, {sure}"
     return f"{one.name} ({one.role}) changed: {size}, PSI {one.psi:.2f}{shift}, {sure}"
 
 

@@ -67,7 +67,9 @@ def changes(found: Sequence[DevicePolicy], dry_run: bool) -> RenderableType:
         for some in same.values()
         for field, (before, after) in sorted(some[0].changed.items())
     ]
-    words = f"{len(found)} devices {'would change' if dry_run else 'change with their next contact'}"
+    one = len(found) == 1
+    words = "would change" if dry_run else f"{'changes with its' if one else 'change with their'} next contact"
+    words = f"{len(found)} {'device' if one else 'devices'} {words}"
     return Group(table(("devices", "field", "before", "after"), rows, "nothing differs"), Text(words, style="dim"))
 
 
@@ -84,10 +86,21 @@ def _policy(policy: SamplingPolicy) -> tuple[str, ...]:
 
 
 def _stratum(one: Stratum) -> str:
-    of = f" of {one.feature}" if one.feature else ""
-    low = "" if one.at_least is None else f" >= {one.at_least:g}"
-    high = "" if one.below is None else f" < {one.below:g}"
-    return f"{one.name} {one.rate:g}: {one.when}{of}{low}{high}{f' = {one.equals}' if one.equals else ''}"
+    """As `--stratum` takes it."""
+    return f"{one.name}={one.rate:g}:{_condition(one)}"
+
+
+def _condition(one: Stratum) -> str:
+    if one.when == "between":
+        low = "" if one.at_least is None else f"{one.at_least:g}"
+        if one.below is None:
+            return f"{one.feature}>={low}"
+        return f"{low}{'<=' if low else ''}{one.feature}<{one.below:g}"
+    if one.when in ("low_confidence", "low_margin"):
+        return f"{one.when.removeprefix('low_')}<{one.below:g}"
+    if one.when == "equals":
+        return f"{one.feature or 'class'}={one.equals}"
+    return one.when.replace("_", "-") + (f"({one.feature})" if one.feature else "")
 
 
 def _redaction(how: Redaction) -> str:
@@ -96,11 +109,21 @@ def _redaction(how: Redaction) -> str:
 
 
 def _came(one: AskedCommand) -> str:
-    return "" if one.state == "pending" and not one.arrived else f"{one.arrived} of {one.count}"
+    if one.state == "pending" and not one.arrived:
+        return ""
+    if one.state == "done" and not one.found:
+        return "nothing kept fits"
+    return f"{one.arrived} of {one.count}"
 
 
 def _words(asked: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in asked.items())
+    """What was asked; a range of rows begins at 0 where nothing else is said."""
+    said = {name: when(value) if name in ("since", "until") else str(value) for name, value in asked.items()}
+    if rows := [said.pop(name, "0") for name in ("first", "last") if "last" in asked or name in asked]:
+        said = {"rows": " to ".join(rows), **said}
+    if limit := said.pop("limit", ""):
+        said["at most"] = limit
+    return ", ".join(f"{name} {value}" for name, value in said.items())
 
 
 def _names(names: Sequence[str]) -> str:

@@ -33,15 +33,21 @@ def drift(reports: Sequence[DriftReport], everything: bool = False) -> Renderabl
 
 
 def _headline(report: DriftReport) -> Text:
-    verdict = ("ALARM", "bold red") if report.alarm else ("calm", "bold green")
     where = report.device or "fleet"
-    line = Text.assemble((f"{report.module}:{report.version}", "bold"), f" on {where}: ", verdict)
+    line = Text.assemble((f"{report.module}:{report.version}", "bold"), f" on {where}: ")
     if not report.looks:
-        return line.append(", nothing has been counted yet")
+        return line.append(_nothing(report.device))
+    line.append_text(Text("ALARM", "bold red") if report.alarm else Text("calm", "bold green"))
     span = f"{when(report.since)} to {when(report.until)}"
     looks = "1 look" if report.looks == 1 else f"{report.looks} looks"
     against = "" if report.reference == "training" else f", compared with {report.reference}"
     return line.append(f", {report.rows} predictions in {looks}, {span}{against}")
+
+
+def _nothing(where: str) -> str:
+    """Calm is what was looked at."""
+    nothing = "nothing has been counted yet"
+    return f"{nothing}; groups are counted by what hub.toml names: [monitoring] group_by" if "=" in where else nothing
 
 
 def _features(report: DriftReport, everything: bool) -> RenderableType:
@@ -55,8 +61,8 @@ def _features(report: DriftReport, everything: bool) -> RenderableType:
     for feature in shown:
         made.add_row(
             Text(f"{feature.name} ({feature.role})"),
-            _bar(feature),
-            f"{feature.psi:.3f}",
+            _bar(feature) if feature.distance is None else Text(f"distance {feature.distance:.2f} σ"),
+            f"{feature.psi:.3f}" if feature.distance is None else "",
             Text(f"{feature.log_bf:.1f}", style="bold red" if feature.alarm else ""),
             f"{feature.threshold:.1f}",
             "" if feature.mean_shift is None else f"{feature.mean_shift:+.2f} σ",

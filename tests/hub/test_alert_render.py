@@ -71,7 +71,7 @@ def test_one_alert_says_everything_that_is_known_and_the_next_step() -> None:
     shown = text(render_alerts.detail(AlertDetail(ALERT, history, (child,))))
     for words in (
         "alert 12: critical drift of digits:4 on devices with site=north, open, since",
-        "light (input) changed: large, PSI 0.31, mean +0.62 σ, evidence 88 of 17",
+        "light (input) changed: large, PSI 0.31, mean +0.62 σ, evidence 88, threshold 17",
         "compared with training",
         "cam-1 75%, cam-2 25%",
         "2 of the devices that were looked at alarm by themselves",
@@ -90,7 +90,7 @@ def test_one_alert_says_everything_that_is_known_and_the_next_step() -> None:
         ({"state": "snoozed", "snoozed_until": AT + 60}, "snoozed until"),
         ({"state": "resolved", "resolved_at": AT, "evidence": msgspec.structs.replace(EVIDENCE, resolution="normal")},
          "(normal)"),
-        ({"parent": 3}, "said by 3"),
+        ({"parent": 3}, "part of alert 3"),
         ({"evidence": AlertEvidence(17.0, AT, rates=(RATE,))}, "humidity missing in 41.0 % of rows, 0.2 % before"),
         ({"evidence": AlertEvidence(17.0, AT, problems=(ProblemCount("clock", 3, "its clock went back"),))},
          "3 x clock: its clock went back"),
@@ -102,6 +102,16 @@ def test_one_alert_says_everything_that_is_known_and_the_next_step() -> None:
 def test_every_kind_and_state_is_said_in_words(change: dict[str, object], words: str) -> None:
     alert = msgspec.structs.replace(ALERT, **change)
     assert words in text(render_alerts.detail(AlertDetail(alert, (), ())))
+
+
+def test_inputs_together_have_a_distance_and_likely_inputs() -> None:
+    joint = msgspec.structs.replace(
+        EVIDENCE.features[0], index=-1, name="inputs together", psi=0.0, distance=0.7, inputs=("light", "heat")
+    )
+    alert = msgspec.structs.replace(ALERT, evidence=msgspec.structs.replace(EVIDENCE, features=(joint,)))
+    shown = text(render_alerts.detail(AlertDetail(alert, (), ())))
+    assert "inputs together go otherwise than in training, most light, heat, distance 0.70 σ" in shown
+    assert "PSI" not in shown
 
 
 def test_what_is_resolved_asks_for_no_next_step() -> None:

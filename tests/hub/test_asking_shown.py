@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console, RenderableType
 from typer.testing import CliRunner
 
+from cloud_hub.asking import words
 from cloud_hub.asking.book import AskedCommand
 from cloud_hub.asking.policies import DevicePolicy
 from cloud_hub.operator import render_asking
@@ -39,17 +40,30 @@ def device(name: str, policy: SamplingPolicy = POLICY, changed: dict[str, list[o
 def test_devices_with_the_same_policy_share_a_line() -> None:
     text = shown(render_asking.policies([device("cam-1"), device("cam-2"), device("cam-3", SamplingPolicy())]))
     (line,) = (line for line in text.splitlines() if "cam-1" in line)
-    for words in (
+    for part in (
         "cam-1, cam-2",
-        "hot 0.5: between of x[temp] >= 30",
+        "hot=0.5:x[temp]>=30",
         "4.8 MiB",
         "face blur 0,0,40,60 by 8",
         "1000 rows",
     ):
-        assert words in line
+        assert part in line
     assert "above 64.0 KiB" in line
     assert any("cam-3" in line and "0.01" in line for line in text.splitlines())
     assert "no device holds the module" in shown(render_asking.policies([]))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a=1:confidence<0.6", "a=0.5:margin<0.1", "a=1:out-of-range", "a=1:out-of-range(x[3])", "a=1:missing(x[3])",
+        "a=1:x[3]<2", "a=1:1<=x[3]<2", "a=1:class=cat", "a=1:word=red",
+    ],
+)  # fmt: skip
+def test_a_stratum_is_shown_as_it_is_given(text: str) -> None:
+    name, rest = words.stratum(text)
+    policy = SamplingPolicy(strata=(Stratum(name, **rest),))
+    assert text in shown(render_asking.policies([device("cam-1", policy)]))
 
 
 def test_changes_say_before_and_after_and_for_how_many() -> None:
@@ -69,8 +83,15 @@ def test_commands_say_what_was_asked_and_what_came() -> None:
         4, 5, 3,
     )  # fmt: skip
     for text in (shown(render_asking.commands([done])), shown(render_asking.command(done))):
-        assert "stratum hot, limit 5" in text
+        assert "stratum hot, at most 5" in text
         assert "3 of 4" in text
+    none = AskedCommand(
+        "c-2", "cam-1", "samples", "digits", {"last": 4, "since": 1.0}, "done", 0.0, "ann", 9.0, 1.0, 2.0, "", "",
+        0, 0, 0,
+    )  # fmt: skip
+    text = shown(render_asking.command(none))
+    assert "rows 0 to 4, since 1970-01-01" in text
+    assert "nothing kept fits" in text
     assert "nothing was asked" in shown(render_asking.commands([]))
 
 

@@ -426,7 +426,7 @@ def _read_until(terminal: int, words: bytes, still: bool = True) -> bytes:
 
 
 def test_monitoring_says_that_nothing_has_been_seen_yet(operator: Operator, signed: str, tmp_path: Path) -> None:
-    assert "calm, nothing has been counted yet" in operator.run("drift", "show", signed).stdout
+    assert "on fleet: nothing has been counted yet" in operator.run("drift", "show", signed).stdout
     assert operator.json("alerts", "list") == []
     assert operator.json("samples", "list") == []
     operator.run("samples", "export", tmp_path / "samples.ndjson")
