@@ -16,13 +16,14 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cloud_hub.clock import Clock
-from cloud_hub.errors import NotFound
+from cloud_hub.errors import Conflict, NotFound
 from cloud_hub.monitoring import alert_book, looks
 from cloud_hub.monitoring.bases import Bases
 from cloud_hub.monitoring.evidence import MAX_LOOKS, AlarmRate
 from cloud_hub.monitoring.looks import FLEET, Group, LookSummary
 from cloud_hub.monitoring.reference import Reference
 from cloud_hub.monitoring.references import References, Watched
+from cloud_hub.monitoring.scopes import is_device
 from cloud_hub.monitoring.verdict import FeatureEvidence, Kind, LookSeries, RateEvidence, group_threshold, judge
 from cloud_hub.store.engine import Store
 from cloud_hub.store.tables import modules
@@ -85,7 +86,8 @@ class Reports:
     async def drift(self, manifest_sha256: str, device: str = "", reference: Reference | None = None) -> DriftReport:
         """Of a device, a group ("site=north") or else the fleet; against what is set for it, or what is chosen here.
 
-        Raises NotFound `module-not-found` for a manifest that is not of this hub.
+        Raises NotFound `module-not-found` for a manifest that is not of this hub, Conflict `reference-empty` where what
+        is chosen here has nothing to compare with.
         """
         watched = await self._references.get(manifest_sha256)
         if watched is None:
@@ -94,6 +96,8 @@ class Reports:
         async with self._store.read() as connection:
             basis = await self.bases.basis(connection, watched, group, reference)
             found = await self.series(connection, watched, group, "drift", basis.since)
+            if reference is not None and len(found):
+                _check_compared(basis.reference, reference, watched, group)
             rows = await looks.rows_since(connection, group, found.starts[0]) if len(found) else 0
             rate = await self.alarm_rate(connection)
         verdict = await asyncio.to_thread(judge, basis.layout(found), found, rate)
@@ -173,3 +177,16 @@ class Reports:
             query = query.where(modules.c.version == version)
         async with self._store.read() as connection:
             return [(row.version, row.manifest_sha256) for row in await connection.execute(query)]
+
+
+def _check_compared(used: str, reference: Reference, watched: Watched, group: Group) -> None:
+    """Raises Conflict `reference-empty`: whoever chose one must not read another's figures as its."""
+    if used == str(reference):
+        return
+    if reference.kind == "fleet":
+        why = "too few others were counted" if is_device(group.device) else "it is what one device is compared with"
+    elif reference.kind == "version" and reference.version == watched.version:
+        why = "a version is not compared with itself"
+    else:
+        why = "nothing was counted there in cells that fit"
+    raise Conflict("reference-empty", f"{watched.module}:{watched.version} on {group.scope}: {reference}: {why}")

@@ -67,9 +67,9 @@ def changes(found: Sequence[DevicePolicy], dry_run: bool) -> RenderableType:
         for some in same.values()
         for field, (before, after) in sorted(some[0].changed.items())
     ]
-    one = len(found) == 1
-    words = "would change" if dry_run else f"{'changes with its' if one else 'change with their'} next contact"
-    words = f"{len(found)} {'device' if one else 'devices'} {words}"
+    single = len(found) == 1
+    words = "would change" if dry_run else f"{'changes with its' if single else 'change with their'} next contact"
+    words = f"{len(found)} {'device' if single else 'devices'} {words}"
     return Group(table(("devices", "field", "before", "after"), rows, "nothing differs"), Text(words, style="dim"))
 
 

@@ -126,7 +126,24 @@ async def test_the_odd_one_out_is_found_while_the_world_changes_for_all(fleet: F
 async def test_with_two_devices_nobody_knows_which_one_is_odd(fleet: Fleet) -> None:
     fleet.names = NAMES[:2]
     await fleet.live(3)
-    assert (await drift(fleet, NAMES[0], Reference("fleet"))).reference == "training"
+    with pytest.raises(Conflict, match="digits:1 on device:cam-0: fleet: too few others were counted"):
+        await drift(fleet, NAMES[0], Reference("fleet"))
+
+
+@pytest.mark.parametrize(
+    ("reference", "words"),
+    [
+        ("version:1", "not compared with itself"),
+        ("fleet", "it is what one device is compared with"),
+        ("period:2001-01-01..2001-01-02", "nothing was counted there"),
+    ],
+)
+async def test_what_cannot_be_compared_with_is_refused_and_not_answered_with_training(
+    fleet: Fleet, reference: str, words: str
+) -> None:
+    await fleet.live(3)
+    with pytest.raises(Conflict, match=words):
+        await drift(fleet, reference=parse(reference))
 
 
 async def test_to_look_at_another_reference_once_changes_nothing(fleet: Fleet) -> None:

@@ -72,8 +72,12 @@ def watch(
     """Choose what a module is compared with from now on."""
     scope = f"device:{device}" if device else f"group:{group}" if group else "fleet"
     made = act(context, lambda hub: hub.set_watch(module, reference, scope))
-    where = "everywhere" if scope == "fleet" else f"for {scope}"
-    note(f"{made.module} is compared with {made.reference} {where}")
+    if scope == "fleet":
+        note(f"{made.module} is compared with {made.reference} wherever nothing else is set (mooring drift watches)")
+    elif str(made.reference) == "training":
+        note(f"nothing of its own is set for {scope} any more; it follows the rest of {made.module}")
+    else:
+        note(f"{made.module} is compared with {made.reference} for {scope}")
 
 
 @drift.command("watches", epilog="Example:  mooring drift watches")
