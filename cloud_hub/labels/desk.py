@@ -24,7 +24,7 @@ from cloud_hub.labels.match import Made, parts_of, speaks_of
 from cloud_hub.labels.outputs import LabelError
 from cloud_hub.labels.rows import LabelQuery, LabelsTaken, NewLabel, RefusedLabel, check_row
 from cloud_hub.store.engine import Store, among
-from cloud_hub.store.tables import labels
+from cloud_hub.store.tables import labels, modules
 
 STATES: Final = ("waiting", "joined", "unusable")
 
@@ -132,10 +132,13 @@ class Labels:
         known = await self._known.of({one.manifest_sha256 for group in made.values() for one in group})
         ids = {row.prediction_id for row in good.values()}
         before = await book.current_labels(connection, ids, named)
+        modules_here = await _modules(connection, {row.module for row in good.values()})
+        modules_here |= {one.module for group in made.values() for one in group}
         pile = _Pile({Place.of(label): label for group in before.values() for label in group})
         for number, row in good.items():
             group = made.get(row.prediction_id, [])
             try:
+                _check_module(row, modules_here)
                 parts_of(row, row.label, group, known)
             except LabelError as error:
                 refused[number] = error
@@ -167,6 +170,17 @@ def _check_scope(row: NewLabel, devices: Collection[str] | None) -> None:
         raise LabelError("scope-needs-device", "your scope is not every device: name the device")
     if row.device not in devices:
         raise LabelError("device-not-found", f"no device {row.device[:63]}")
+
+
+async def _modules(connection: AsyncConnection, names: Collection[str]) -> set[str]:
+    """Those of the names that a module has."""
+    return set(await connection.scalars(select(modules.c.name).where(among(modules.c.name, names)).distinct()))
+
+
+def _check_module(row: NewLabel, known: Collection[str]) -> None:
+    """A label of a module that is not there would wait for ever."""
+    if row.module and row.module not in known:
+        raise LabelError("module-not-found", f"no module {row.module} on this hub")
 
 
 def _sort(pile: _Pile, row: NewLabel, here: bool, by: tuple[str, float]) -> None:

@@ -215,11 +215,23 @@ async def test_modules_that_share_an_id_need_the_module(
 
 
 async def test_a_label_for_another_module_waits_and_says_nothing_of_this_one(
-    hub: Labelled, built: Built, store: Store, clock: SetClock
+    hub: Labelled, built: Built, store: Store, blobs: Blobs, clock: SetClock
 ) -> None:
+    await build_classifier(store, blobs, name="faces")
     await hub.send("cam-1", sample(built, "a", clock(), {"scores": SURE_CAT}))
     assert await hub.take(NewLabel("a", "cat", module="faces")) == LabelsTaken(waiting=1)
     assert await joined(store) == []
+
+
+async def test_a_label_for_a_module_that_is_not_there_is_refused_and_does_not_wait_for_ever(
+    hub: Labelled, built: Built, clock: SetClock
+) -> None:
+    await hub.send("cam-1", sample(built, "a", clock(), {"scores": SURE_CAT}))
+    taken = await hub.take(NewLabel("a", "cat", module="digts"), NewLabel("a", "dog", module="digits"))
+    assert [(one.row, one.key, one.text) for one in taken.refused] == [
+        (0, "module-not-found", "no module digts on this hub")
+    ]
+    assert taken.accepted == 1
 
 
 async def test_numbers_are_labelled_one_by_one_or_as_a_list_with_gaps(
