@@ -11,6 +11,7 @@ from cloud_hub.api.route import Call, Route
 from cloud_hub.datasets.counts import CountQuery
 from cloud_hub.datasets.parquet import MEDIA
 from cloud_hub.monitoring.samples import SampleQuery
+from cloud_hub.monitoring.scopes import is_group
 from cloud_hub.roles import Role
 from cloud_hub.rooms import Rooms
 
@@ -25,6 +26,8 @@ class SampleExport(SampleQuery, frozen=True, forbid_unknown_fields=True, kw_only
 
 async def export_samples(rooms: Rooms, call: Call) -> web.StreamResponse:
     query: SampleExport = call.query
+    if query.device:
+        await call.access.require_known_device(query.device)
     mine = await call.access.devices()
     if query.format == "parquet":
         return await _streamed(call, rooms.datasets.exports.samples(query, mine), MEDIA)
@@ -32,7 +35,10 @@ async def export_samples(rooms: Rooms, call: Call) -> web.StreamResponse:
 
 
 async def export_windows(rooms: Rooms, call: Call) -> web.StreamResponse:
-    return await _streamed(call, rooms.datasets.exports.windows(call.query, await call.access.devices()), MEDIA)
+    query: CountQuery = call.query
+    if query.device and not is_group(query.device):
+        await call.access.require_known_device(query.device)
+    return await _streamed(call, rooms.datasets.exports.windows(query, await call.access.devices()), MEDIA)
 
 
 async def _streamed(call: Call, pieces: AsyncIterator[bytes], media: str) -> web.StreamResponse:

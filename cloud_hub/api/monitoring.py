@@ -57,11 +57,16 @@ async def show_drift(rooms: Rooms, call: Call) -> list[DriftReport]:
 
 
 async def list_samples(rooms: Rooms, call: Call) -> list[SampleRow]:
-    return await rooms.samples.list(call.query, await call.access.devices())
+    query: SampleQuery = call.query
+    if query.device:
+        await call.access.require_known_device(query.device)
+    return await rooms.samples.list(query, await call.access.devices())
 
 
 async def list_windows(rooms: Rooms, call: Call) -> list[LookSummary]:
     query: WindowQuery = call.query
+    if query.device and not is_group(query.device):
+        await call.access.require_known_device(query.device)
     mine = await call.access.devices()
     return await rooms.alerts.reports.looks(query.module, query.version, query.device, query.since, query.limit, mine)
 

@@ -79,7 +79,8 @@ class Policies:
         """
         found = await self._matching(change.module, change.target, devices)
         if not found:
-            text = f"no device that matches {change.target!r} holds module {change.module}; nothing was changed"
+            matching = f" that matches {change.target!r}" if change.target else ""
+            text = f"no device{matching} holds module {change.module}; nothing was changed"
             raise Unprocessable("no-device-matches", text, module=change.module, target=change.target)
         planned = [(one, after) for one in found if _counts(one, after := _after(one, change))]
         _check_agents(planned)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
+from itertools import groupby
 
 import msgspec
 from rich.console import Group, RenderableType
@@ -42,7 +44,7 @@ def dataset(found: Dataset) -> RenderableType:
         "built": f"{when(found.created_at)} by {found.author}",
     }
     files = [(file.path, size(file.size), file.sha256) for file in found.files]
-    columns = [(column.name, column.type) for column in found.columns]
+    columns = _columns(found)
     return Group(
         card(facts),
         Text(""),
@@ -52,8 +54,20 @@ def dataset(found: Dataset) -> RenderableType:
     )
 
 
+def _columns(found: Dataset) -> list[tuple[str, str]]:
+    """Elements of one tensor share a line."""
+    rows: list[tuple[str, str]] = []
+    for (_, kind), some in groupby(found.columns, lambda column: (column.name.partition("[")[0], column.type)):
+        names = [column.name for column in some]
+        rows.append((names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}, {len(names)} columns", kind))
+    return rows
+
+
 def _asked(query: NewDataset) -> str:
     """What was asked for, without what was left open."""
     plain = NewDataset(query.name, query.module)
     said = {field: value for field, value in msgspec.structs.asdict(query).items() if value != getattr(plain, field)}
+    for field in ("since", "until"):  # as --since and --until take them, to the last digit: the same query again
+        if field in said:
+            said[field] = datetime.fromtimestamp(said[field], UTC).replace(tzinfo=None).isoformat()
     return ", ".join(f"{field} {value}" for field, value in said.items())

@@ -110,7 +110,12 @@ async def test_samples_come_in_pages_and_as_json_lines(client: Client) -> None:
 
 
 async def test_an_export_of_nothing_is_empty(client: Client) -> None:
-    assert await answer(client, "/samples/export?device=edge-z") == b""
+    assert await answer(client, "/samples/export?stratum=first") == b""
+
+
+@pytest.mark.parametrize("path", ["/samples", "/samples/export", "/windows", "/windows/export"])
+async def test_a_device_with_a_slip_in_its_name_is_refused_and_not_shown_as_empty(client: Client, path: str) -> None:
+    assert b"no device edge-z" in await answer(client, f"{path}?device=edge-z", 404)
 
 
 async def test_windows_are_summed_per_look(client: Client) -> None:

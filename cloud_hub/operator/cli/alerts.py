@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 drift = typer.Typer(no_args_is_help=True, help="Drift: have inputs or answers changed since training?")
 alerts = typer.Typer(no_args_is_help=True, help="Alerts: drift, bad data, worse answers; with the evidence.")
 
+_STATES: Final = ("open", "acknowledged", "snoozed", "resolved", "live")
 _UNITS: Final = {"m": 60.0, "h": 3600.0, "d": 86_400.0}
 Number = Annotated[int, typer.Argument(metavar="ALERT", min=1, help="Its number, as listed.")]
 Comment = Annotated[str, typer.Option("--comment", "-m", help="Why; it stands in the alert's history.")]
@@ -105,6 +106,8 @@ def list_alerts(
     output: Output = Format.TABLE,
 ) -> None:
     """List alerts, newest first: what, where, since when, how large, and who sees to it."""
+    if state and state not in _STATES:
+        raise typer.BadParameter(f"--state: expected one of {', '.join(_STATES)}, got {state!r}")
     found = act(context, lambda hub: hub.alerts(state, module, limit, everything))
     from cloud_hub.operator import render_alerts
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cloud_hub.operator.cli.monitoring import Module, OfDevice, SinceHours, Version, samples
-from cloud_hub.operator.cli.session import act, note, transferring
+from cloud_hub.operator.cli.session import act, fail, note, transferring
 
 if TYPE_CHECKING:
     from cloud_hub.operator.client import HubClient
@@ -59,7 +59,7 @@ def export_samples(
 @windows.command("export", epilog="Example:  mooring windows export june.parquet --module digits --since-hours 720")
 def export_windows(
     context: typer.Context,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A Parquet file.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A Parquet file, named so.")],
     module: Module = "",
     version: Version = 0,
     device: OfDevice = "",
@@ -68,6 +68,8 @@ def export_windows(
     since_hours: SinceHours = 0.0,
 ) -> None:
     """Write what devices counted to a file: per look and cell of each feature, beside the reference profile."""
+    if file.suffix != PARQUET:
+        fail(f"{file}: expected a name that ends in {PARQUET}: windows are written as Parquet only")
 
     async def work(hub: HubClient) -> int:
         from cloud_hub.datasets.counts import CountQuery

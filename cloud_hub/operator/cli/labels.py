@@ -131,6 +131,8 @@ def list_labels(
     from cloud_hub.operator import render_quality
 
     show(found, output, render_quality.labels)
+    if len(found) == limit:
+        note(f"there may be more: --after {found[-1].id}, or --limit")
 
 
 @quality.command("show", epilog="Example:  mooring quality show digits:2 --by device")
