@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloud_hub.arms.compare import compare, verdict_of
-from cloud_hub.arms.margins import Margins
 from cloud_hub.arms.designs import Arm
+from cloud_hub.arms.margins import Margins
 from cloud_hub.arms.measure import ERRORS, LATENCY, Measure
 from cloud_hub.arms.sequential import LEAST_UNITS, mean_of, spread
 
