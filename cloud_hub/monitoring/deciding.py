@@ -207,12 +207,13 @@ class Deciding:
             # What a single device or the whole fleet says is said by the device or the fleet.
             return replace(finding, looks=LookSeries.empty(finding.layout), closed=0), None
         heavy = heavy_in(people, group.device, await self._newest(connection, group.manifest_sha256, people))
+        sent = finding.looks
         finding = replace(finding, looks=await spread.balanced(connection, finding, group, people, heavy))
         if await asyncio.to_thread(lambda: finding.window) < 0 or await self._is_said(group, finding):
             return finding, None
         live = await alert_book.live_of(connection, finding.kind, group.manifest_sha256, MAX_SUSPECTS)
         suspects = [alert.group.device for alert in live if is_device(alert.group.device)]
-        behind = await spread.look_behind(connection, finding, group, people, suspects, heavy)
+        behind = await spread.look_behind(connection, finding, sent, group, people, suspects, heavy)
         return replace(finding, looks=behind.rest), behind
 
     async def _is_said(self, group: Group, finding: Finding) -> bool:

@@ -49,6 +49,20 @@ class Spread:
     common: tuple[Common, ...] = ()
 
 
+@dataclass(frozen=True)
+class Whole:
+    """What the members of a scope sent, before any of it was thinned; `heavy` are those that may have to be."""
+
+    looks: LookSeries
+    heavy: Mapping[str, LookSeries]
+    members: int
+
+    def less(self, series: Sequence[LookSeries], devices: Collection[str]) -> LookSeries:
+        """Without these looks, which are all that `devices` sent; what is left is balanced anew."""
+        heavy = [own for device, own in self.heavy.items() if device not in devices]
+        return balance(without(self.looks, series), heavy, max(self.members - len(devices), 1))
+
+
 async def balanced(
     connection: AsyncConnection, finding: Finding, group: Group, people: Population, heavy: Sequence[str]
 ) -> LookSeries:
@@ -64,28 +78,34 @@ async def balanced(
 async def look_behind(
     connection: AsyncConnection,
     finding: Finding,
+    sent: LookSeries,
     group: Group,
     people: Population,
     suspects: Collection[str],
     heavy: Sequence[str],
 ) -> Spread:
-    """For a group or a fleet that alarms."""
+    """For a group or a fleet that alarms. `sent` are the finding's looks before they were balanced."""
     chosen = choose(people.members(group.device), suspects, heavy)
     since = finding.looks.starts[0]
     parts = await looks.series_of(connection, finding.layout, group.manifest_sha256, chosen.all, since)
-    found = await asyncio.to_thread(_judge_devices, finding, chosen, parts)
+    whole = Whole(sent, {name: parts[name] for name in heavy if name in parts}, len(people.members(group.device)))
+    found, alone = await asyncio.to_thread(_judge_devices, finding, whole, chosen, parts)
     spread = replace(found, common=in_common(found.affected, group, people))
     if spread.explained:
         return spread
     finding = replace(finding, looks=spread.rest)
     others = await _others(connection, finding, group)
     if group.device == FLEET:
-        return await asyncio.to_thread(_judge_groups, finding, people, others, spread)
-    return await _judge_overlaps(connection, finding, group, people, others, spread)
+        return await asyncio.to_thread(_judge_groups, finding, whole, people, others, alone, spread)
+    return await _judge_overlaps(connection, finding, group, whole, people, others, alone, spread)
 
 
-def _judge_devices(finding: Finding, chosen: Chosen, parts: Mapping[str, LookSeries]) -> Spread:
-    """Devices with a fault that few others have are taken out; when the rest is calm, they explain everything."""
+def _judge_devices(
+    finding: Finding, whole: Whole, chosen: Chosen, parts: Mapping[str, LookSeries]
+) -> tuple[Spread, dict[str, LookSeries]]:
+    """Devices with a fault that few others have are taken out, and named; when the rest is calm, they explain
+    everything.
+    """
     window = finding.window
     since = finding.looks.starts[-min(WINDOWS[window], len(finding.looks))]
     own = {device: _evidence_since(finding, series, since) for device, series in parts.items()}
@@ -93,10 +113,10 @@ def _judge_devices(finding: Finding, chosen: Chosen, parts: Mapping[str, LookSer
     present = {device for device in chosen.drawn if device in parts and parts[device].starts[-1] >= since}
     having = Counter(fault for found in faults.values() for fault in found)
     drawn = Counter(fault for device in present for fault in faults.get(device, ()))
-    alone = [d for d, found in faults.items() if having[found[0]] == 1 or drawn[found[0]] < len(present) / 2]
-    rest = without(finding.looks, [parts[device] for device in alone])
+    alone = {d: parts[d] for d, f in faults.items() if having[f[0]] == 1 or drawn[f[0]] < len(present) / 2}
+    rest = whole.less(list(alone.values()), alone.keys()) if alone else finding.looks
     explained = "devices" if alone and _is_calm(finding, rest) else ""
-    return Spread(rest, explained, _shares(own), tuple(faults))
+    return Spread(rest, explained, _shares(own), tuple(faults)), alone
 
 
 async def _others(connection: AsyncConnection, finding: Finding, group: Group) -> dict[str, LookSeries]:
@@ -108,32 +128,43 @@ async def _others(connection: AsyncConnection, finding: Finding, group: Group) -
     return await looks.series_of(connection, finding.layout, group.manifest_sha256, names[:MAX_GROUPS], since)
 
 
-def _judge_groups(finding: Finding, people: Population, groups: Mapping[str, LookSeries], spread: Spread) -> Spread:
+def _judge_groups(
+    finding: Finding,
+    whole: Whole,
+    people: Population,
+    groups: Mapping[str, LookSeries],
+    alone: Mapping[str, LookSeries],
+    spread: Spread,
+) -> Spread:
     """Whether alarming groups of a kind, a minority, explain the fleet: of several kinds those with fewest rows."""
     kinds: dict[str, list[str]] = {}
     for name in groups:
         kinds.setdefault(name.partition("=")[0], []).append(name)
-    explaining: list[tuple[int, tuple[str, ...]]] = []
+    explaining: list[tuple[int, tuple[str, ...], LookSeries]] = []
     for names in kinds.values():
         bad = [name for name in names if not _is_calm(finding, groups[name])]
         behind = sum(len(people.members(name)) for name in bad)
         if not bad or len(names) < 2 or behind >= len(people.rows) / 2:
             continue
-        if _is_calm(finding, without(finding.looks, [groups[name] for name in bad])):
-            explaining.append((sum(int(groups[name].rows.sum()) for name in bad), tuple(bad)))
+        gone = {device for name in bad for device in people.members(name)}
+        also = [series for device, series in alone.items() if device not in gone]
+        rest = whole.less([*(groups[name] for name in bad), *also], gone | alone.keys())
+        if _is_calm(finding, rest):
+            explaining.append((sum(int(groups[name].rows.sum()) for name in bad), tuple(bad), rest))
     if not explaining:
         return spread
-    _, bad_ones = min(explaining)
-    rest = without(finding.looks, [groups[name] for name in bad_ones])
-    return replace(spread, rest=rest, explained=", ".join(bad_ones))
+    _, bad_ones, left = min(explaining, key=lambda one: one[:2])
+    return replace(spread, rest=left, explained=", ".join(bad_ones))
 
 
 async def _judge_overlaps(
     connection: AsyncConnection,
     finding: Finding,
     group: Group,
+    whole: Whole,
     people: Population,
     others: Mapping[str, LookSeries],
+    alone: Mapping[str, LookSeries],
     spread: Spread,
 ) -> Spread:
     """Whether another group explains this one."""
@@ -144,7 +175,8 @@ async def _judge_overlaps(
             continue
         since = finding.looks.starts[0]
         parts = await looks.series_of(connection, finding.layout, group.manifest_sha256, both, since)
-        rest = without(finding.looks, list(parts.values()))
+        also = [series for device, series in alone.items() if device not in both]
+        rest = whole.less([*parts.values(), *also], {*both, *alone})
         if not await asyncio.to_thread(_is_calm, finding, rest):
             continue
         theirs = without(series, list(parts.values()))

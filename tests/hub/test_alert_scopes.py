@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -12,8 +13,9 @@ from cloud_hub.monitoring.looks import Group
 from cloud_hub.monitoring.population import MAX_LOOKED, Population, choose
 from cloud_hub.monitoring.spread import in_common
 from cloud_hub.store.engine import Store
+from modules.windows import pack_joint
 from support.clock import SetClock
-from support.monitoring import Array, Monitored, build_module
+from support.monitoring import LOOK_S, Array, Monitored, build_module, make_window
 from support.watched import START, Fleet, know_devices
 
 FEATURES = 3
@@ -112,6 +114,30 @@ async def test_a_device_with_a_million_drifted_rows_does_not_speak_for_all_other
     await fleet.live(4, {"cam-0": lambda: fleet.rows(1.0, number=50_000)})
     found = {(alert.kind, alert.scope) for alert in await fleet.open("", attached=True)}
     assert found == {("quality", "device:cam-0"), ("drift", "device:cam-0")}  # the flood speaks for the drift
+
+
+async def test_a_bad_camera_that_is_thinned_is_taken_out_whole_with_its_joint_sums(fleet: Fleet) -> None:
+    await _together(fleet, 4, 0.0)
+    await _together(fleet, 5, 0.6)
+    assert {(alert.kind, alert.scope) for alert in await fleet.open("")} == {("drift", "device:cam-0")}
+    opened = await fleet.hub.events.list(kind="alert.opened")
+    assert {event.details["scope"] for event in opened} == {"device:cam-0"}
+
+
+async def _together(fleet: Fleet, looks: int, change: float) -> None:
+    """Looks in which cam-0 sends more than its share, with joint sums that its change has moved."""
+    joint = fleet.built.profile.joint
+    clock = fleet.hub.clock
+    assert joint is not None
+    assert isinstance(clock, SetClock)
+    for _ in range(looks):
+        for device in fleet.names:
+            number, mean = (400, change) if device == "cam-0" else (100, 0.0)
+            window = make_window(fleet.built, fleet.rows(mean, number=number), clock())
+            sums = fleet.random.normal(mean * number, number**0.5, size=joint.dimensions).tolist()
+            await fleet.hub.send(device, msgspec.structs.replace(window, joint=pack_joint(number, sums)))
+        await fleet.hub.alerts.run_due()
+        clock.advance(LOOK_S)
 
 
 def test_what_the_devices_behind_an_alert_share_and_others_do_not_is_said() -> None:
