@@ -117,11 +117,20 @@ class AlertLife:
     async def resolve_by_hand(
         self, connection: AsyncConnection, number: int, actor: str, comment: str, calm_from: float, normal: bool
     ) -> Alert:
-        """Looks before `calm_from` are not weighed again. Raises NotFound `alert-not-found`, Conflict
-        `alert-resolved`.
+        """With the alerts that it speaks for: they say the same. Looks before `calm_from` are not weighed again.
+
+        Raises NotFound `alert-not-found`, Conflict `alert-resolved`.
         """
         alert = await _live(connection, number, "resolved")
-        await self.resolve(connection, alert, "normal" if normal else "by-hand", calm_from, actor, comment)
+        resolution: Resolution = "normal" if normal else "by-hand"
+        over, seen, said = [alert], {number}, comment
+        while over:
+            one = over.pop()
+            children = [child for child in await alert_book.children(connection, one.id) if child.id not in seen]
+            seen |= {child.id for child in children}
+            over += children
+            await self.resolve(connection, one, resolution, calm_from, actor, said)
+            said = f"with alert {number}"
         return alert
 
     async def resolve(

