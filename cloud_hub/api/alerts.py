@@ -10,8 +10,8 @@ from cloud_hub.api.route import Call, Route
 from cloud_hub.bounds import Limit, RowId
 from cloud_hub.errors import BadRequest
 from cloud_hub.monitoring.alert_book import Alert, AlertDetail
-from cloud_hub.monitoring.reference import parse
-from cloud_hub.monitoring.scopes import is_device, of_name
+from cloud_hub.monitoring.reference import TRAINING, parse
+from cloud_hub.monitoring.scopes import is_device, is_group, of_name
 from cloud_hub.monitoring.watches import Watch
 from cloud_hub.roles import Role
 from cloud_hub.rooms import Rooms
@@ -116,7 +116,12 @@ async def set_watch(rooms: Rooms, call: Call) -> Watch:
         await call.access.require_known_device(scope)
     else:
         call.access.require_everything("a reference of more than one device")
-    return await rooms.alerts.watches.set(call.path["module"], body.scope, parse(body.reference), call.actor)
+    reference, counted = parse(body.reference), rooms.config.monitoring.group_by
+    if is_group(scope) and scope.partition("=")[0] not in counted and reference != TRAINING:
+        some = ", ".join(counted) or "nothing"
+        text = f"scope: groups are counted by {some} ([monitoring] group_by in hub.toml), got {scope[:80]!r}"
+        raise BadRequest("scope-invalid", text)
+    return await rooms.alerts.watches.set(call.path["module"], body.scope, reference, call.actor)
 
 
 async def _own(rooms: Rooms, call: Call) -> int:

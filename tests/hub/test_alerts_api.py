@@ -111,6 +111,7 @@ REFUSED: tuple[tuple[str, str, dict[str, Any] | None, int, str], ...] = (
     ("POST", "/alerts/1/snooze", {}, 400, "body-invalid"),
     ("PUT", "/watches/digits", {"reference": "yesterday"}, 400, "reference-invalid"),
     ("PUT", "/watches/digits", {"reference": "training", "scope": "cam-1"}, 400, "scope-invalid"),
+    ("PUT", "/watches/digits", {"reference": "fleet", "scope": "group:camera=a"}, 400, "scope-invalid"),
     ("PUT", "/watches/faces", {"reference": "fleet"}, 404, "module-not-found"),
     ("PUT", "/watches/digits", {"reference": "version:7"}, 409, "reference-empty"),
     ("GET", "/drift?module=digits&group=north", None, 400, "group-invalid"),
