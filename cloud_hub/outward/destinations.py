@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from cloud_hub.errors import BadRequest
 
 MAX_URL_CHARS: Final = 2000
-_HINT: Final = "outward.private_addresses allows it"
+_HINT: Final = "private_addresses = true under [outward] in hub.toml allows it"
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: the last four bytes are an IPv4 address
 _UNICAST: Final = ipaddress.ip_network("2000::/3")  # what IANA gives out of IPv6 for addresses in the Internet
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -36,7 +36,7 @@ def checked_url(url: str, plain_http: bool, private: bool) -> str:
         raise _invalid(url, str(error)) from error
     schemes = ("https", "http") if plain_http else ("https",)
     if parts.scheme not in schemes:
-        hint = "" if plain_http else "; outward.plain_http allows http"
+        hint = "; plain_http = true under [outward] in hub.toml allows http" if parts.scheme == "http" else ""
         raise _invalid(url, f"expected {' or '.join(schemes)}{hint}")
     if len(url) > MAX_URL_CHARS or not url.isprintable() or " " in url:
         raise _invalid(url, f"expected at most {MAX_URL_CHARS} printable characters without blanks")
