@@ -10,8 +10,9 @@ from typing import Final, Literal
 import msgspec
 import numpy as np
 
+from cloud_hub.monitoring import noisy
 from cloud_hub.monitoring.conditions import Condition, weigh_conditions
-from cloud_hub.monitoring.effects import effect
+from cloud_hub.monitoring.effects import Effect, IntArray, effect
 from cloud_hub.monitoring.evidence import WINDOWS, AlarmRate
 from cloud_hub.monitoring.joint import inputs_behind
 from cloud_hub.monitoring.layout import Layout, Scan, cell_names
@@ -131,9 +132,9 @@ def _feature(
     feature = layout.features[index]
     now = layout.drift_counts(scan.counts[window], index)
     before = layout.drift_counts(layout.reference, index)
-    size = effect(now, before)
-    ordered = isinstance(feature, Numeric)
     merged = min(WINDOWS[window], len(looks))
+    size = _effect(now, before, float(looks.noise[-merged:].sum()))
+    ordered = isinstance(feature, Numeric)
     return FeatureEvidence(
         index=index,
         name=feature.name,
@@ -142,7 +143,7 @@ def _feature(
         threshold=threshold,
         alarm=bool(scan.drift_that_matters[window, index] >= threshold),
         looks=merged,
-        rows=int(now.sum()),
+        rows=max(int(now.sum()), 0),
         psi=size.psi,
         js=size.js,
         ks=size.ks if ordered else None,
@@ -154,6 +155,15 @@ def _feature(
         p=size.p,
         dispersion=float(scan.dispersion[window, index]),
     )
+
+
+def _effect(now: IntArray, before: IntArray, noise: float) -> Effect:
+    """Private counts may be below zero: distances take those for none, and PSI is the one that knows of the noise."""
+    found = effect(np.maximum(now, 0), before)
+    if not noise:
+        return found
+    psi = noisy.psi(now[np.newaxis], before, np.zeros(1, np.int64), np.array([noise]))
+    return msgspec.structs.replace(found, psi=float(psi[0, 0]), p=1.0)
 
 
 def _together(layout: Layout, looks: LookSeries, threshold: float) -> list[FeatureEvidence]:
@@ -188,7 +198,7 @@ def _together(layout: Layout, looks: LookSeries, threshold: float) -> list[Featu
 
 
 def _mean_shift(layout: Layout, looks: LookSeries, index: int, merged: int, rows: int) -> float | None:
-    if not isinstance(layout.features[index], Numeric) or not rows:
+    if not isinstance(layout.features[index], Numeric) or not rows or looks.noise[-merged:].any():
         return None
     place = 2 * sum(isinstance(feature, Numeric) for feature in layout.features[:index])
     sums, squares = looks.moments[-merged:, place], looks.moments[-merged:, place + 1]

@@ -7,8 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cloud_hub.monitoring.evidence import AlarmRate
+from cloud_hub.monitoring.layout import Layout
+from cloud_hub.monitoring.look_series import LookSeries
 from cloud_hub.monitoring.noisy import evidence, psi
+from cloud_hub.monitoring.verdict import judge
+from cloud_hub.reference import profile_training
 from modules.privacy import Privacy
+from modules.tensors import TensorSpec
 
 CELLS = 12
 FEATURES = 4
@@ -72,3 +78,19 @@ def test_whatever_is_counted_the_evidence_is_a_number(seed: int, variance: float
     now = rng.integers(-1000, 1000 + rows, (3, CELLS * FEATURES))
     assert np.isfinite(evidence(now, reference, STARTS, np.full(3, variance))).all()
     assert np.isfinite(psi(now, reference, STARTS, np.full(3, variance))).all()
+
+
+@pytest.mark.parametrize("sigma", [50.0, 5000.0])
+def test_private_looks_of_one_device_are_told_with_finite_numbers(sigma: float) -> None:
+    rng = np.random.default_rng(11)
+    training = rng.normal(size=(400, 3))
+    layout = Layout(profile_training({"x": training}, {}, [TensorSpec("x", "FP64", (-1, 3))], []))
+    counts = np.rint(rng.normal(3, sigma, (4, layout.cells))).astype(np.int64)
+    looks = LookSeries((0.0, 1.0, 2.0, 3.0), counts, np.zeros((4, 2 * layout.numeric)), noise=np.full(4, sigma**2))
+    verdict = judge(layout, looks, AlarmRate(12.0, 3600.0, 1))
+    assert len(verdict.drift) == 3
+    for feature in verdict.drift:
+        assert not feature.alarm
+        assert feature.rows >= 0
+        assert feature.mean_shift is None
+        assert all(map(math.isfinite, (feature.psi, feature.js, feature.w1 or 0.0, feature.log_bf)))
