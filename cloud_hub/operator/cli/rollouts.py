@@ -152,6 +152,9 @@ def _gate(baseline: int, margins: Sequence[str], deadline_s: float, undecided: s
 
     pairs = [text.partition("=") for text in margins]
     values = {"deadline_s": deadline_s, "undecided": undecided, "baseline": baseline}
+    known = Margins.__struct_fields__
+    if wrong := [name for name, sign, _ in pairs if not sign or name not in known]:
+        fail(f"--margin: expected NAME=NUMBER of {', '.join(known)}, got {wrong[0]!r}; nothing was created")
     try:
         given = msgspec.convert({name: value for name, _, value in pairs}, Margins, strict=False)
         return msgspec.convert(values | {"margins": msgspec.to_builtins(given)}, CompareGate)
