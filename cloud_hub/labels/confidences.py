@@ -32,13 +32,16 @@ def cells_of(layout: Layout, output: Output) -> slice | None:
 async def counted(
     connection: AsyncConnection, manifests: Sequence[str], scope: str, cells: slice, since: float, until: float
 ) -> dict[int, FloatArray]:
-    """Rows per day and cell, from the latest MAX_LOOKS looks; a look belongs to the day in which it began."""
+    """Rows per day and cell, from the latest MAX_LOOKS looks; a look belongs to the day in which it began.
+
+    Without looks that hold private windows: shares of counts with noise, below zero some of them, estimate nothing.
+    """
     found: dict[int, FloatArray] = {}
     query = (
         select(looks.c.start, looks.c.counts)
         .where(
             looks.c.manifest_sha256.in_(manifests), looks.c.device == scope,
-            looks.c.start >= since, looks.c.start < until,
+            looks.c.start >= since, looks.c.start < until, looks.c.noise == 0,
         )
         .order_by(looks.c.start.desc(), looks.c.manifest_sha256)
         .limit(_PAGE)

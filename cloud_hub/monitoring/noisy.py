@@ -20,6 +20,7 @@ from cloud_hub.monitoring.evidence import FloatArray, IntArray, log_mean
 
 # Sizes of the shift that are thought of, as PSI; all are as likely as each other.
 SIZES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+HIDDEN = 3.0  # standard deviations of the number of rows: with fewer nobody knows that there are any
 
 
 def evidence(current: IntArray, reference: IntArray, starts: IntArray, noise: FloatArray) -> FloatArray:
@@ -37,7 +38,8 @@ def evidence(current: IntArray, reference: IntArray, starts: IntArray, noise: Fl
 
 
 def psi(current: IntArray, reference: IntArray, starts: IntArray, noise: FloatArray) -> FloatArray:
-    """About the PSI per feature, less what chance and noise make of it: (spans, features), 0 or more.
+    """About the PSI per feature, less what chance and noise make of it: (spans, features), 0 or more. It is 0 where the
+    noise hides how many rows there are: shares of no rows mean nothing.
 
     The squared difference of shares over the reference's, which PSI is for small changes; the logarithm of a noisy
     share means nothing.
@@ -49,7 +51,8 @@ def psi(current: IntArray, reference: IntArray, starts: IntArray, noise: FloatAr
         shares, rows = _shares(before), _rows(now)
         apart = np.square(now / rows[:, np.newaxis] - shares) / shares
         chance = (len(before) - 1) * (1 / rows + 1 / max(before.sum(), 1.0))
-        found.append(np.maximum(apart.sum(axis=1) - chance - noise / rows**2 * (1 / shares).sum(), 0.0))
+        size = np.maximum(apart.sum(axis=1) - chance - noise / rows**2 * (1 / shares).sum(), 0.0)
+        found.append(np.where(now.sum(axis=1) > HIDDEN * np.sqrt(noise * len(before)), size, 0.0))
     return np.stack(found, axis=1) if found else np.zeros((len(current), 0))
 
 

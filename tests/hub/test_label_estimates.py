@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
+from sqlalchemy import update
 
 from cloud_hub.blobs import Blobs
 from cloud_hub.events import Events
 from cloud_hub.labels.estimate import Estimate, NoEstimate
 from cloud_hub.labels.rows import NewLabel
 from cloud_hub.store.engine import Store
+from cloud_hub.store.tables import looks
 from support.clock import SetClock
 from support.labels import CLASSES, Array, Labelled, build_classifier, build_regressor, sample, scores_of, window
 from support.monitoring import Built
@@ -58,6 +60,19 @@ async def estimated(hub: Labelled, device: str = "") -> Estimate:
     assert isinstance(found, Estimate), found
     assert found.estimated
     return found
+
+
+async def test_looks_with_private_windows_are_no_part_of_an_estimate(
+    hub: Labelled, built: Built, store: Store, clock: SetClock
+) -> None:
+    rng = np.random.default_rng(1)
+    await one_day(hub, built, clock, rng, labels=0)
+    second = clock() - 60.0
+    await one_day(hub, built, clock, rng, labels=0)
+    assert (await estimated(hub)).rows == 2 * PER_DAY
+    async with store.write() as connection:
+        await connection.execute(update(looks).where(looks.c.start >= second).values(noise=1))
+    assert (await estimated(hub)).rows == PER_DAY
 
 
 async def test_without_a_label_the_confidences_are_believed_and_it_says_so(

@@ -92,5 +92,6 @@ def test_private_looks_of_one_device_are_told_with_finite_numbers(sigma: float) 
     for feature in verdict.drift:
         assert not feature.alarm
         assert feature.rows >= 0
+        assert feature.psi < 10.0
         assert feature.mean_shift is None
         assert all(map(math.isfinite, (feature.psi, feature.js, feature.w1 or 0.0, feature.log_bf)))
