@@ -21,6 +21,7 @@ from cloud_hub.store.tables import privacy_spent
 from modules.privacy import DAY_S, epsilon_of
 from modules.windows import Window
 
+LATEST_S: Final = 1e13  # its day fits a column
 DELTA: Final = 1e-6  # at which what was spent is shown, unless one asks for another
 
 
@@ -36,6 +37,8 @@ class PrivacyQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if not 0.0 < self.delta <= 0.01:
             raise ValueError(f"delta: expected above 0 to 0.01, got {self.delta}")
+        if not 0.0 <= self.since <= LATEST_S:
+            raise ValueError(f"since: expected seconds since the epoch up to {LATEST_S:g}, got {self.since}")
 
 
 class PrivacySpent(msgspec.Struct, frozen=True):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 import msgspec
 
 from cloud_hub.bounds import AnyVersion, Version
+
+LATEST_S: Final = 1e13
 
 
 class Margins(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -47,3 +49,10 @@ class ComparisonQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     quality: float = Margins().quality
     answers: float = Margins().answers
     alpha: Annotated[float, msgspec.Meta(gt=0, le=0.5)] = 0.05
+
+    def __post_init__(self) -> None:
+        for name in ("since", "until"):
+            if not 0.0 <= getattr(self, name) <= LATEST_S:
+                raise ValueError(f"{name}: expected seconds since the epoch up to {LATEST_S:g}")
+        if self.until and self.until <= self.since:
+            raise ValueError(f"until: expected a time after since ({self.since}), got {self.until}")

@@ -39,7 +39,7 @@ class Period:
 
     @property
     def looks(self) -> int:
-        return max(1, round((self.until - self.since) / self.look_s))
+        return max(1, round(min((self.until - self.since) / self.look_s, float(MAX_LOOKS))))
 
 
 async def devices_of(connection: AsyncConnection, manifests: Collection[str], period: Period) -> set[str]:
