@@ -170,7 +170,8 @@ async def evidence(folder: Path) -> dict[str, float]:
         store = await Store.open(paths.database_url)
         now = look_start(time.time(), LOOK_S) + LOOK_S
         clock = SetClock(now)
-        hub = Monitored(store, Blobs(paths.blobs), Events(store, clock), clock, WatchSettings(LOOK_S, 12.0))
+        rooms = (store, Blobs(paths.blobs), Events(store, clock), clock)
+        hub = Monitored(*rooms, WatchSettings(LOOK_S, 12.0), ("site", "profile", "agent", "os"))
         built = await build_module(store, hub.blobs, RANDOM.normal(size=(10_000, FEATURES)))
         await fill(store, built, now, drifted)
         hub.alerts.touched({Group(built.manifest_sha256, scope) for scope in SCOPES})

@@ -29,6 +29,7 @@ from cloud_hub.monitoring.evidence import WINDOWS
 from cloud_hub.monitoring.finding import Finding
 from cloud_hub.monitoring.looks import FLEET, Group
 from cloud_hub.monitoring.population import MAX_LOOKED, Chosen, Population, choose
+from cloud_hub.monitoring.strengths import drift_by_name
 from cloud_hub.monitoring.verdict import LookSeries, judge, strength
 
 MAX_SHOWN: Final = 20
@@ -142,7 +143,8 @@ def _judge_groups(
         kinds.setdefault(name.partition("=")[0], []).append(name)
     explaining: list[tuple[int, tuple[str, ...], LookSeries]] = []
     for names in kinds.values():
-        bad = [name for name in names if not _is_calm(finding, groups[name])]
+        # Looks of a kind that is no longer grouped by stay for a while: nobody knows whose they are.
+        bad = [name for name in names if people.members(name) and not _is_calm(finding, groups[name])]
         behind = sum(len(people.members(name)) for name in bad)
         if not bad or len(names) < 2 or behind >= len(people.rows) / 2:
             continue
@@ -222,11 +224,13 @@ def _evidence_since(finding: Finding, series: LookSeries, since: float) -> float
 
 def _faults(finding: Finding, series: LookSeries) -> tuple[str, ...]:
     """What the device alarms on by itself, the strongest first; nothing when it does not."""
+    if finding.kind == "drift":
+        found = drift_by_name(finding.layout, series)
+        alarming = [(-value, name) for name, value in found.items() if value >= finding.threshold]
+        return tuple(name for _, name in sorted(alarming))
     if _is_calm(finding, series):
         return ()
     verdict = judge(finding.layout, series, finding.rate)
-    if finding.kind == "drift":
-        return tuple(feature.name for feature in verdict.drifted)
     return tuple(f"{rate.name} {rate.problem}" for rate in verdict.poor)
 
 

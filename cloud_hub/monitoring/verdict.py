@@ -18,16 +18,15 @@ from cloud_hub.monitoring.joint import inputs_behind
 from cloud_hub.monitoring.layout import Layout, Scan, cell_names
 from cloud_hub.monitoring.look_series import MAX_MOMENT as MAX_MOMENT
 from cloud_hub.monitoring.look_series import LookSeries as LookSeries
+from cloud_hub.monitoring.strengths import TOGETHER, joint_scan
 from cloud_hub.monitoring.strengths import Kind as Kind
 from cloud_hub.monitoring.strengths import calm_since as calm_since
 from cloud_hub.monitoring.strengths import detecting_window as detecting_window
 from cloud_hub.monitoring.strengths import group_threshold as group_threshold
-from cloud_hub.monitoring.strengths import joint_scan
 from cloud_hub.monitoring.strengths import looks_since as looks_since
 from cloud_hub.monitoring.strengths import strength as strength
 from modules.windows import Categorical, Numeric
 
-TOGETHER: Final = "inputs together"
 PREDICTIONS: Final = "predictions"  # errors and slow answers are of no feature
 
 Problem = Literal["missing", "outside", "unknown", "still", "errors", "slow"]
