@@ -9,7 +9,8 @@ from cloud_hub.monitoring.evidence import AlarmRate
 from cloud_hub.monitoring.joint import weigh_joint
 from cloud_hub.monitoring.layout import Layout
 from cloud_hub.monitoring.look_series import LookSeries
-from cloud_hub.monitoring.verdict import TOGETHER, group_threshold, judge, looks_since, strength
+from cloud_hub.monitoring.strengths import TOGETHER
+from cloud_hub.monitoring.verdict import group_threshold, judge, looks_since, strength
 from cloud_hub.reference import count_numeric, profile_training
 from modules.joint import JointMap
 from modules.tensors import TensorSpec
