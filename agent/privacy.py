@@ -44,6 +44,7 @@ class Accounts:
         self._spent: dict[tuple[str, str], Spent] = {}
         self._waiting: deque[tuple[Window, bytes]] = deque()
         self._wake = asyncio.Event()
+        self._turn = asyncio.Lock()
 
     async def open(self) -> None:
         """Reads what was spent. Before anything else. Raises StoreError."""
@@ -76,16 +77,15 @@ class Accounts:
         """Charges and hands on, until cancelled. Raises StoreError: the supervisor starts it again."""
         while True:
             await self._wake.wait()
+            await self.flush()
+            self._wake.clear()  # nothing waits; after a failure it stays set, for whoever runs this again
+
+    async def flush(self) -> None:
+        """Charges and hands on what waits, each window once: also while `run` is at it, when the agent stops."""
+        async with self._turn:
             while self._waiting:
                 await self._charge(*self._waiting[0])
                 self._waiting.popleft()
-            self._wake.clear()
-
-    async def flush(self) -> None:
-        """Charges and hands on what waits: the last windows of workers that have ended."""
-        while self._waiting:
-            await self._charge(*self._waiting[0])
-            self._waiting.popleft()
 
     async def _charge(self, window: Window, payload: bytes) -> None:
         before = self._of(window)

@@ -1,6 +1,8 @@
 """The accountant: what is charged, what is withheld, and that nothing is forgotten."""
 
+import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -84,6 +86,20 @@ async def test_the_charge_is_on_the_disk_before_the_window_leaves(store: AgentSt
     assert known.windows == 1
     again = await accounts(store, Hub())
     assert again.spent() == (known,)
+
+
+async def test_windows_of_a_stop_are_charged_and_sent_once_while_the_unit_still_runs(store: AgentStore) -> None:
+    hub = Hub()
+    mine = await accounts(store, hub)
+    task = asyncio.create_task(mine.run())
+    for hour in range(8):
+        assert mine.offer("window", window(start=START + hour * 3600))
+    await asyncio.gather(mine.flush(), mine.flush())
+    task.cancel()
+    assert [payload for _, payload in hub.got] == [window(start=START + hour * 3600) for hour in range(8)]
+    assert mine.spent()[0].windows == 8
+    with suppress(asyncio.CancelledError):
+        await task
 
 
 async def test_a_window_that_says_nothing_of_its_privacy_does_not_leave(store: AgentStore) -> None:
