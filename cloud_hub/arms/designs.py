@@ -25,23 +25,19 @@ Key = tuple[str, float]  # device, start of the look
 
 @dataclass
 class Arm:
-    """All measures of one version: name -> (device, look) -> measure."""
+    """All measures of one version: name -> (device, look) -> measure; `keys` and `devices` have any."""
 
     measures: dict[str, dict[Key, Measure]] = field(default_factory=dict)
+    keys: set[Key] = field(default_factory=set)
+    devices: set[str] = field(default_factory=set)
     rows: int = 0
 
     def add(self, device: str, start: float, found: Iterable[Measure], rows: int) -> None:
         self.rows += rows
         for measure in found:
             self.measures.setdefault(measure.name, {})[(device, start)] = measure
-
-    @property
-    def keys(self) -> set[Key]:
-        return {key for of_name in self.measures.values() for key in of_name}
-
-    @property
-    def devices(self) -> set[str]:
-        return {device for device, _ in self.keys}
+            self.keys.add((device, start))
+            self.devices.add(device)
 
 
 @dataclass(frozen=True)

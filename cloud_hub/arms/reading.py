@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cloud_hub.arms.designs import Arm
 from cloud_hub.arms.measure import QUALITY, Measure, measures
+from cloud_hub.monitoring.looks import look_start
 from cloud_hub.monitoring.references import References
 from cloud_hub.monitoring.scopes import is_device
 from cloud_hub.monitoring.tallies import tally_of
@@ -138,7 +139,7 @@ def _by_look(
     """Per device, look and output the mean error, each prediction by its weight."""
     sums: dict[tuple[str, float, str], list[float]] = {}
     for row in rows:
-        start = row.at // period.look_s * period.look_s
+        start = look_start(row.at, period.look_s)
         here = sums.setdefault((row.device, start, row.output), [0.0, 0.0, 0.0])
         here[0] += row.weight * abs(row.error) / scales.get(row.output, 1.0)
         here[1] += row.weight
