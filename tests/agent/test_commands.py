@@ -22,22 +22,12 @@ from modules.topics import down
 from support.hub import FakeHub
 from support.links import make_link, running
 from support.mosquitto import Mosquitto
+from support.outboxes import sending
 from support.waiting import until
 
 DEVICE = "cam-17"
 LIMITS = OutboxLimits(commit_every_s=0.01, lazy_commit_s=0.01, forget_s=0.01, ack_timeout_s=1.0)
 NOW = 1000.0
-
-
-@asynccontextmanager
-async def sending(outbox: Outbox) -> AsyncIterator[Outbox]:
-    task = asyncio.create_task(outbox.run())
-    try:
-        yield outbox
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
 
 
 class Bench:

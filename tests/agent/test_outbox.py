@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
 
 import msgspec
 import pytest
@@ -21,21 +20,11 @@ from modules.topics import down
 from support.hub import FakeHub
 from support.links import make_link, running
 from support.mosquitto import Mosquitto
+from support.outboxes import sending
 from support.waiting import until, until_async
 
 DEVICE = "cam-17"
 LIMITS = OutboxLimits(commit_every_s=0.01, lazy_commit_s=0.01, forget_s=0.01, ack_timeout_s=1.0)
-
-
-@asynccontextmanager
-async def sending(outbox: Outbox) -> AsyncIterator[Outbox]:
-    task = asyncio.create_task(outbox.run())
-    try:
-        yield outbox
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
 
 
 async def open_outbox(store: AgentStore, link: Link, limits: OutboxLimits = LIMITS) -> Outbox:

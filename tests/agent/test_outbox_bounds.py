@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing, suppress
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -20,6 +19,7 @@ from agent.store import MAX_WAL_BYTES, AgentStore
 from support.hub import FakeHub
 from support.links import make_link, running
 from support.mosquitto import Mosquitto
+from support.outboxes import sending
 from support.waiting import until, until_async
 
 DEVICE = "cam-17"
@@ -36,17 +36,6 @@ class Seconds:
 
     def __call__(self) -> float:
         return self.now
-
-
-@asynccontextmanager
-async def sending(outbox: Outbox) -> AsyncIterator[None]:
-    task = asyncio.create_task(outbox.run())
-    try:
-        yield
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
 
 
 @pytest.fixture
