@@ -8,18 +8,19 @@ something; listed by `api.system`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import ColumnElement, Row, and_, insert, or_, select
+from sqlalchemy import ColumnElement, Row, and_, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cloud_hub.chain import GENESIS, Event, Link, digest
 from cloud_hub.clock import Clock
+from cloud_hub.store.bulk import insert_many
 from cloud_hub.store.engine import Store, among
 from cloud_hub.store.tables import events
 
@@ -61,6 +62,16 @@ class Visible:
     rollouts: Collection[str]
 
 
+@dataclass(frozen=True)
+class Happened:
+    """What is to be recorded: of which kind, by whom, about what."""
+
+    kind: str
+    actor: str
+    subject: str
+    details: Mapping[str, object]
+
+
 class Events:
     """Append-only. Ids grow by one, with time."""
 
@@ -74,24 +85,21 @@ class Events:
         self, connection: AsyncConnection, kind: str, actor: str, subject: str, /, **details: object
     ) -> None:
         """Adds an event to the transaction of `connection`, which must be the writing one."""
-        if _reason.get() and not details.get("reason"):
-            details["reason"] = _reason.get()
-        last = await self._last(connection)
-        event = Event(
-            id=last.id + 1,
-            at=float(self._clock()),
-            kind=kind,
-            actor=actor,
-            subject=subject,
-            # As it will be read again: what is hashed must be what is stored.
-            details=msgspec.json.decode(msgspec.json.encode(details)),
-            previous=last.hash,
-            hash="",
-        )
-        event = msgspec.structs.replace(event, hash=digest(event))
-        await connection.execute(insert(events).values(msgspec.structs.asdict(event)))
+        await self.record_many(connection, [Happened(kind, actor, subject, details)])
+
+    async def record_many(self, connection: AsyncConnection, happened: Sequence[Happened]) -> None:
+        """As `record`, for many at once, in their order."""
+        if not happened:
+            return
+        at, last = float(self._clock()), await self._last(connection)
+        rows = []
+        for one in happened:
+            event = _linked(one, at, last)
+            last = Link(event.id, event.hash)
+            rows.append(msgspec.structs.asdict(event))
+            self.recorded["agent.*" if one.kind.startswith("agent.") else one.kind] += 1
+        await insert_many(connection, events, rows)
         self._store.ring_after(connection)
-        self.recorded["agent.*" if kind.startswith("agent.") else kind] += 1
 
     async def list(
         self,
@@ -140,6 +148,25 @@ class Events:
         query = select(events.c.id, events.c.hash).order_by(events.c.id.desc()).limit(1)
         row = (await connection.execute(query)).one_or_none()
         return Link(0, GENESIS) if row is None else Link(row.id, row.hash)
+
+
+def _linked(happened: Happened, at: float, last: Link) -> Event:
+    """The event as the next in the chain."""
+    details = dict(happened.details)
+    if _reason.get() and not details.get("reason"):
+        details["reason"] = _reason.get()
+    event = Event(
+        id=last.id + 1,
+        at=at,
+        kind=happened.kind,
+        actor=happened.actor,
+        subject=happened.subject,
+        # As it will be read again: what is hashed must be what is stored.
+        details=msgspec.json.decode(msgspec.json.encode(details)),
+        previous=last.hash,
+        hash="",
+    )
+    return msgspec.structs.replace(event, hash=digest(event))
 
 
 def _seen(visible: Visible) -> ColumnElement[bool]:
