@@ -29,6 +29,12 @@ class TopicError(ModuleError):
     key = "topic-invalid"
 
 
+class ConfigurationError(ModuleError):
+    """A configuration, or the schema of one, that is not what both sides can keep and read alike."""
+
+    key = "configuration-invalid"
+
+
 class TargetError(ModuleError):
     """The custom part of a TUF target lacks our fields or has wrong ones."""
 

@@ -228,6 +228,7 @@ class ModuleReport(msgspec.Struct, frozen=True):
     its worker did to be confined, `level` the word of `Confinement` for that. `stages` is what `execution` says, as
     values. `sources` says of each how it does, such as "mqtt: open". `samples_dropped` counts samples that the worker
     could not give, by reason, and those that its quota thinned out; `sampling` says why none are taken at all.
+    `config_sha256` is `modules.configuration.config_digest` of what the director gave it, empty where that is nothing.
     """
 
     name: str
@@ -248,6 +249,7 @@ class ModuleReport(msgspec.Struct, frozen=True):
     sources: tuple[str, ...] = ()
     samples_dropped: dict[str, int] = {}
     sampling: str = ""
+    config_sha256: str = ""
 
 
 class UpdateReport(msgspec.Struct, frozen=True):

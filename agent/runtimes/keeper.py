@@ -23,6 +23,7 @@ from agent.runtimes.process import ProcessRuntime
 from agent.runtimes.unit import Unit, nothing
 from agent.sandbox.host import WorkerProcess
 from agent.sandbox.protocol import Stats
+from modules.configuration import config_digest
 from modules.messages import ModuleReport
 from modules.sampling import SamplingPolicy
 
@@ -239,6 +240,7 @@ class Keeper:
             deployment=module.deployment,
             state="off",
             verified=module.verified,
+            config_sha256=config_digest(module.config),
         )
         unit = self._units.get(module.name)
         if unit is None:

@@ -1,0 +1,60 @@
+"""A module's configuration as a value: what it may be, and the digest by which device and hub mean the same one. Pure.
+
+The hub resolves it for each device and signs it (DirectorCustom.config), the module finds it in MOORING_CONFIG, and the
+device reports its digest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from modules.bundle import sha256_hex
+from modules.errors import ConfigurationError
+
+MAX_CONFIG_BYTES = 32 * 1024  # of one device's; it is one string in a worker's environment, where Linux takes 128 KiB
+MAX_DEPTH = 16
+_MAX_INTEGER = 2**63
+
+
+def config_digest(config: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) of the canonical JSON (sorted keys, no white space); empty where there is no configuration."""
+    return sha256_hex(msgspec.json.encode(config, order="sorted")) if config else ""
+
+
+def check_config(config: object) -> dict[str, Any]:
+    """The configuration itself. Raises ConfigurationError: every party must read the same value from its JSON."""
+    if not isinstance(config, dict):
+        raise ConfigurationError(f"configuration: expected an object, got {type(config).__name__}")
+    _check(config, "$", 0)
+    size = len(msgspec.json.encode(config))
+    if size > MAX_CONFIG_BYTES:
+        raise ConfigurationError(f"configuration: expected at most {MAX_CONFIG_BYTES} bytes, got {size}")
+    return config
+
+
+def _check(value: object, path: str, depth: int) -> None:
+    if depth > MAX_DEPTH:
+        raise ConfigurationError(f"{path[:200]}: expected at most {MAX_DEPTH} levels")
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            _check(name, path, depth)
+            _check(inner, f"{path}.{name}", depth + 1)
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            _check(inner, f"{path}[{index}]", depth + 1)
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise ConfigurationError(f"{path[:200]}: expected a finite number, got {value}")
+    elif isinstance(value, bool) or value is None:
+        return
+    elif isinstance(value, int):
+        if not -_MAX_INTEGER <= value < _MAX_INTEGER:
+            raise ConfigurationError(f"{path[:200]}: expected a whole number of 64 bits, got a larger one")
+    elif not isinstance(value, str):
+        raise ConfigurationError(f"{path[:200]}: expected JSON, got {type(value).__name__}")
+    elif "\x00" in value:
+        raise ConfigurationError(f"{path[:200]}: expected text without NUL, which databases and environments refuse")
