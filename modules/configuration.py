@@ -46,15 +46,18 @@ def _check(value: object, path: str, depth: int) -> None:
     elif isinstance(value, list):
         for index, inner in enumerate(value):
             _check(inner, f"{path}[{index}]", depth + 1)
-    elif isinstance(value, float):
-        if not math.isfinite(value):
-            raise ConfigurationError(f"{path[:200]}: expected a finite number, got {value}")
-    elif isinstance(value, bool) or value is None:
-        return
-    elif isinstance(value, int):
-        if not -_MAX_INTEGER <= value < _MAX_INTEGER:
-            raise ConfigurationError(f"{path[:200]}: expected a whole number of 64 bits, got a larger one")
-    elif not isinstance(value, str):
-        raise ConfigurationError(f"{path[:200]}: expected JSON, got {type(value).__name__}")
-    elif "\x00" in value:
-        raise ConfigurationError(f"{path[:200]}: expected text without NUL, which databases and environments refuse")
+    else:
+        why = _wrong(value)
+        if why:
+            raise ConfigurationError(f"{path[:200]}: expected {why}")
+
+
+def _wrong(value: object) -> str:
+    """What is expected of a value that holds no others; empty where it is that."""
+    if isinstance(value, float):
+        return "" if math.isfinite(value) else f"a finite number, got {value}"
+    if isinstance(value, int):  # and bool
+        return "" if -_MAX_INTEGER <= value < _MAX_INTEGER else "a whole number of 64 bits, got a larger one"
+    if isinstance(value, str):
+        return "text without NUL, which databases and environments refuse" if "\x00" in value else ""
+    return "" if value is None else f"JSON, got {type(value).__name__}"

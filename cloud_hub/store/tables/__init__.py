@@ -10,6 +10,7 @@ from __future__ import annotations
 from cloud_hub.store.tables.alerts import alert_changes, alerts, watch_counts, watches
 from cloud_hub.store.tables.asking import blob_pieces, commands, sample_blobs
 from cloud_hub.store.tables.base import metadata
+from cloud_hub.store.tables.configuration import configurations
 from cloud_hub.store.tables.datasets import dataset_counters, datasets, retrain_plans, retrain_runs
 from cloud_hub.store.tables.devices import assignments, devices, revocations
 from cloud_hub.store.tables.events import events
@@ -30,6 +31,7 @@ __all__ = [
     "blob_pieces",
     "claim_tokens",
     "commands",
+    "configurations",
     "cursors",
     "dataset_counters",
     "datasets",

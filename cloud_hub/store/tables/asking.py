@@ -27,6 +27,11 @@ commands = Table(
     Column("count", Integer, nullable=False, default=0),  # things that the device says it has sent
     Column("found", Integer, nullable=False, default=0),
     Column("arrived", Integer, nullable=False, default=0),  # of those, what is here
+    Column("batch", String(32), nullable=False, server_default=""),  # of those that were asked at once
+    Column("result_sha256", String(64), nullable=False, server_default=""),  # what it brought, among sample_blobs
+    Column("result_size", Integer, nullable=False, server_default="0"),
+    Index("ix_commands_batch", "batch"),
+    Index("ix_commands_created_at", "created_at"),
     Index("ix_commands_device_created_at", "device", "created_at"),
     Index("ix_commands_state_expires_at", "state", "expires_at"),
 )
