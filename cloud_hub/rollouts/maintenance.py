@@ -23,7 +23,7 @@ DAYS: Final[tuple[Day, ...]] = get_args(Day)
 MAX_WINDOWS: Final = 32
 _DAY_S: Final = 86_400
 _EPOCH: Final = date(1970, 1, 1)
-_STEP_S: Final = 6 * 3600  # no zone has changed its offset twice within so short a time since 1970
+_STEP_S: Final = _DAY_S  # no zone has changed its offset twice within so short a time since 1970
 # Twice a week and a day: one opening may fall into hours, or (Samoa, 2011) into a whole day, that the clock skips.
 _HORIZON_S: Final = 16 * _DAY_S
 _TEXT: Final = re.compile(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import msgspec
@@ -110,6 +110,9 @@ def test_the_hour_that_autumn_repeats_is_in_the_window_twice() -> None:
     found = next_open([MaintenanceWindow.parse("02:00-04:00")], "Europe/Berlin", at("2026-10-25 00:00", "UTC"))
     assert found is not None
     assert found[1] - found[0] == 3 * 3600
+    night = next_open([MaintenanceWindow.parse("sat 22:00-04:00")], "Europe/Berlin", at("2026-10-24 12:00", "UTC"))
+    assert night is not None
+    assert night[1] - night[0] == 7 * 3600
 
 
 def test_the_device_s_own_zone_goes_before_the_window_s_and_one_that_is_none_counts_as_none() -> None:
