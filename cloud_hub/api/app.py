@@ -12,7 +12,7 @@ import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from aiohttp import web
@@ -22,6 +22,7 @@ from cloud_hub.api import metrics
 from cloud_hub.api.blobs import TRANSFERS, Transfers
 from cloud_hub.api.gate import Gate
 from cloud_hub.api.openapi import document
+from cloud_hub.api.pages import TOTAL_HEADER, Page, link
 from cloud_hub.api.parse import parse_body, parse_query
 from cloud_hub.api.route import DOCUMENT, PREFIX, Call, Failure, FailureBody, Route
 from cloud_hub.errors import BadRequest, HubError, TooMany
@@ -72,10 +73,21 @@ def _endpoint(rooms: Rooms, route: Route, gate: Gate) -> _Handler:
             return result
         if route.returns is None:
             return web.Response(status=204)
+        if isinstance(result, Page):
+            return _page(request, result)
         encoded = msgspec.json.encode(result)
         return web.Response(body=encoded, status=route.status, content_type="application/json")
 
     return answer
+
+
+def _page(request: web.Request, page: Page[Any]) -> web.Response:
+    response = web.Response(body=msgspec.json.encode(list(page.rows)), content_type="application/json")
+    if page.next:
+        response.headers["Link"] = link(request.rel_url, page)
+    if page.total is not None:
+        response.headers[TOTAL_HEADER] = str(page.total)
+    return response
 
 
 def _reason(request: web.Request) -> str:

@@ -78,7 +78,7 @@ class Route:
     type `media`, or nothing (204). `body` is parsed from JSON, `query` from the query string (text becomes numbers and
     truth values). With `upload` the handler reads the raw body in a stream. `role` is who may; `public` routes ask for
     no token, and a route with neither is for admins. With `by_right` whoever shows a right to the file (`right` in the
-    query) needs no token either.
+    query) needs no token either. With `paged` the handler gives a `pages.Page` of the rows of `returns`.
     """
 
     method: str
@@ -94,6 +94,7 @@ class Route:
     upload: bool = False
     by_right: bool = False
     media: str = ""
+    paged: bool = False
 
     @property
     def room(self) -> str:
