@@ -1,17 +1,25 @@
-"""A gate between two groups of a rollout: the next one opens once the candidate has proved no worse. Pure values.
+"""Gates between two groups of a rollout: the next one opens once the candidate has proved no worse. Pure values.
 
-`plan` says when a rollout stands at its gate and what follows from the answer, `arms.gates` finds the answer.
+A gate may compare versions, look at alerts, or both. `decide` says when a rollout stands at its gate and what follows
+from the one word of it, `arms.gates` finds the word.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from typing import Annotated, Final, Literal
 
 import msgspec
 
 from cloud_hub.arms.margins import Margins
 
 GateWord = Literal["waiting", "fine", "worse", "undecided"]
+# What monitoring.alert_book calls kinds, without clones: two devices with one key say nothing of a module.
+GateAlertKind = Literal["drift", "quality", "concept", "performance"]
+ALERT_KINDS: Final[tuple[GateAlertKind, ...]] = ("drift", "quality", "concept", "performance")
+# The first that some gate says is what all of them say together.
+_ORDER: Final[tuple[GateWord, ...]] = ("worse", "waiting", "undecided", "fine")
+MAX_REASON: Final = 1000
 
 
 class CompareGate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -34,6 +42,21 @@ class CompareGate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"gate deadline_s: expected more than 0 seconds and at most a year, got {self.deadline_s}")
 
 
+class AlertGate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Live alerts of these kinds and at least this severity say "worse" of the candidate.
+
+    Only alerts about the rollout's version that opened since the rollout started, on its devices or on many. Whoever
+    resolves such an alert says that it does not speak against the candidate.
+    """
+
+    kinds: Annotated[tuple[GateAlertKind, ...], msgspec.Meta(min_length=1, max_length=len(ALERT_KINDS))] = ALERT_KINDS
+    severity: Literal["warning", "critical"] = "warning"
+
+    @property
+    def severities(self) -> tuple[str, ...]:
+        return ("critical",) if self.severity == "critical" else ("warning", "critical")
+
+
 class GateState(msgspec.Struct, frozen=True):
     """How the gate behind `group` stands: `since` when the rollout waits at it, and the latest word with its reason."""
 
@@ -42,3 +65,17 @@ class GateState(msgspec.Struct, frozen=True):
     word: GateWord = "waiting"
     reason: str = ""
     at: float | None = None
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What one gate says, and why."""
+
+    word: GateWord
+    reason: str = ""
+
+
+def together(answers: Sequence[Answer]) -> Answer:
+    """The word of several gates: worse as soon as one says so, fine only when all do. Reasons of that word."""
+    word = min((answer.word for answer in answers), key=_ORDER.index, default="fine")
+    reasons = [answer.reason for answer in answers if answer.reason and (answer.word == word or word == "fine")]
+    return Answer(word, "; ".join(reasons)[:MAX_REASON])
