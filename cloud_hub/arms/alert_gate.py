@@ -26,7 +26,7 @@ async def look(connection: AsyncConnection, rollout: Rollout, gate: AlertGate) -
     """`worse`, naming the alerts, else `fine`."""
     since = rollout.created_at if rollout.started_at is None else rollout.started_at
     query = (
-        select(alerts.c.id, alerts.c.kind, alerts.c.severity, alerts.c.scope)
+        select(*(alerts.c[name] for name in ("id", "kind", "severity", "scope")))
         .where(
             alerts.c.module == rollout.module,
             alerts.c.version == rollout.version,

@@ -76,6 +76,7 @@ class Answer(msgspec.Struct, frozen=True):
 
 def together(answers: Sequence[Answer]) -> Answer:
     """The word of several gates: worse as soon as one says so, fine only when all do. Reasons of that word."""
-    word = min((answer.word for answer in answers), key=_ORDER.index, default="fine")
+    said = {answer.word for answer in answers}
+    word: GateWord = next((word for word in _ORDER if word in said), "fine")
     reasons = [answer.reason for answer in answers if answer.reason and (answer.word == word or word == "fine")]
     return Answer(word, "; ".join(reasons)[:MAX_REASON])
