@@ -42,7 +42,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection  # noqa: E402
 
 from benchmarks._fleet import Device, context  # noqa: E402
 from benchmarks.common import report  # noqa: E402
-from cloud_hub.blobs import Blobs  # noqa: E402
+from cloud_hub.blobs import FolderBlobs  # noqa: E402
 from cloud_hub.config import HubConfig, HubPaths  # noqa: E402
 from cloud_hub.initialise import free_ports, initialise  # noqa: E402
 from cloud_hub.monitoring.integers import unpack  # noqa: E402
@@ -114,7 +114,7 @@ async def make_world(folder: Path, database: str, count: int) -> World:
     )  # fmt: skip
     paths = await initialise(folder, config)
     store = await Store.open(database_url(config, paths), migrate=False)
-    built = await build_module(store, Blobs(paths.blobs), RANDOM.normal(size=(2000, FEATURES)))
+    built = await build_module(store, FolderBlobs(paths.blobs), RANDOM.normal(size=(2000, FEATURES)))
     names = [f"edge-{number}" for number in range(count)]
     row = {"profile": "edge", "certificate": "", "created_at": 0.0, "director_version": 0, "report_counter": 0}
     async with store.write() as connection:

@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from benchmarks.common import median, report  # noqa: E402
-from cloud_hub.blobs import Blobs  # noqa: E402
+from cloud_hub.blobs import FolderBlobs  # noqa: E402
 from cloud_hub.config import HubPaths  # noqa: E402
 from cloud_hub.events import Events  # noqa: E402
 from cloud_hub.monitoring.layout import Layout  # noqa: E402
@@ -170,7 +170,7 @@ async def evidence(folder: Path) -> dict[str, float]:
         store = await Store.open(paths.database_url)
         now = look_start(time.time(), LOOK_S) + LOOK_S
         clock = SetClock(now)
-        rooms = (store, Blobs(paths.blobs), Events(store, clock), clock)
+        rooms = (store, FolderBlobs(paths.blobs), Events(store, clock), clock)
         hub = Monitored(*rooms, WatchSettings(LOOK_S, 12.0), ("site", "profile", "agent", "os"))
         built = await build_module(store, hub.blobs, RANDOM.normal(size=(10_000, FEATURES)))
         await fill(store, built, now, drifted)

@@ -16,6 +16,7 @@ from cloud_hub.arms.gates import Gates
 from cloud_hub.asking.room import asking
 from cloud_hub.blobs import Blobs
 from cloud_hub.broker import Broker
+from cloud_hub.bucket.opening import open_blobs, open_tensors
 from cloud_hub.building.resolve import Resolver
 from cloud_hub.capabilities import Capabilities
 from cloud_hub.claims import Claims
@@ -72,6 +73,7 @@ class Ground:
     paths: HubPaths
     store: Store
     blobs: Blobs
+    tensors: Blobs  # of samples
     events: Events
     catalog: dict[str, DeviceProfile]
     clock: Clock
@@ -80,7 +82,8 @@ class Ground:
     def of(
         cls, config: HubConfig, paths: HubPaths, store: Store, catalog: dict[str, DeviceProfile], clock: Clock
     ) -> Ground:
-        return cls(config, paths, store, Blobs(paths.blobs), Events(store, clock), catalog, clock)
+        blobs, tensors = open_blobs(config, paths), open_tensors(config, paths)
+        return cls(config, paths, store, blobs, tensors, Events(store, clock), catalog, clock)
 
 
 @dataclass(frozen=True)
@@ -135,15 +138,16 @@ def compose(ground: Ground) -> Rooms:
     link = HubLink(config, paths, _handlers(identity, watch, delivery, on_report))
     out = outward(config, paths, store, events, clock, link)
     rollouts = Controller(store, events, desired, ring, clock)
-    asked = asking(config, paths, store, blobs, events, desired, link, ring, clock)
+    asked = asking(config, store, blobs, ground.tensors, events, desired, link, ring, clock)
     packaging = _packaging(ground, registry)
-    datasets = data_sets(config, paths, store, blobs, events, clock)
+    datasets = data_sets(config, store, blobs, ground.tensors, events, clock)
     return Rooms(
         config=config,
         paths=paths,
         clock=clock,
         store=store,
         blobs=blobs,
+        tensors=ground.tensors,
         events=events,
         people=People(store, events, clock),
         registry=registry,
@@ -176,7 +180,9 @@ def compose(ground: Ground) -> Rooms:
         broker=identity.broker,
         link=link,
         mirror=delivery.mirror,
-        metrics=metrics(Watched(config, paths, store, clock, events, identity.keys.signed, link, out), watch.ingest),
+        metrics=metrics(
+            Watched(config, paths, store, blobs, clock, events, identity.keys.signed, link, out), watch.ingest
+        ),
         outward=out,
     )
 

@@ -139,9 +139,10 @@ class Mirror:
             self._held.popitem(last=False)
 
     async def _bring(self, sha256: str) -> None:
-        size = self._blobs.size(sha256)
+        size = await self._blobs.size(sha256)
         if await self._size(sha256) != size:
-            await self._upload(sha256, self._blobs.path(sha256))
+            async with self._blobs.at_hand(sha256) as (path,):
+                await self._upload(sha256, path)
             _log.info("mirrored: file=%s bytes=%s", sha256, size)
 
     async def _size(self, sha256: str) -> int:

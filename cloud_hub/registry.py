@@ -119,7 +119,7 @@ class Registry:
 
         Raises BadRequest `files-invalid`, NotFound `blob-not-found`, Unprocessable `size-mismatch`, `dataset-unknown`.
         """
-        check_files(self._blobs, files)
+        await check_files(self._blobs, files)
         entries = tuple(ModelFile(path, size, sha256) for path, (sha256, size) in sorted(files.items()))
         async with self._store.write() as connection:
             await check_references(connection, new.datasets)
@@ -177,7 +177,7 @@ class Registry:
             await self._events.record(connection, "model.deleted", actor, f"{name}:{version}")
 
 
-def check_files(blobs: Blobs, files: Mapping[str, tuple[str, int]]) -> None:
+async def check_files(blobs: Blobs, files: Mapping[str, tuple[str, int]]) -> None:
     """Digest and size by path. Raises BadRequest `files-invalid`, NotFound `blob-not-found`, Unprocessable
     `size-mismatch`.
     """
@@ -190,7 +190,7 @@ def check_files(blobs: Blobs, files: Mapping[str, tuple[str, int]]) -> None:
             check_path(path)
         except ChunkError as error:
             raise BadRequest("files-invalid", f"files: {error}", path=path[:200]) from error
-        stored = blobs.size(sha256)
+        stored = await blobs.size(sha256)
         if stored != size:
             raise Unprocessable("size-mismatch", f"{path}: expected {size} bytes, the upload has {stored}")
 

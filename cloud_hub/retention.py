@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Collection
 from typing import Any, Final
 
 import msgspec
@@ -29,6 +30,7 @@ from modules.manifest import decode_manifest
 DAY_S: Final = 86_400.0
 SWEEP_EVERY_S: Final = 6 * 3600.0
 SLICE: Final = 1000
+FILES_SLICE: Final = 256  # removed in one transaction
 _log = logging.getLogger(__name__)
 
 
@@ -118,7 +120,7 @@ class Retention:
         """
         async with self._store.read() as connection:
             known = await queue.pairs(connection)
-        lost = {pair for pair, sha256 in known.items() if sha256 and not self._blobs.path(sha256).is_file()}
+        lost = {pair for pair, sha256 in known.items() if sha256 and not await self._blobs.holds(sha256)}
         unwanted = known.keys() - {(wish.target, wish.base) for wish in await self._wishes.now()}
         async with self._store.write() as connection:
             await queue.forget(connection, unwanted | lost)
@@ -126,19 +128,25 @@ class Retention:
 
     async def _files(self, before: float) -> tuple[int, int]:
         """Files last stored before then that belong to no model, module or patch. How many, and their bytes."""
-        old = await asyncio.to_thread(self._blobs.stored_before, before)
+        old = await self._blobs.stored_before(before)
         if not old:
             return 0, 0
         async with self._store.read() as connection:
             manifests = await _manifests(connection)
             unknown = old - await _named(connection) - await self._with_files(manifests)
-        # Again under the writer's lock: somebody may have registered one of them meanwhile.
+        gone: list[int] = []
+        ordered = sorted(unknown)
+        for start in range(0, len(ordered), FILES_SLICE):
+            gone += await self._remove(ordered[start : start + FILES_SLICE], manifests, before)
+        return len(gone), sum(gone)
+
+    async def _remove(self, unknown: Collection[str], manifests: set[str], before: float) -> list[int]:
+        """Their sizes. Looks again under the writer's lock: somebody may have registered one of them meanwhile."""
         async with self._store.write() as connection:
             new = await _manifests(connection) - manifests
-            unknown -= await _named(connection) | await self._with_files(new)
-            sizes = await asyncio.to_thread(lambda: [self._blobs.remove(sha256, before) for sha256 in sorted(unknown)])
-        gone = [size for size in sizes if size is not None]
-        return len(gone), sum(gone)
+            still = set(unknown) - await _named(connection) - await self._with_files(new)
+            sizes = await asyncio.gather(*(self._blobs.remove(sha256, before) for sha256 in sorted(still)))
+        return [size for size in sizes if size is not None]
 
     async def _with_files(self, manifests: set[str]) -> set[str]:
         found = set(manifests)

@@ -56,6 +56,7 @@ class Rooms:
     clock: Clock
     store: Store
     blobs: Blobs
+    tensors: Blobs  # of samples
     events: Events
     people: People
     registry: Registry

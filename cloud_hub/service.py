@@ -65,7 +65,12 @@ async def open_hub(paths: HubPaths, clock: Clock = system_clock, broker: str = "
     catalog = _catalog(config)
     store = await Store.open(database_url(config, paths))
     try:
-        yield compose(Ground.of(config, paths, store, catalog, clock))
+        ground = Ground.of(config, paths, store, catalog, clock)
+        try:
+            yield compose(ground)
+        finally:
+            await ground.blobs.close()
+            await ground.tensors.close()
     finally:
         await store.close()
 
@@ -86,7 +91,8 @@ async def serve(
     with only_one(paths):
         async with AsyncExitStack() as parts:
             rooms = await parts.enter_async_context(open_hub(paths, broker=broker))
-            await asyncio.to_thread(rooms.blobs.clean)
+            await rooms.blobs.clean()
+            await rooms.tensors.clean()
             await rooms.revocations.tick()  # the broker does not start without a revocation list
             await parts.enter_async_context(rooms.broker)
             await rooms.broker.ready(start_deadline_s)

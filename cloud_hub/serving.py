@@ -103,7 +103,7 @@ class Serving:
         return not get.grant or self._granted(get.name, get.grant)
 
     async def _blob(self, get: Get) -> Answer:
-        size = self._blobs.size(get.name)
+        size = await self._blobs.size(get.name)
         return Answer(size, get.offset, await self._blobs.read(get.name, get.offset, min(get.length, MAX_BLOCK_BYTES)))
 
     async def assigned(self) -> frozenset[str]:

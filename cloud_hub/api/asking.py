@@ -69,7 +69,7 @@ async def download_sample_blob(rooms: Rooms, call: Call) -> web.StreamResponse:
     sha256 = call.path["sha256"]
     if not any(one.sha256 == sha256 for one in sample.withheld if one.sha256):
         raise NotFound("blob-not-found", f"sample {call.path['sample']} has no tensor {sha256[:64]}")
-    size = rooms.asking.blobs.size(sha256)
+    size = await rooms.asking.blobs.size(sha256)
     headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
     response = web.StreamResponse(headers=headers)
     await response.prepare(call.request)

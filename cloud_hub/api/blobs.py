@@ -9,11 +9,10 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
 import msgspec
 from aiohttp import web
@@ -112,12 +111,17 @@ async def inspect_blob(rooms: Rooms, call: Call) -> web.StreamResponse:
 
 
 async def _send(rooms: Rooms, call: Call) -> web.StreamResponse:
-    request, digest = call.request, call.path["sha256"]
-    etag = f'"{digest}"'
-    size = rooms.blobs.size(digest)
     # What a token opened is nobody else's to keep: a shared cache would give it to those who have none.
-    whose = "public" if "right" in request.query else "private"
-    headers = {"ETag": etag, "Accept-Ranges": "bytes", "Cache-Control": f"{whose}, {IMMUTABLE}"}
+    whose = "public" if "right" in call.request.query else "private"
+    about = {"Content-Type": "application/octet-stream", "Cache-Control": f"{whose}, {IMMUTABLE}"}
+    return await send_file(rooms, call, call.path["sha256"], about)
+
+
+async def send_file(rooms: Rooms, call: Call, digest: str, about: Mapping[str, str]) -> web.StreamResponse:
+    """A blob, or the range of it that was asked for, under these headers. Raises NotFound `blob-not-found`."""
+    request, etag = call.request, f'"{digest}"'
+    size = await rooms.blobs.size(digest)
+    headers = {**about, "ETag": etag, "Accept-Ranges": "bytes"}
     if _held(request.headers.get("If-None-Match"), etag):
         return web.Response(status=304, headers=headers)
     try:
@@ -126,15 +130,16 @@ async def _send(rooms: Rooms, call: Call) -> web.StreamResponse:
         headers |= {"Content-Range": f"bytes */{size}"}
         return web.Response(status=416, headers=headers)
     response = web.StreamResponse(status=200 if part.whole else 206, headers=headers | part.headers)
-    response.content_type = "application/octet-stream"
     response.content_length = part.end - part.start
     if request.method == "HEAD":
         await response.prepare(request)
         return response
     settings = rooms.config.transfer
     with request.app[TRANSFERS].one(network_of(request.remote), settings):
-        await response.prepare(request)
-        await _copy(rooms.blobs.path(digest), part, response, request, settings.write_s)
+        async with aclosing(rooms.blobs.pages(digest, part.start, part.end, PIECE_BYTES)) as pages:
+            first = await anext(pages, b"")  # a file that cannot be had is an error, and no answer that breaks off
+            await response.prepare(request)
+            await _copy(first, pages, part.end - part.start, response, request, settings.write_s)
     return response
 
 
@@ -144,31 +149,31 @@ def _held(if_none_match: str | None, etag: str) -> bool:
     return any(one.strip().removeprefix("W/") in (etag, "*") for one in if_none_match.split(","))
 
 
-async def _copy(path: Path, part: Stretch, response: web.StreamResponse, request: web.Request, write_s: float) -> None:
-    """Ends the connection of a reader that takes nothing."""
-    file = path.open("rb")  # not in a thread: who is cancelled meanwhile could not close it
+async def _copy(
+    piece: bytes,
+    pages: AsyncIterator[bytes],
+    length: int,
+    response: web.StreamResponse,
+    request: web.Request,
+    write_s: float,
+) -> None:
+    """The first piece and the others. Ends the connection of a reader that takes nothing."""
     try:
-        at = part.start
-        while at < part.end:
-            piece = await asyncio.to_thread(_read, file, at, min(PIECE_BYTES, part.end - at))
-            if not piece:
-                raise ConnectionResetError("the file ended early")
+        while piece:
             async with asyncio.timeout(write_s):
                 await response.write(piece)
-            at += len(piece)
+            length -= len(piece)
+            piece = await anext(pages, b"")
+        if length:
+            raise ConnectionResetError("the file ended early")
         async with asyncio.timeout(write_s):
             await response.write_eof()
     except TimeoutError as error:
         if request.transport is not None:
             request.transport.abort()
         raise ConnectionResetError(f"a reader took nothing for {write_s:g} s") from error
-    finally:
-        file.close()
-
-
-def _read(file: BinaryIO, offset: int, length: int) -> bytes:
-    file.seek(offset)
-    return file.read(length)
+    except HubError as error:  # headers are on their way already: what is short is asked for again, in a range
+        raise ConnectionResetError(error.message) from error
 
 
 _ABOUT = "a file by its digest, or a range of it; `right` stands in for a token"

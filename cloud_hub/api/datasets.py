@@ -7,6 +7,7 @@ from typing import Annotated
 import msgspec
 from aiohttp import web
 
+from cloud_hub.api.blobs import send_file
 from cloud_hub.api.route import Call, Route
 from cloud_hub.datasets.book import file_of
 from cloud_hub.datasets.parquet import MEDIA
@@ -38,8 +39,7 @@ async def show_dataset(rooms: Rooms, call: Call) -> Dataset:
 
 async def download_dataset(rooms: Rooms, call: Call) -> web.StreamResponse:
     file = file_of(await _dataset(rooms, call), call.path["path"])
-    rooms.blobs.size(file.sha256)
-    return web.FileResponse(rooms.blobs.path(file.sha256), headers={"Content-Type": MEDIA})
+    return await send_file(rooms, call, file.sha256, {"Content-Type": MEDIA})
 
 
 async def delete_dataset(rooms: Rooms, call: Call) -> None:

@@ -7,6 +7,7 @@ from urllib.parse import quote
 import msgspec
 from aiohttp import web
 
+from cloud_hub.api.blobs import send_file
 from cloud_hub.api.route import Call, Route
 from cloud_hub.errors import BadRequest
 from cloud_hub.registry import ModelVersion, NewModel
@@ -45,7 +46,7 @@ async def register(rooms: Rooms, call: Call) -> ModelVersion:
     paths = [file.path for file in body.files]
     if twice := next((path for path in paths if paths.count(path) > 1), None):
         raise BadRequest("files-invalid", f"files: expected each path once, got {twice[:200]!r} more than once")
-    files = {file.path: (file.sha256, rooms.blobs.size(file.sha256)) for file in body.files}
+    files = {file.path: (file.sha256, await rooms.blobs.size(file.sha256)) for file in body.files}
     said = {name: getattr(body, name) for name in NewModel.__struct_fields__}
     return await rooms.registry.register(NewModel(**said), files, call.actor)
 
@@ -63,13 +64,12 @@ async def get(rooms: Rooms, call: Call) -> ModelVersion:
 async def download(rooms: Rooms, call: Call) -> web.StreamResponse:
     model = await rooms.registry.get(call.path["name"], call.int("version"))
     file = model.file(call.path["path"])
-    rooms.blobs.size(file.sha256)
     name = quote(file.path.rpartition("/")[2])
     headers = {
         "Content-Type": "application/octet-stream",
         "Content-Disposition": f"attachment; filename*=UTF-8''{name}",
     }
-    return web.FileResponse(rooms.blobs.path(file.sha256), headers=headers)
+    return await send_file(rooms, call, file.sha256, headers)
 
 
 async def delete(rooms: Rooms, call: Call) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 import msgspec
 from aiohttp import web
 
+from cloud_hub.api.blobs import send_file
 from cloud_hub.api.route import Call, Route
 from cloud_hub.errors import BadRequest, NotFound
 from cloud_hub.retraining.jobs import Candidate, Job
@@ -75,7 +76,7 @@ async def put_plan(rooms: Rooms, call: Call) -> KnownPlan:
     if plan.name != call.path["name"]:
         raise BadRequest("plan-invalid", f"plan: expected the name {call.path['name']}, got {plan.name}", field="name")
     for sha256 in (*plan.training.files.values(), *filter(None, (plan.data.base,))):
-        rooms.blobs.size(sha256)
+        await rooms.blobs.size(sha256)
     return await rooms.retraining.triggers.put(plan, call.actor)
 
 
@@ -99,8 +100,7 @@ async def download_plan_file(rooms: Rooms, call: Call) -> web.StreamResponse:
     path = call.path["path"]
     if path not in files:
         raise NotFound("file-not-found", f"plan {call.path['name']} has no file {path[:200]!r}")
-    rooms.blobs.size(files[path])
-    return web.FileResponse(rooms.blobs.path(files[path]), headers={"Content-Type": "application/octet-stream"})
+    return await send_file(rooms, call, files[path], {"Content-Type": "application/octet-stream"})
 
 
 async def start_run(rooms: Rooms, call: Call) -> Run:

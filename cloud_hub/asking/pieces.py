@@ -116,16 +116,15 @@ class SampleBlobs:
 
     async def pages(self, sha256: str, piece: int) -> AsyncIterator[bytes]:
         """The bytes, so many at a time. Raises NotFound `blob-not-found` before the first."""
-        size = self._blobs.size(sha256)
-        for start in range(0, size, piece):
-            yield await self._blobs.read(sha256, start, piece)
+        async for page in self._blobs.pages(sha256, 0, await self._blobs.size(sha256), piece):
+            yield page
 
-    def size(self, sha256: str) -> int:
+    async def size(self, sha256: str) -> int:
         """Raises NotFound `blob-not-found` while it is still on its way."""
-        return self._blobs.size(sha256)
+        return await self._blobs.size(sha256)
 
-    def here(self, sha256: str) -> bool:
-        return self._blobs.path(sha256).is_file()
+    async def here(self, sha256: str) -> bool:
+        return await self._blobs.holds(sha256)
 
     async def read(self, sha256: str) -> bytes:
         """Raises NotFound `blob-not-found`."""
@@ -161,13 +160,13 @@ class SampleBlobs:
                 if old:
                     await connection.execute(delete(sample_blobs).where(sample_blobs.c.sha256.in_(old)))
                     for sha256 in old:
-                        self._remove(sha256)
+                        await self._remove(sha256)
             count += len(old)
             if len(old) < SLICE:
                 return count
 
-    def _remove(self, sha256: str) -> None:
+    async def _remove(self, sha256: str) -> None:
         try:
-            self._blobs.remove(sha256, math.inf)
+            await self._blobs.remove(sha256, math.inf)
         except (HubError, OSError) as error:
             _log.warning("a blob of a sample could not be removed", extra={"sha256": sha256, "why": str(error)})

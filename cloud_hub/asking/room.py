@@ -9,7 +9,7 @@ from cloud_hub.asking.pieces import SampleBlobs
 from cloud_hub.asking.policies import Policies, Ring
 from cloud_hub.blobs import Blobs
 from cloud_hub.clock import Clock
-from cloud_hub.config import HubConfig, HubPaths
+from cloud_hub.config import HubConfig
 from cloud_hub.desired import Desired
 from cloud_hub.events import Events
 from cloud_hub.link import HubLink
@@ -29,9 +29,9 @@ class Asking:
 
 def asking(
     config: HubConfig,
-    paths: HubPaths,
     store: Store,
     blobs: Blobs,
+    tensors: Blobs,
     events: Events,
     desired: Desired,
     link: HubLink,
@@ -41,5 +41,5 @@ def asking(
     return Asking(
         Commands(store, blobs, events, clock, link.command),
         Policies(store, blobs, events, desired, ring, clock),
-        SampleBlobs(store, Blobs(paths.sample_blobs), events, clock, config.samples_days * DAY_S),
+        SampleBlobs(store, tensors, events, clock, config.samples_days * DAY_S),
     )

@@ -25,9 +25,8 @@ class Bench:
     async def fetch(self, sha256: str, path: str) -> Path:
         """A copy of what was uploaded, at `path` inside the folder. Raises NotFound with the digest."""
         target = self.folder / path
-        self.blobs.size(sha256)  # a digest that is not stored is a 404 with its name
         await asyncio.to_thread(target.parent.mkdir, parents=True, exist_ok=True)
-        await asyncio.to_thread(shutil.copyfile, self.blobs.path(sha256), target)
+        await self.blobs.copy(sha256, target)  # a digest that is not stored is a 404 with its name
         return target
 
     async def store(self, sources: Mapping[str, Path]) -> tuple[FileEntry, ...]:

@@ -39,16 +39,17 @@ async def in_container(
     asked = request.container
     wanted = _wanted(asked)
     base = await bases.get(asked.base, asked.dockerfile, profile.arch, bench)
-    paths = {entry.path: bench.blobs.path(entry.sha256) for entry in manifest.files}
-    if any(path == INNER_MANIFEST or path.startswith(f"{FOLDER}/") for path in paths):
+    if any(entry.path == INNER_MANIFEST or entry.path.startswith(f"{FOLDER}/") for entry in manifest.files):
         raise Unprocessable("path-reserved", f"{INNER_MANIFEST} and {FOLDER}/ are kept for what the build writes")
     inner = bench.folder / INNER_MANIFEST
     inner.write_bytes(encode_manifest(manifest))
     wheels = [await bench.fetch(digest, f"wheels/{number}.whl") for number, digest in enumerate(asked.wheels)]
     try:
-        built = await asyncio.to_thread(
-            build_image, base, paths | {INNER_MANIFEST: inner}, profile.arch, bench.folder / "built", wanted, wheels
-        )
+        async with bench.blobs.at_hand(*(entry.sha256 for entry in manifest.files)) as files:
+            paths = dict(zip((entry.path for entry in manifest.files), files, strict=True)) | {INNER_MANIFEST: inner}
+            built = await asyncio.to_thread(
+                build_image, base, paths, profile.arch, bench.folder / "built", wanted, wheels
+            )
     except ImageError as error:
         raise Unprocessable("image-refused", f"{error}; nothing was built") from error
     more = await bench.store({INNER_MANIFEST: inner, **built.files})

@@ -40,14 +40,13 @@ async def known_answers(
             "expected a training sample (reference) or golden inputs: without known answers no device can tell "
             "whether the module works",
         )
-    for digest in filter(None, (request.reference, request.golden)):
-        bench.blobs.size(digest)
+    given = await _given(request, bench)
     if _is_plain(runs):
-        return runs, await probe(_probe_request(request, bench, model=sources[runs.model]))
+        return runs, await probe(_probe_request(request, given, bench, model=sources[runs.model]))
     if runs.answers_by_script or not _is_computed(runs):
-        return await _recorded(request, runs, sources, bench)
+        return await _recorded(request, runs, sources, given, bench)
     fit = await fitted(request, runs, sources, _slot(bench))
-    return fit.runtime, await _computed(request, fit, sources, bench)
+    return fit.runtime, await _computed(request, fit, sources, given, bench)
 
 
 def _is_plain(runs: Runtime) -> bool:
@@ -64,8 +63,14 @@ def _is_computed(runs: Runtime) -> bool:
     return named and all(backend in COMPUTED for backend in backends)
 
 
+async def _given(request: BuildRequest, bench: Bench) -> dict[str, Path]:
+    """What was uploaded of reference and golden arrays. Raises NotFound `blob-not-found`."""
+    asked = {"reference": request.reference, "golden": request.golden}
+    return {name: await bench.fetch(digest, f"given/{name}.npz") for name, digest in asked.items() if digest}
+
+
 async def _recorded(
-    request: BuildRequest, runs: Runtime, sources: Mapping[str, Path], bench: Bench
+    request: BuildRequest, runs: Runtime, sources: Mapping[str, Path], given: Mapping[str, Path], bench: Bench
 ) -> tuple[Runtime, ProbeResult]:
     """The answers are in the files. Stages and steps are checked all the same."""
     composed = bool(runs.stages or runs.before or runs.after)
@@ -80,7 +85,7 @@ async def _recorded(
         )
     if composed:
         runs = (await fitted(request, runs, sources, _slot(bench))).runtime
-    return runs, await probe(_probe_request(request, bench, inputs, outputs))
+    return runs, await probe(_probe_request(request, given, bench, inputs, outputs))
 
 
 def _declared(request: BuildRequest, runs: Runtime, sources: Mapping[str, Path]) -> tuple[Tensors, Tensors]:
@@ -95,7 +100,9 @@ def _declared(request: BuildRequest, runs: Runtime, sources: Mapping[str, Path])
     return (given,), (answers,)
 
 
-async def _computed(request: BuildRequest, fit: Fitted, sources: Mapping[str, Path], bench: Bench) -> ProbeResult:
+async def _computed(
+    request: BuildRequest, fit: Fitted, sources: Mapping[str, Path], given: Mapping[str, Path], bench: Bench
+) -> ProbeResult:
     """Answers of the device's code to the arrays that were sent, which then are taken as recorded ones."""
     draft = Manifest(
         name=request.model, version=request.version, profile=request.profile, lineage=Lineage(request.model, 1),
@@ -103,10 +110,9 @@ async def _computed(request: BuildRequest, fit: Fitted, sources: Mapping[str, Pa
         files=tuple(FileEntry(path, 0, "0" * 64, ()) for path in sources),
     )  # fmt: skip
     made: dict[str, Path] = {}
-    for name, digest in (("reference", request.reference), ("golden", request.golden)):
-        if digest:
-            made[name] = bench.folder / f"{name}-answers.npz"
-            await answered(draft, _slot(bench), bench.blobs.path(digest), made[name])
+    for name, arrays in given.items():
+        made[name] = bench.folder / f"{name}-answers.npz"
+        await answered(draft, _slot(bench), arrays, made[name])
     return await probe(
         ProbeRequest(
             model="",
@@ -121,14 +127,19 @@ async def _computed(request: BuildRequest, fit: Fitted, sources: Mapping[str, Pa
 
 
 def _probe_request(
-    request: BuildRequest, bench: Bench, inputs: Tensors = (), outputs: Tensors = (), model: Path | None = None
+    request: BuildRequest,
+    given: Mapping[str, Path],
+    bench: Bench,
+    inputs: Tensors = (),
+    outputs: Tensors = (),
+    model: Path | None = None,
 ) -> ProbeRequest:
     return ProbeRequest(
         model=str(model or ""),
         inputs=inputs,
         outputs=outputs,
-        training=str(bench.blobs.path(request.reference)) if request.reference else "",
-        golden=str(bench.blobs.path(request.golden)) if request.golden else "",
+        training=str(given.get("reference", "")),
+        golden=str(given.get("golden", "")),
         output_folder=str(bench.folder),
         labels=request.labels,
     )

@@ -64,7 +64,7 @@ class DatasetBuilder:
         query = await self._closed(asked, selection)
         builds = await builds_of(self._store, self._blobs, query.module, query.version)
         columns = columns_of(build.manifest for build in builds.values())
-        base = () if not query.base else (ModelFile(query.base_path, self._blobs.size(query.base), query.base),)
+        base = () if not query.base else (ModelFile(query.base_path, await self._blobs.size(query.base), query.base),)
         async with self._turn, _work() as folder:
             with Spool(folder / "rows") as spool:
                 async for page in selection.pages(query, builds):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from cloud_hub.blobs import Blobs
 from cloud_hub.clock import Clock
-from cloud_hub.config import HubConfig, HubPaths
+from cloud_hub.config import HubConfig
 from cloud_hub.datasets.book import DatasetBook
 from cloud_hub.datasets.building import DatasetBuilder
 from cloud_hub.datasets.exporting import ParquetExports
@@ -21,7 +21,10 @@ class DataSets:
     book: DatasetBook
 
 
-def data_sets(config: HubConfig, paths: HubPaths, store: Store, blobs: Blobs, events: Events, clock: Clock) -> DataSets:
-    builder = DatasetBuilder(store, blobs, Blobs(paths.sample_blobs), clock, config.datasets)
+def data_sets(
+    config: HubConfig, store: Store, blobs: Blobs, tensors: Blobs, events: Events, clock: Clock
+) -> DataSets:
+    """`tensors` are the blobs of samples."""
+    builder = DatasetBuilder(store, blobs, tensors, clock, config.datasets)
     exports = ParquetExports(store, blobs, Samples(store), config.look_s)
     return DataSets(exports, DatasetBook(store, events, builder, clock))

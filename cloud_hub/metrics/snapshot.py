@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
 
 from cryptography import x509
@@ -131,21 +130,6 @@ async def metadata_ends(connection: AsyncConnection) -> Counts:
     """When signed metadata ends, in seconds since the epoch, by repository and role."""
     states = await read_states(connection)
     return {(state.repository, state.role): state.expires_at for state in states if state.expires_at is not None}
-
-
-async def blob_bytes(folder: Path) -> float:
-    """The bytes of all blobs. Walks the folder, so it is asked for rarely."""
-    return await asyncio.to_thread(_size, folder)
-
-
-def _size(folder: Path) -> float:
-    total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_size if path.is_file() else 0
-        except OSError:
-            continue  # it was removed meanwhile
-    return float(total)
 
 
 async def ends(paths: HubPaths, now: float) -> Counts:

@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,7 +27,7 @@ from cloud_hub.patch_settings import PatchSettings
 from cloud_hub.patches import queue
 from cloud_hub.patches.child import TOO_LARGE, Made, Order, Stored
 from cloud_hub.patches.queue import Patch, PatchState
-from cloud_hub.patches.surroundings import surroundings
+from cloud_hub.patches.surroundings import Model, surroundings
 from cloud_hub.patches.wishes import Wishes
 from cloud_hub.store.engine import Store
 from cloud_hub.store.tables import events
@@ -178,7 +178,13 @@ class Builder:
 
     async def _run(self, job: Patch, out: Path, most: int) -> Made:
         """The child from start to end. Raises _BuildError or _TooLargeError."""
-        order = await self._order(job, out, most)
+        around = await surroundings(self._store, self._blobs, self._catalog, job)
+        wanted = (Model(job.base, ""), Model(job.target, ""), *(around.models or ()))
+        async with self._blobs.at_hand(*(one.sha256 for one in wanted)) as paths:
+            stored = [Stored(str(path), one.sha256, one.location) for path, one in zip(paths, wanted, strict=True)]
+            return await self._encoded(self._order(stored, around.zstandard, out, most))
+
+    async def _encoded(self, order: Order) -> Made:
         pipe = asyncio.subprocess.PIPE
         child = await asyncio.create_subprocess_exec(
             *self._child, stdin=pipe, stdout=pipe, stderr=pipe, env=_environment()
@@ -199,27 +205,18 @@ class Builder:
             raise _BuildError(text or f"the encoder's process ended with status {child.returncode}")
         return msgspec.json.decode(said, type=Made)
 
-    async def _order(self, job: Patch, out: Path, most: int) -> Order:
-        around = await surroundings(self._store, self._blobs, self._catalog, job)
-        models = None
-        if around.models is not None:
-            before, after = (self._stored(model.sha256, model.location) for model in around.models)
-            models = before, after
+    def _order(self, stored: Sequence[Stored], zstandard: bool, out: Path, most: int) -> Order:
+        base, target, *models = stored
         return Order(
-            base=self._stored(job.base),
-            target=self._stored(job.target),
-            models=models,
-            zstandard=around.zstandard,
+            base=base,
+            target=target,
+            models=(models[0], models[1]) if models else None,
+            zstandard=zstandard,
             out=str(out),
             most=most,
             memory_mib=self._settings.memory_mib,
             parent=os.getpid(),
         )
-
-    def _stored(self, sha256: str, location: str = "") -> Stored:
-        """Raises NotFound that says which is gone."""
-        self._blobs.size(sha256)
-        return Stored(str(self._blobs.path(sha256)), sha256, location)
 
     async def _settle(self, job: Patch, values: dict[str, Any]) -> None:
         if values:

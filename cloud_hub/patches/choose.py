@@ -45,7 +45,7 @@ class Patches:
         async with self._store.read() as connection:
             rows = (await connection.execute(query)).all()
         return tuple(
-            PatchOffer(row.base, row.sha256, row.size) for row in rows if self._blobs.path(row.sha256).exists()
+            [PatchOffer(row.base, row.sha256, row.size) for row in rows if await self._blobs.holds(row.sha256)]
         )
 
     async def list(self, module: str = "", limit: int = 200) -> list[Patch]:

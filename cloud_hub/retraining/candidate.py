@@ -75,17 +75,16 @@ class Candidates:
         return JudgeRequest(
             candidate=await self._copy(model_file(run.result.files).sha256, folder / "candidate.onnx"),
             champion=await self._copy(champion.onnx.sha256, folder / "champion.onnx"),
-            manifest=str(self._blobs.path(sha256)),
-            profile=str(self._blobs.path(profile)) if profile else "",
-            train=str(self._blobs.path(file_of(dataset, TRAIN).sha256)),
-            heldout=str(self._blobs.path(file_of(dataset, HELDOUT).sha256)),
+            manifest=await self._copy(sha256, folder / "manifest"),
+            profile=await self._copy(profile, folder / "profile") if profile else "",
+            train=await self._copy(file_of(dataset, TRAIN).sha256, folder / "train"),
+            heldout=await self._copy(file_of(dataset, HELDOUT).sha256, folder / "heldout"),
             reference="" if run.result.given_reference else str(folder / "reference.npz"),
             judging=plan.judging,
         )
 
     async def _copy(self, sha256: str, target: Path) -> str:
-        self._blobs.size(sha256)
-        await asyncio.to_thread(shutil.copyfile, self._blobs.path(sha256), target)
+        await self._blobs.copy(sha256, target)
         return str(target)
 
     async def register(self, run: Run, plan: RetrainPlan) -> int:

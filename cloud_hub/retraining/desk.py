@@ -56,10 +56,10 @@ class Desk:
     async def made(self, run_id: str, candidate: Candidate) -> Run:
         """Raises Conflict `run-not-yours`, BadRequest `files-invalid`, NotFound `blob-not-found`."""
         run = await self._mine(run_id, candidate.runner)
-        sizes = {path: (sha256, self._blobs.size(sha256)) for path, sha256 in candidate.files.items()}
-        check_files(self._blobs, sizes)
+        sizes = {path: (sha256, await self._blobs.size(sha256)) for path, sha256 in candidate.files.items()}
+        await check_files(self._blobs, sizes)
         if candidate.reference:
-            self._blobs.size(candidate.reference)
+            await self._blobs.size(candidate.reference)
         result = msgspec.structs.replace(
             run.result,
             files=tuple(ModelFile(path, size, sha256) for path, (sha256, size) in sorted(sizes.items())),

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import shutil
 from pathlib import Path
 from typing import Final
 
@@ -54,8 +53,7 @@ class HubCounter:
         return await self._desk.failed(job.run.id, NAME, reason, log)
 
     async def _copy(self, sha256: str, target: Path) -> None:
-        self._blobs.size(sha256)
-        await asyncio.to_thread(shutil.copyfile, self._blobs.path(sha256), target)
+        await self._blobs.copy(sha256, target)
 
 
 def hub_runner(blobs: Blobs, desk: Desk, engine: str) -> Runner:

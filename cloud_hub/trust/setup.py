@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import timedelta
 from pathlib import Path
 
-from cloud_hub.blobs import Blobs
+from cloud_hub.bucket.opening import open_blobs
 from cloud_hub.clock import Clock, system_clock
 from cloud_hub.config import HubConfig, HubPaths
 from cloud_hub.errors import BadRequest, Conflict
@@ -72,7 +72,7 @@ def create_certificates(paths: HubPaths, config: HubConfig, now: float) -> None:
 async def _sign_first_metadata(paths: HubPaths, config: HubConfig, keys: Keys, clock: Clock) -> None:
     store = await Store.open(database_url(config, paths), migrate=True)
     try:
-        image = ImageRepository(store, Blobs(paths.blobs), Events(store, clock), keys, clock)
+        image = ImageRepository(store, open_blobs(config, paths), Events(store, clock), keys, clock)
         await image.create(config.publisher)
         await Director(store, keys, clock).create()
     finally:

@@ -8,7 +8,7 @@ import pytest
 
 from agent.containers.settings import ContainerSettings
 from agent.doctor_containers import containers
-from cloud_hub.blobs import Blobs
+from cloud_hub.blobs import FolderBlobs
 from cloud_hub.building.request import ContainerRequest
 from cloud_hub.config import HubPaths
 from cloud_hub.events import Events
@@ -31,7 +31,7 @@ async def test_what_the_hub_builds_around_a_base_serves_on_a_device(rig: Rig, ba
     upgrade(paths.database_url)
     store = await Store.open(paths.database_url, migrate=False)
     try:
-        blobs, clock = Blobs(paths.blobs), SetClock()
+        blobs, clock = FolderBlobs(paths.blobs), SetClock()
         shop = Shop(store, blobs, Events(store, clock), clock)
         await shop.register(model_onnx=iris(1))
         asked = ContainerRequest(base=await blobs.put_file(base_image), python=WANTED.python)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cloud_hub.blobs import Blobs
+from cloud_hub.blobs import FolderBlobs
 from cloud_hub.config import HubPaths
 from cloud_hub.events import Events
 from cloud_hub.store.engine import Store, upgrade
@@ -42,8 +42,8 @@ async def store(hub_paths: HubPaths, migrated_database: bytes) -> AsyncIterator[
 
 
 @pytest.fixture
-def blobs(hub_paths: HubPaths) -> Blobs:
-    return Blobs(hub_paths.blobs)
+def blobs(hub_paths: HubPaths) -> FolderBlobs:
+    return FolderBlobs(hub_paths.blobs)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from cloud_hub.asking import words
 from cloud_hub.asking.commands import AGAIN_S, FORGET_S, Commands, NewSampleRequest
 from cloud_hub.asking.pieces import INCOMPLETE_S, SampleBlobs
 from cloud_hub.asking.policies import Policies, PolicyChange
-from cloud_hub.blobs import Blobs
+from cloud_hub.blobs import FolderBlobs
 from cloud_hub.config import HubPaths
 from cloud_hub.desired import Assignment
 from cloud_hub.errors import BadRequest, Conflict, HubError, NotFound, Unprocessable
@@ -278,7 +278,7 @@ async def test_samples_that_were_asked_for_are_counted_and_found_by_the_question
 @pytest.fixture
 def sample_blobs_of(bench: Bench, hub_paths: HubPaths) -> SampleBlobs:
     world = bench.world
-    return SampleBlobs(world.store, Blobs(hub_paths.sample_blobs), world.events, bench.clock, 30 * DAY_S)
+    return SampleBlobs(world.store, FolderBlobs(hub_paths.sample_blobs), world.events, bench.clock, 30 * DAY_S)
 
 
 def image(seed: int, size: int = 3 * PIECE_BYTES - 100) -> tuple[str, bytes, list[bytes]]:
@@ -301,7 +301,7 @@ async def test_pieces_are_put_together_once_all_are_here_also_when_they_come_twi
     await bench.monitored.send("cam-1", *pieces[:2], stream="blob")
     assert await sample_blobs_of.assemble() == 0
     with pytest.raises(NotFound, match="no blob"):
-        sample_blobs_of.size(sha256)
+        await sample_blobs_of.size(sha256)
     await bench.monitored.send("cam-1", pieces[1], pieces[2], stream="blob")
     assert await sample_blobs_of.assemble() == 1
     assert await sample_blobs_of.read(sha256) == data
@@ -329,7 +329,7 @@ async def test_a_hub_that_ended_before_it_put_a_blob_together_does_it_after(
 ) -> None:
     sha256, data, pieces = image(4)
     await bench.monitored.send("cam-1", *pieces, stream="blob")
-    await Blobs(hub_paths.sample_blobs).put(data)  # as far as it came
+    await FolderBlobs(hub_paths.sample_blobs).put(data)  # as far as it came
     assert await sample_blobs_of.assemble() == 1
     assert (await rows(bench), await sample_blobs_of.read(sha256)) == ((0, 1), data)
 
@@ -348,7 +348,7 @@ async def test_blobs_go_with_the_samples_and_pieces_that_never_became_whole_go_t
     assert await sample_blobs_of.sweep() == (0, 1)
     bench.clock.advance(11 * DAY_S)
     assert await sample_blobs_of.sweep() == (1, 0)
-    assert (sample_blobs_of.here(old[0]), sample_blobs_of.here(new[0])) == (False, True)
+    assert (await sample_blobs_of.here(old[0]), await sample_blobs_of.here(new[0])) == (False, True)
 
 
 async def test_a_sample_says_what_it_does_not_hold(bench: Bench) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from agent.formats import check_formats
 from agent.sandbox.protocol import Passed, SelfTest
-from cloud_hub.blobs import Blobs
+from cloud_hub.blobs import FolderBlobs
 from cloud_hub.building.contents import DATA_SUFFIXES, MODEL_SUFFIXES
 from cloud_hub.building.request import BuildRequest
 from cloud_hub.errors import Unprocessable
@@ -40,7 +40,7 @@ SCRIPT = b"def init(): pass\ndef run(data): return data\n"
 
 
 @pytest.fixture
-async def shop(store: Store, blobs: Blobs, events: Events, clock: SetClock, tmp_path: Path) -> Shop:
+async def shop(store: Store, blobs: FolderBlobs, events: Events, clock: SetClock, tmp_path: Path) -> Shop:
     return Shop(store, blobs, events, clock, resolver(shelf(tmp_path / "wheels")), "chain")
 
 

@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 from sklearn.neural_network import MLPClassifier
 
 from agent.sandbox.protocol import Passed, Ready, SelfTest, Serve, Serving
-from cloud_hub.blobs import Blobs
+from cloud_hub.blobs import FolderBlobs
 from cloud_hub.errors import Unprocessable
 from cloud_hub.events import Events
 from cloud_hub.store.engine import Store
@@ -31,7 +31,7 @@ Trained = tuple[bytes, np.ndarray[Any, Any], np.ndarray[Any, Any]]
 
 
 @pytest.fixture
-def shop(store: Store, blobs: Blobs, events: Events, clock: SetClock) -> Shop:
+def shop(store: Store, blobs: FolderBlobs, events: Events, clock: SetClock) -> Shop:
     return Shop(store, blobs, events, clock, name="digits")
 
 

@@ -8,7 +8,7 @@ import duckdb
 import pyarrow.parquet as pq
 import pytest
 
-from cloud_hub.blobs import Blobs
+from cloud_hub.blobs import FolderBlobs
 from cloud_hub.config import HubConfig, HubPaths
 from cloud_hub.datasets.book import DatasetBook, file_of
 from cloud_hub.datasets.building import DatasetBuilder
@@ -29,18 +29,18 @@ SMALL = DatasetSettings()
 
 
 @pytest.fixture
-async def made(store: Store, blobs: Blobs) -> Made:
+async def made(store: Store, blobs: FolderBlobs) -> Made:
     return await make_module(store, blobs)
 
 
 @pytest.fixture
-def tensors(hub_paths: HubPaths) -> Blobs:
+def tensors(hub_paths: HubPaths) -> FolderBlobs:
     """Where large tensors of samples lie."""
-    return Blobs(hub_paths.sample_blobs)
+    return FolderBlobs(hub_paths.sample_blobs)
 
 
 @pytest.fixture
-def book(store: Store, blobs: Blobs, tensors: Blobs, events: Events, clock: SetClock) -> DatasetBook:
+def book(store: Store, blobs: FolderBlobs, tensors: FolderBlobs, events: Events, clock: SetClock) -> DatasetBook:
     return DatasetBook(store, events, DatasetBuilder(store, blobs, tensors, clock, SMALL), clock)
 
 
@@ -55,7 +55,7 @@ async def hundred(store: Store, made: Made) -> list[Sample]:
     return found
 
 
-def rows_of(blobs: Blobs, dataset: Dataset, path: str) -> list[dict[str, Any]]:
+def rows_of(blobs: FolderBlobs, dataset: Dataset, path: str) -> list[dict[str, Any]]:
     table = pq.read_table(blobs.path(file_of(dataset, path).sha256))
     rows: list[dict[str, Any]] = table.to_pylist()
     return rows
@@ -66,7 +66,7 @@ def ids(rows: Sequence[dict[str, Any]]) -> set[str]:
 
 
 async def test_a_data_set_holds_rows_labels_and_weights_and_says_what_was_asked(
-    book: DatasetBook, blobs: Blobs, hundred: list[Sample], clock: SetClock
+    book: DatasetBook, blobs: FolderBlobs, hundred: list[Sample], clock: SetClock
 ) -> None:
     found = await book.build(NewDataset("june", "pets"), "alice")
     assert (found.name, found.version, found.rows, found.labelled_rows) == ("june", 1, 100, 50)
@@ -106,7 +106,7 @@ async def test_rows_that_came_in_another_order_give_the_same_file(book: DatasetB
 
 
 async def test_a_prediction_is_held_out_in_every_data_set_of_its_module(
-    book: DatasetBook, blobs: Blobs, hundred: list[Sample]
+    book: DatasetBook, blobs: FolderBlobs, hundred: list[Sample]
 ) -> None:
     whole = await book.build(NewDataset("june", "pets"), "alice")
     part = await book.build(NewDataset("july", "pets", since=1040.0, labelled_only=True), "alice")
@@ -135,7 +135,7 @@ async def test_what_is_asked_for_narrows_the_rows(
 
 
 async def test_corrected_and_foreign_labels_do_not_count(
-    book: DatasetBook, store: Store, blobs: Blobs, made: Made
+    book: DatasetBook, store: Store, blobs: FolderBlobs, made: Made
 ) -> None:
     await keep(store, "cam-1", make_sample(made, 1, 10.0), make_sample(made, 2, 11.0))
     await add_label(store, "p-1", 3, at=1.0)
@@ -150,7 +150,7 @@ async def test_corrected_and_foreign_labels_do_not_count(
 
 
 async def test_a_tensor_that_came_as_a_blob_is_put_back(
-    book: DatasetBook, store: Store, blobs: Blobs, tensors: Blobs, made: Made
+    book: DatasetBook, store: Store, blobs: FolderBlobs, tensors: FolderBlobs, made: Made
 ) -> None:
     sha256 = await tensors.put(bytes([9, 8, 7, 6]))
     there = Withheld("image", "input", "UINT8", (1, 2, 2), "blob", sha256, 4)
@@ -165,7 +165,9 @@ async def test_a_tensor_that_came_as_a_blob_is_put_back(
     assert (two["input.image"], two["withheld"][0]["sha256"]) == (None, "0" * 64)
 
 
-async def test_training_data_from_before_goes_along(book: DatasetBook, blobs: Blobs, hundred: list[Sample]) -> None:
+async def test_training_data_from_before_goes_along(
+    book: DatasetBook, blobs: FolderBlobs, hundred: list[Sample]
+) -> None:
     base = await blobs.put(b"anything")
     found = await book.build(NewDataset("n", "pets", base=base, base_path="base.csv"), "alice")
     assert file_of(found, "base.csv").sha256 == base
@@ -178,7 +180,7 @@ async def test_training_data_from_before_goes_along(book: DatasetBook, blobs: Bl
 
 
 async def test_a_data_set_that_is_too_large_is_refused(
-    store: Store, blobs: Blobs, events: Events, clock: SetClock, hundred: list[Sample]
+    store: Store, blobs: FolderBlobs, events: Events, clock: SetClock, hundred: list[Sample]
 ) -> None:
     book = DatasetBook(store, events, DatasetBuilder(store, blobs, blobs, clock, DatasetSettings(max_rows=99)), clock)
     with pytest.raises(TooLarge, match="at most 99 rows"):
@@ -187,7 +189,7 @@ async def test_a_data_set_that_is_too_large_is_refused(
 
 
 async def test_a_data_set_stays_while_a_model_names_it(
-    book: DatasetBook, store: Store, blobs: Blobs, events: Events, clock: SetClock, hundred: list[Sample]
+    book: DatasetBook, store: Store, blobs: FolderBlobs, events: Events, clock: SetClock, hundred: list[Sample]
 ) -> None:
     registry = Registry(store, blobs, events, clock)
     found = await book.build(NewDataset("june", "pets"), "alice")
@@ -209,7 +211,7 @@ async def test_a_data_set_stays_while_a_model_names_it(
 async def test_a_reference_to_no_data_set_of_ours_is_refused(
     book: DatasetBook,
     store: Store,
-    blobs: Blobs,
+    blobs: FolderBlobs,
     events: Events,
     clock: SetClock,
     hundred: list[Sample],
@@ -224,7 +226,7 @@ async def test_a_reference_to_no_data_set_of_ours_is_refused(
 
 
 async def test_a_sweep_leaves_the_files_of_data_sets(
-    book: DatasetBook, store: Store, blobs: Blobs, events: Events, clock: SetClock, hundred: list[Sample]
+    book: DatasetBook, store: Store, blobs: FolderBlobs, events: Events, clock: SetClock, hundred: list[Sample]
 ) -> None:
     found = await book.build(NewDataset("june", "pets"), "alice")
     clock.now = 4e9
@@ -234,11 +236,11 @@ async def test_a_sweep_leaves_the_files_of_data_sets(
     await book.delete("june", 1, "alice")
     await Retention(HubConfig(), store, blobs, events, clock).sweep()
     with pytest.raises(NotFound, match="no blob"):
-        blobs.size(file_of(found, TRAIN).sha256)
+        await blobs.size(file_of(found, TRAIN).sha256)
 
 
 async def test_duckdb_joins_weights_and_labels(
-    book: DatasetBook, blobs: Blobs, hundred: list[Sample], tmp_path: Path
+    book: DatasetBook, blobs: FolderBlobs, hundred: list[Sample], tmp_path: Path
 ) -> None:
     found = await book.build(NewDataset("june", "pets", held_out=0.0), "alice")
     file = blobs.path(file_of(found, TRAIN).sha256)

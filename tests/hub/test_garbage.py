@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from cloud_hub.blobs import Blobs
+from cloud_hub.blobs import FolderBlobs
 from cloud_hub.events import Events
 from cloud_hub.monitoring.alert_book import Alert
 from cloud_hub.monitoring.reports import DriftReport
@@ -34,7 +34,7 @@ def make_hub(tmp_path: Path, migrated_database: bytes, stores: list[Store]) -> H
         path.write_bytes(migrated_database)
         store, clock = await Store.open(f"sqlite+aiosqlite:///{path}", migrate=False), SetClock()
         stores.append(store)
-        hub = Monitored(store, Blobs(tmp_path / name), Events(store, clock), clock)
+        hub = Monitored(store, FolderBlobs(tmp_path / name), Events(store, clock), clock)
         return hub, await build_module(store, hub.blobs, TRAINING)
 
     return made

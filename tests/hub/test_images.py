@@ -16,7 +16,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from cloud_hub.blobs import Blobs
+from cloud_hub.blobs import FolderBlobs
 from cloud_hub.building.request import ContainerRequest
 from cloud_hub.errors import Unavailable, Unprocessable
 from cloud_hub.events import Events
@@ -93,14 +93,14 @@ def layout() -> bytes:
     return tar_of(files | {f"blobs/{digest.replace(':', '/')}": data for digest, data in blobs.items()})
 
 
-def image_of(manifest: Manifest, blobs: Blobs) -> Image:
+def image_of(manifest: Manifest, blobs: FolderBlobs) -> Image:
     entries = {entry.path: entry for entry in manifest.files}
     assert manifest.runtime.container is not None
     return read_image(manifest.runtime.container, lambda path: blobs.path(entries[path].sha256).read_bytes())
 
 
 @pytest.fixture
-async def shop(store: Store, blobs: Blobs, events: Events, clock: SetClock) -> Shop:
+async def shop(store: Store, blobs: FolderBlobs, events: Events, clock: SetClock) -> Shop:
     shop = Shop(store, blobs, events, clock)
     await shop.register(model_onnx=linear(2.0))
     return shop
@@ -238,7 +238,7 @@ async def registry() -> AsyncIterator[tuple[str, str, dict[str, bytes]]]:
 
 
 async def test_a_base_is_pulled_from_a_registry_by_its_digest(
-    store: Store, blobs: Blobs, events: Events, clock: SetClock, registry: tuple[str, str, dict[str, bytes]]
+    store: Store, blobs: FolderBlobs, events: Events, clock: SetClock, registry: tuple[str, str, dict[str, bytes]]
 ) -> None:
     host, index, held = registry
     shop = Shop(store, blobs, events, clock)
@@ -256,7 +256,7 @@ async def test_a_base_is_pulled_from_a_registry_by_its_digest(
 
 
 async def test_a_registry_that_is_not_there_is_said_to_be_so(
-    store: Store, blobs: Blobs, events: Events, clock: SetClock
+    store: Store, blobs: FolderBlobs, events: Events, clock: SetClock
 ) -> None:
     shop = Shop(store, blobs, events, clock)
     bases = Bases(ImageSettings(registries=("127.0.0.1:9",)))

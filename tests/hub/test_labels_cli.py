@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner, Result
 
-from cloud_hub.blobs import Blobs
+from cloud_hub.blobs import FolderBlobs
 from cloud_hub.clock import system_clock
 from cloud_hub.config import HubConfig, HubPaths
 from cloud_hub.events import Events
@@ -80,7 +80,7 @@ class Operator:
 async def fill(paths: HubPaths) -> None:
     """ROWS predictions of one classifier on two devices, all sampled; a window of what they were."""
     store = await Store.open(paths.database_url)
-    blobs = Blobs(paths.blobs)
+    blobs = FolderBlobs(paths.blobs)
     try:
         hub = Labelled(store, blobs, Events(store, system_clock), system_clock)
         built = await build_classifier(store, blobs)

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from cloud_hub import mirror as mirrors
-from cloud_hub.blobs import Blobs
+from cloud_hub.blobs import FolderBlobs
 from cloud_hub.clock import system_clock
 from cloud_hub.config import HubConfig
 from cloud_hub.errors import BadRequest, Unavailable
@@ -47,7 +47,7 @@ def settings(bucket: Bucket, folder: Path) -> S3Settings:
 
 
 @asynccontextmanager
-async def mirroring(settings: S3Settings, blobs: Blobs, *needed: str) -> AsyncIterator[Mirror]:
+async def mirroring(settings: S3Settings, blobs: FolderBlobs, *needed: str) -> AsyncIterator[Mirror]:
     async def wanted() -> frozenset[str]:
         return frozenset(needed)
 
@@ -86,7 +86,7 @@ async def fetched(url: str, method: str = "GET", **headers: str) -> tuple[int, b
 async def test_what_modules_need_is_brought_there_and_offered_by_an_address_that_opens_it_alone(
     bucket: Bucket, tmp_path: Path
 ) -> None:
-    blobs = Blobs(tmp_path / "blobs")
+    blobs = FolderBlobs(tmp_path / "blobs")
     one, other = await blobs.put(b"the model" * 1000), await blobs.put(b"another")
     async with mirroring(settings(bucket, tmp_path), blobs, one, other) as mirror:
         url = await address(mirror, one)
@@ -102,7 +102,7 @@ async def test_what_modules_need_is_brought_there_and_offered_by_an_address_that
 
 
 async def test_an_address_ends_when_the_device_was_told_so(bucket: Bucket, tmp_path: Path) -> None:
-    blobs = Blobs(tmp_path / "blobs")
+    blobs = FolderBlobs(tmp_path / "blobs")
     one = await blobs.put(b"the model")
     async with mirroring(settings(bucket, tmp_path), blobs, one) as mirror:
         await address(mirror, one)
@@ -116,7 +116,7 @@ async def test_an_address_ends_when_the_device_was_told_so(bucket: Bucket, tmp_p
 
 
 async def test_a_large_file_goes_in_parts(bucket: Bucket, tmp_path: Path) -> None:
-    blobs, data = Blobs(tmp_path / "blobs"), bytes(range(256)) * (2 * PART_BYTES // 256) + b"and some more"
+    blobs, data = FolderBlobs(tmp_path / "blobs"), bytes(range(256)) * (2 * PART_BYTES // 256) + b"and some more"
     one = await blobs.put(data)
     async with mirroring(settings(bucket, tmp_path), blobs, one) as mirror:
         await address(mirror, one)
@@ -125,7 +125,7 @@ async def test_a_large_file_goes_in_parts(bucket: Bucket, tmp_path: Path) -> Non
 
 
 async def test_what_is_there_already_is_not_sent_again_and_half_of_it_is(bucket: Bucket, tmp_path: Path) -> None:
-    blobs = Blobs(tmp_path / "blobs")
+    blobs = FolderBlobs(tmp_path / "blobs")
     whole, half = await blobs.put(b"whole"), await blobs.put(b"half of it")
     bucket.objects = {f"fleet/one/{whole[:2]}/{whole}": b"whole", f"fleet/one/{half[:2]}/{half}": b"half"}
     async with mirroring(settings(bucket, tmp_path), blobs, whole, half) as mirror:
@@ -137,7 +137,7 @@ async def test_what_is_there_already_is_not_sent_again_and_half_of_it_is(bucket:
 
 async def test_a_file_that_somebody_asks_for_is_brought_too(bucket: Bucket, tmp_path: Path) -> None:
     """As a patch is, which belongs to no module."""
-    blobs = Blobs(tmp_path / "blobs")
+    blobs = FolderBlobs(tmp_path / "blobs")
     async with mirroring(settings(bucket, tmp_path), blobs) as mirror:
         patch = await blobs.put(b"a patch")
         assert await mirror.url(patch, soon()) == ""
@@ -145,7 +145,7 @@ async def test_a_file_that_somebody_asks_for_is_brought_too(bucket: Bucket, tmp_
 
 
 async def test_a_store_that_is_down_offers_nothing_until_it_is_back(bucket: Bucket, tmp_path: Path) -> None:
-    blobs = Blobs(tmp_path / "blobs")
+    blobs = FolderBlobs(tmp_path / "blobs")
     one = await blobs.put(b"the model")
     bucket.down = True
     async with mirroring(settings(bucket, tmp_path), blobs, one) as mirror:
@@ -158,7 +158,7 @@ async def test_a_store_that_is_down_offers_nothing_until_it_is_back(bucket: Buck
 async def test_wrong_credentials_bring_nothing_and_say_nothing_secret(
     bucket: Bucket, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    blobs = Blobs(tmp_path / "blobs")
+    blobs = FolderBlobs(tmp_path / "blobs")
     one = await blobs.put(b"the model")
     mine = settings(bucket, tmp_path)
     bucket.secret_access_key = "something else"
@@ -170,7 +170,7 @@ async def test_wrong_credentials_bring_nothing_and_say_nothing_secret(
 
 
 async def test_a_file_that_is_gone_from_the_hub_is_passed_over(bucket: Bucket, tmp_path: Path) -> None:
-    blobs = Blobs(tmp_path / "blobs")
+    blobs = FolderBlobs(tmp_path / "blobs")
     one = await blobs.put(b"the model")
     async with mirroring(settings(bucket, tmp_path), blobs, "0" * 64, one) as mirror:
         await address(mirror, one)
@@ -183,7 +183,7 @@ async def test_a_store_behind_tls_is_believed_by_the_systems_authorities_only(
     ca = make_ca("a public CA")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*make_server(ca, "localhost").write(tmp_path / "store", "store"))
-    blobs = Blobs(tmp_path / "blobs")
+    blobs = FolderBlobs(tmp_path / "blobs")
     one = await blobs.put(b"the model")
     async with serving(Bucket(), context) as bucket:
         async with mirroring(settings(bucket, tmp_path), blobs, one) as mirror:
@@ -227,7 +227,7 @@ def test_a_mirror_without_credentials_is_refused_by_name(tmp_path: Path, monkeyp
     async def nothing() -> frozenset[str]:
         return frozenset()
 
-    mirror = Mirror(S3Settings("https://s3.example", "models"), Blobs(tmp_path), system_clock, nothing)
+    mirror = Mirror(S3Settings("https://s3.example", "models"), FolderBlobs(tmp_path), system_clock, nothing)
     with pytest.raises(Unavailable, match="AWS_ACCESS_KEY_ID") as caught:
         mirror.open()
     assert caught.value.key == "s3-unavailable"

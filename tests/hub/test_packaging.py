@@ -11,7 +11,7 @@ from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
 from sqlalchemy import update
 
-from cloud_hub.blobs import Blobs
+from cloud_hub.blobs import FolderBlobs
 from cloud_hub.building.request import BuildRequest
 from cloud_hub.errors import Conflict, NotFound, Unprocessable
 from cloud_hub.events import Events
@@ -37,7 +37,7 @@ def iris() -> bytes:
 
 
 @pytest.fixture
-async def shop(store: Store, blobs: Blobs, events: Events, clock: SetClock, iris: bytes) -> Shop:
+async def shop(store: Store, blobs: FolderBlobs, events: Events, clock: SetClock, iris: bytes) -> Shop:
     shop = Shop(store, blobs, events, clock)
     await shop.register(model_onnx=iris)
     return shop
@@ -70,7 +70,7 @@ async def test_a_module_is_built_with_everything_that_a_device_needs(shop: Shop)
 
 
 async def test_what_old_agents_cannot_read_is_kept_from_them(
-    store: Store, blobs: Blobs, events: Events, clock: SetClock
+    store: Store, blobs: FolderBlobs, events: Events, clock: SetClock
 ) -> None:
     shop = Shop(store, blobs, events, clock, name="eye")
     await shop.register(model_onnx=linear(2.0, columns=2))

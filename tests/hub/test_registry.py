@@ -3,7 +3,7 @@ from collections.abc import Mapping
 import pytest
 from sqlalchemy import insert, select, update
 
-from cloud_hub.blobs import Blobs
+from cloud_hub.blobs import FolderBlobs
 from cloud_hub.config import HubPaths
 from cloud_hub.errors import BadRequest, Conflict, NotFound, Unprocessable
 from cloud_hub.events import Events
@@ -27,12 +27,12 @@ MODULE = {
 
 
 @pytest.fixture
-def registry(store: Store, blobs: Blobs, events: Events, clock: SetClock) -> Registry:
+def registry(store: Store, blobs: FolderBlobs, events: Events, clock: SetClock) -> Registry:
     return Registry(store, blobs, events, clock)
 
 
 @pytest.fixture
-async def files(blobs: Blobs) -> dict[str, tuple[str, int]]:
+async def files(blobs: FolderBlobs) -> dict[str, tuple[str, int]]:
     return {path: (await blobs.put(path.encode()), len(path)) for path in ("model.onnx", "labels/en.txt")}
 
 
@@ -129,12 +129,14 @@ async def test_deleting_takes_unsigned_modules_along_and_leaves_signed_ones(
 
 
 @pytest.mark.parametrize("path", ["../model.onnx", "/etc/passwd", "a//b", "", "a/./b", "x" * 201, ".hidden"])
-async def test_paths_that_leave_their_folder_are_refused(registry: Registry, blobs: Blobs, path: str) -> None:
+async def test_paths_that_leave_their_folder_are_refused(registry: Registry, blobs: FolderBlobs, path: str) -> None:
     with pytest.raises(BadRequest, match="plain relative path"):
         await register(registry, {path: (await blobs.put(b"x"), 1)}, "digits")
 
 
-async def test_no_files_too_many_files_and_paths_in_two_cases_are_refused(registry: Registry, blobs: Blobs) -> None:
+async def test_no_files_too_many_files_and_paths_in_two_cases_are_refused(
+    registry: Registry, blobs: FolderBlobs
+) -> None:
     entry = (await blobs.put(b"x"), 1)
     for files in ({}, {f"f{number}": entry for number in range(MAX_FILES + 1)}, {"a.txt": entry, "A.txt": entry}):
         with pytest.raises(BadRequest, match="files: expected"):
@@ -143,7 +145,7 @@ async def test_no_files_too_many_files_and_paths_in_two_cases_are_refused(regist
 
 
 async def test_files_that_were_never_uploaded_or_have_another_size_are_refused(
-    registry: Registry, blobs: Blobs
+    registry: Registry, blobs: FolderBlobs
 ) -> None:
     with pytest.raises(NotFound, match="upload the file first"):
         await register(registry, {"model.onnx": ("0" * 64, 1)}, "digits")
@@ -174,7 +176,7 @@ async def test_everything_is_there_after_a_restart(
     made = await register(registry, files, "digits", stage="test")
     await store.close()
     again = await Store.open(hub_paths.database_url)
-    blobs = Blobs(hub_paths.blobs)
+    blobs = FolderBlobs(hub_paths.blobs)
     assert await Registry(again, blobs, Events(again, clock), clock).get("digits", 1) == made
     assert await blobs.read(made.file("model.onnx").sha256) == b"model.onnx"
     await again.close()

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import delete, func, insert, select
 from typer.testing import CliRunner
 
-from cloud_hub.blobs import Blobs
+from cloud_hub.blobs import FolderBlobs
 from cloud_hub.cli import app
 from cloud_hub.config import HubConfig, HubPaths
 from cloud_hub.events import Events
@@ -25,17 +25,17 @@ DEVICE = "edge-a"
 
 
 @pytest.fixture
-def retention(store: Store, blobs: Blobs, events: Events, clock: SetClock) -> Retention:
+def retention(store: Store, blobs: FolderBlobs, events: Events, clock: SetClock) -> Retention:
     return Retention(HubConfig(), store, blobs, events, clock)
 
 
 @pytest.fixture
-def hub(store: Store, blobs: Blobs, events: Events, clock: SetClock) -> Monitored:
+def hub(store: Store, blobs: FolderBlobs, events: Events, clock: SetClock) -> Monitored:
     return Monitored(store, blobs, events, clock)
 
 
 @pytest.fixture
-async def built(store: Store, blobs: Blobs) -> Built:
+async def built(store: Store, blobs: FolderBlobs) -> Built:
     return await build_module(store, blobs, np.random.default_rng(3).normal(size=(50, 2)))
 
 
@@ -47,7 +47,7 @@ async def counts(store: Store) -> list[int]:
         ]
 
 
-def age(blobs: Blobs, sha256: str, at: float) -> None:
+def age(blobs: FolderBlobs, sha256: str, at: float) -> None:
     os.utime(blobs.path(sha256), (at, at))
 
 
@@ -93,7 +93,7 @@ async def test_more_rows_than_one_slice_go_too(
 
 
 async def test_an_upload_that_nobody_registered_goes_after_a_day(
-    blobs: Blobs, retention: Retention, clock: SetClock
+    blobs: FolderBlobs, retention: Retention, clock: SetClock
 ) -> None:
     orphan, fresh = await blobs.put(b"never registered"), await blobs.put(b"just uploaded")
     age(blobs, orphan, clock() - 1.1 * DAY_S)
@@ -104,7 +104,7 @@ async def test_an_upload_that_nobody_registered_goes_after_a_day(
 
 
 async def test_an_old_file_that_is_uploaded_again_is_new_again(
-    blobs: Blobs, retention: Retention, clock: SetClock
+    blobs: FolderBlobs, retention: Retention, clock: SetClock
 ) -> None:
     sha256 = await blobs.put(b"again")
     age(blobs, sha256, 0.0)
@@ -113,16 +113,16 @@ async def test_an_old_file_that_is_uploaded_again_is_new_again(
     assert await retention.sweep() == Swept()
 
 
-async def test_a_file_that_is_stored_anew_during_the_sweep_stays(blobs: Blobs) -> None:
+async def test_a_file_that_is_stored_anew_during_the_sweep_stays(blobs: FolderBlobs) -> None:
     sha256 = await blobs.put(b"golden input")
     stored_at = blobs.path(sha256).stat().st_mtime
-    assert blobs.remove(sha256, before=stored_at) is None
-    assert blobs.remove(sha256, before=stored_at + 1.0) == len(b"golden input")
-    assert blobs.remove(sha256, before=stored_at + 1.0) is None
+    assert await blobs.remove(sha256, before=stored_at) is None
+    assert await blobs.remove(sha256, before=stored_at + 1.0) == len(b"golden input")
+    assert await blobs.remove(sha256, before=stored_at + 1.0) is None
 
 
 async def test_files_of_a_module_that_is_registered_during_the_sweep_stay(
-    store: Store, blobs: Blobs, built: Built, retention: Retention
+    store: Store, blobs: FolderBlobs, built: Built, retention: Retention
 ) -> None:
     for sha256 in (built.manifest_sha256, built.reference_sha256):
         age(blobs, sha256, 0.0)
@@ -132,7 +132,7 @@ async def test_files_of_a_module_that_is_registered_during_the_sweep_stay(
         await connection.execute(delete(modules))
     orphan = await blobs.put(b"its removal is the last act of the sweep")
     age(blobs, orphan, 0.0)
-    listed = blobs.stored_before
+    listed = await blobs.stored_before(1.0)
 
     class Registering(Retention):
         async def _with_files(self, manifests: set[str]) -> set[str]:
@@ -141,14 +141,14 @@ async def test_files_of_a_module_that_is_registered_during_the_sweep_stay(
                     await connection.execute(insert(modules).values(row))
             return await super()._with_files(manifests)
 
-    assert built.reference_sha256 in listed(1.0)
+    assert built.reference_sha256 in listed
     sweep = Registering(HubConfig(), store, blobs, retention._events, retention._clock)
     assert (await sweep.sweep()).files == 1
     assert blobs.path(built.reference_sha256).exists()
 
 
 async def test_files_of_models_and_modules_stay_however_old(
-    store: Store, blobs: Blobs, events: Events, built: Built, retention: Retention, clock: SetClock
+    store: Store, blobs: FolderBlobs, events: Events, built: Built, retention: Retention, clock: SetClock
 ) -> None:
     model = await blobs.put(b"weights")
     await Registry(store, blobs, events, clock).register(NewModel("m"), {"m.onnx": (model, 7)}, "operator")
@@ -168,7 +168,7 @@ def test_the_command_says_what_it_removed(tmp_path: Path) -> None:
     folder = tmp_path / "hub"
     made = CliRunner().invoke(app, ["init", str(folder), "--dev", "--api-port", "0", "--mqtt-port", "0"])
     assert made.exit_code == 0, made.output
-    blobs = Blobs(HubPaths(folder).blobs)
+    blobs = FolderBlobs(HubPaths(folder).blobs)
     age(blobs, asyncio.run(blobs.put(b"lost")), 0.0)
     result = CliRunner().invoke(app, ["gc", str(folder)])
     assert result.output == "removed 0 windows, 0 samples, 0 looks, 0 patches, 1 files (4 bytes)\n"

@@ -185,7 +185,7 @@ async def test_a_question_that_no_agent_asks_is_refused(hub: Hub, offers: Offers
 
 async def manifest_of(hub: Hub) -> str:
     """The digest of the module's manifest, which the device may have as well."""
-    for digest in hub.world.blobs.stored_before(time.time() + 1e6):
+    for digest in await hub.world.blobs.stored_before(time.time() + 1e6):
         data = await hub.world.blobs.read(digest)
         if data.startswith(b"{") and any(entry.sha256 == hub.file for entry in decode_manifest(data).files):
             return digest

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper
 
-from cloud_hub.blobs import Blobs
+from cloud_hub.blobs import FolderBlobs
 from cloud_hub.building.request import BuildRequest
 from cloud_hub.building.resolve import Resolver
 from cloud_hub.events import Events
@@ -28,7 +28,7 @@ class Shop:
     def __init__(
         self,
         store: Store,
-        blobs: Blobs,
+        blobs: FolderBlobs,
         events: Events,
         clock: SetClock,
         resolver: Resolver | None = None,

@@ -16,7 +16,7 @@ from tuf.api.exceptions import DownloadHTTPError
 from tuf.api.metadata import TargetFile
 from tuf.ngclient import FetcherInterface, Updater
 
-from cloud_hub.blobs import Blobs
+from cloud_hub.blobs import FolderBlobs
 from cloud_hub.claims import Claims, NewToken
 from cloud_hub.clock import Clock
 from cloud_hub.clone_alerts import CloneAlerts
@@ -52,7 +52,7 @@ class TrustWorld:
     config: HubConfig
     paths: HubPaths
     store: Store
-    blobs: Blobs
+    blobs: FolderBlobs
     events: Events
     ca: CertificateAuthority
     image: ImageRepository
@@ -113,7 +113,7 @@ async def trust_world(
     config = config or HubConfig(dev=True, public_host="localhost", mqtt_host="127.0.0.1", mqtt_port=free_port())
     await setup.create(paths, config, offline_keys, clock)
     store = await Store.open(paths.database_url, migrate=False)
-    blobs, events, keys = Blobs(paths.blobs), Events(store, clock), Keys(paths.keys)
+    blobs, events, keys = FolderBlobs(paths.blobs), Events(store, clock), Keys(paths.keys)
     ca = setup.load_authority(paths, timedelta(days=config.certificate_days))
     image = ImageRepository(store, blobs, events, keys, clock)
     director = Director(store, keys, clock)

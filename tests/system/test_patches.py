@@ -18,7 +18,7 @@ from sklearn.datasets import load_iris
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier
 
-from cloud_hub.blobs import Blobs
+from cloud_hub.blobs import FolderBlobs
 from cloud_hub.config import HubPaths
 from cloud_hub.patches.encode import encode
 from cloud_hub.patches.queue import Patch, PatchState
@@ -114,7 +114,7 @@ async def test_a_patch_that_is_spoilt_on_the_hub_is_not_taken_and_the_model_come
     version = await tuned.release()
     for patch in await tuned.built():
         assert patch.sha256 is not None
-        blob = Blobs(tuned.hub.blobs).path(patch.sha256)
+        blob = FolderBlobs(tuned.hub.blobs).path(patch.sha256)
         data = bytearray(blob.read_bytes())
         data[len(data) // 2] ^= 1
         blob.write_bytes(data)
@@ -131,7 +131,7 @@ async def test_a_patch_that_makes_another_file_is_not_taken_and_the_model_comes_
     for path, data in zip(paths, (tuned.models[0], tuned.models[-1]), strict=False):
         path.write_bytes(data)
     encode(*paths)
-    sha256 = await Blobs(tuned.hub.blobs).put_file(paths[2])
+    sha256 = await FolderBlobs(tuned.hub.blobs).put_file(paths[2])
     with closing(sqlite3.connect(tuned.hub.database, timeout=DEADLINE_S)) as database:
         change = "update patches set sha256 = ?, size = ? where target = ?"
         database.execute(change, (sha256, paths[2].stat().st_size, patch.target))
