@@ -8,18 +8,21 @@ compares the two.
 from __future__ import annotations
 
 from cloud_hub.store.tables.alerts import alert_changes, alerts, watch_counts, watches
+from cloud_hub.store.tables.api import kept_requests, operations
 from cloud_hub.store.tables.asking import blob_pieces, commands, sample_blobs
 from cloud_hub.store.tables.base import metadata
 from cloud_hub.store.tables.configuration import configurations
 from cloud_hub.store.tables.datasets import dataset_counters, datasets, retrain_plans, retrain_runs
-from cloud_hub.store.tables.devices import assignments, devices, revocations
+from cloud_hub.store.tables.devices import assignments, devices, reported_modules, revocations
 from cloud_hub.store.tables.events import events
+from cloud_hub.store.tables.groups import device_groups, group_members, saved_queries
 from cloud_hub.store.tables.labels import labels, outcomes, quality_bounds
 from cloud_hub.store.tables.monitoring import look_scopes, looks, samples, streams, windows
 from cloud_hub.store.tables.outward import cursors, deliveries, webhooks
 from cloud_hub.store.tables.people import api_tokens, users
 from cloud_hub.store.tables.privacy import privacy_spent
 from cloud_hub.store.tables.registry import model_counters, model_files, model_versions, modules, patches
+from cloud_hub.store.tables.replicas import leases
 from cloud_hub.store.tables.rollouts import executions, rollouts
 from cloud_hub.store.tables.trust import claim_tokens, director_files, image_files, pending_metadata
 
@@ -36,12 +39,16 @@ __all__ = [
     "dataset_counters",
     "datasets",
     "deliveries",
+    "device_groups",
     "devices",
     "director_files",
     "events",
     "executions",
+    "group_members",
     "image_files",
+    "kept_requests",
     "labels",
+    "leases",
     "look_scopes",
     "looks",
     "metadata",
@@ -49,17 +56,20 @@ __all__ = [
     "model_files",
     "model_versions",
     "modules",
+    "operations",
     "outcomes",
     "patches",
     "pending_metadata",
     "privacy_spent",
     "quality_bounds",
+    "reported_modules",
     "retrain_plans",
     "retrain_runs",
     "revocations",
     "rollouts",
     "sample_blobs",
     "samples",
+    "saved_queries",
     "streams",
     "users",
     "watch_counts",
