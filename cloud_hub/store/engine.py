@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from cloud_hub.bell import Bell
 from cloud_hub.errors import Unavailable
+from cloud_hub.store.guards import connection_here, guards_here, reading_through
 
 WRITE_WAIT_S: Final = 30.0
 CONNECT_S: Final = 10
@@ -62,13 +63,23 @@ class Store:
 
         Raises Unavailable `database-unreachable`, as `write` does.
         """
+        if (around := connection_here()) is not None:
+            yield around
+            return
         with _reaching(self._readers.url):
             async with self._readers.connect() as connection:
                 yield connection
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
-        """The only writing transaction of this process. Raises Unavailable `store-busy` after WRITE_WAIT_S."""
+        """The only writing transaction of this process. Raises Unavailable `store-busy` after WRITE_WAIT_S.
+
+        The first one of a request also does what `guards` ask for.
+        """
+        if (around := connection_here()) is not None:
+            async with around.begin_nested():
+                yield around
+            return
         try:
             # Not wait_for: before Python 3.12 that swallows a cancellation that comes together with the turn.
             async with asyncio.timeout(WRITE_WAIT_S):
@@ -77,16 +88,31 @@ class Store:
             raise Unavailable(
                 "store-busy", f"the database was still writing after {WRITE_WAIT_S:.0f} s; nothing was changed"
             ) from error
+        guards = guards_here()
         try:
             with _reaching(self._writer.url):
                 async with self._writer.begin() as connection:
                     news = connection.info
                     news[_RING] = False
+                    if guards is not None:
+                        await guards.run(connection)
                     yield connection
+            if guards is not None:
+                guards.passed = True
             if news[_RING]:
                 self.bell.ring()
         finally:
             self._turn.release()
+
+    @asynccontextmanager
+    async def whole(self) -> AsyncIterator[AsyncConnection]:
+        """Everything that is read and written inside, by this task, is one writing transaction.
+
+        For what is short: nobody else writes meanwhile. Nothing inside may tell others what it has written.
+        """
+        async with self.write() as connection:
+            with reading_through(connection):
+                yield connection
 
     def ring_after(self, connection: AsyncConnection) -> None:
         """Whoever listens is told once this transaction has committed."""
