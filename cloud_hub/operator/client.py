@@ -16,7 +16,6 @@ from typing import BinaryIO, Final, Self
 from cloud_hub.api.devices import DeviceDetail, NewTags, Readmitted
 from cloud_hub.api.models import FileReference, RegisterModel
 from cloud_hub.api.people import Login, NewPassword, WhoAmI
-from cloud_hub.api.rollouts import AbortRequest
 from cloud_hub.api.system import HubHealth, Upload
 from cloud_hub.api.trust import SignedMetadata, TrustStatus
 from cloud_hub.building.request import BuildRequest
@@ -36,6 +35,7 @@ from cloud_hub.operator.errors import Refused
 from cloud_hub.operator.label_calls import LabelCalls
 from cloud_hub.operator.privacy_calls import PrivacyCalls
 from cloud_hub.operator.retrain_calls import RetrainCalls
+from cloud_hub.operator.rollout_calls import RolloutCalls
 from cloud_hub.operator.transport import Progress, Transport, path_of
 from cloud_hub.operator.webhook_calls import WebhookCalls
 from cloud_hub.packaging import ModuleRelease
@@ -44,9 +44,6 @@ from cloud_hub.people import ApiToken, NewApiToken, NewSession, NewUser, User, U
 from cloud_hub.registry import ModelVersion, NewModel
 from cloud_hub.renewals import Readmission
 from cloud_hub.roles import Role
-from cloud_hub.rollouts.controller import NewRollout
-from cloud_hub.rollouts.plan import Rollout
-from cloud_hub.rollouts.status import RolloutStatus
 from cloud_hub.trust.ceremony import Outcome, Pending
 from cloud_hub.trust.standing import Repository
 
@@ -57,7 +54,17 @@ def no_progress(_more: int) -> None:
     """For callers who show none."""
 
 
-class HubClient(AskingCalls, AlertCalls, LabelCalls, ArmCalls, PrivacyCalls, WebhookCalls, DataSetCalls, RetrainCalls):
+class HubClient(
+    AskingCalls,
+    AlertCalls,
+    LabelCalls,
+    ArmCalls,
+    PrivacyCalls,
+    WebhookCalls,
+    DataSetCalls,
+    RetrainCalls,
+    RolloutCalls,
+):
     """Raises `errors.Refused` for what the hub refuses, `HubUnreachable` when it does not answer."""
 
     def __init__(self, context: HubContext, reason: str = "") -> None:
@@ -267,29 +274,6 @@ class HubClient(AskingCalls, AlertCalls, LabelCalls, ArmCalls, PrivacyCalls, Web
     async def append_blob(self, sha256: str, file: BinaryIO, span: tuple[int, int], progress: Progress) -> None:
         """Writes bytes [from, to) of a file by its digest to the end of `file`; whoever asks checks them."""
         await self._http.append(path_of("blobs", sha256), file, span, progress)
-
-    # --- rollouts -----------------------------------------------------------------------------------------------
-    async def create_rollout(self, new: NewRollout) -> RolloutStatus:
-        return await self._http.ask(RolloutStatus, "POST", "/rollouts", new)
-
-    async def rollouts(self, state: str = "", limit: int = 100) -> list[Rollout]:
-        """Newest first."""
-        return await self._http.ask(list[Rollout], "GET", "/rollouts", query={"state": state, "limit": limit})
-
-    async def rollout(self, rollout: str) -> RolloutStatus:
-        return await self._http.ask(RolloutStatus, "GET", path_of("rollouts", rollout))
-
-    async def start_rollout(self, rollout: str) -> RolloutStatus:
-        return await self._http.ask(RolloutStatus, "POST", path_of("rollouts", rollout, "start"))
-
-    async def pause_rollout(self, rollout: str) -> RolloutStatus:
-        return await self._http.ask(RolloutStatus, "POST", path_of("rollouts", rollout, "pause"))
-
-    async def resume_rollout(self, rollout: str) -> RolloutStatus:
-        return await self._http.ask(RolloutStatus, "POST", path_of("rollouts", rollout, "resume"))
-
-    async def abort_rollout(self, rollout: str, reason: str = "") -> RolloutStatus:
-        return await self._http.ask(RolloutStatus, "POST", path_of("rollouts", rollout, "abort"), AbortRequest(reason))
 
     # --- monitoring ---------------------------------------------------------------------------------------------
     async def windows(
