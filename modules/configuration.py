@@ -17,6 +17,7 @@ from modules.errors import ConfigurationError
 
 MAX_CONFIG_BYTES = 32 * 1024  # of one device's; it is one string in a worker's environment, where Linux takes 128 KiB
 MAX_DEPTH = 16
+MAX_SCHEMA_BYTES = 64 * 1024
 _MAX_INTEGER = 2**63
 
 

@@ -14,6 +14,7 @@ import msgspec
 
 from firmware_profiles.profile import NAME_PATTERN, Requirements
 from modules.bundle import FileEntry, sha256_hex
+from modules.configuration import MAX_SCHEMA_BYTES
 from modules.errors import MALFORMED, ManifestError
 from modules.runtime import NEWER_AGENT as NEWER_AGENT
 from modules.runtime import Runtime as Runtime  # a word of the manifest, too
@@ -111,7 +112,11 @@ class Health(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One edge module, for one device profile. `reference` is the path of the reference profile, or empty."""
+    """One edge module, for one device profile. `reference` is the path of the reference profile, or empty.
+
+    `config_schema` is what a configuration of the module must be: a JSON Schema (2020-12) as text. Where it is absent,
+    any object may be one. Agents of before version 0.2 refuse a manifest that has it.
+    """
 
     name: str
     version: int
@@ -127,6 +132,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sampling: SamplingPolicy = SamplingPolicy()
     reference: str = ""
     format: int = FORMAT
+    config_schema: str | msgspec.UnsetType = msgspec.UNSET
 
     def __post_init__(self) -> None:
         for field, value in (("name", self.name), ("profile", self.profile)):
@@ -136,6 +142,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ManifestError(f"manifest of {self.name}: expected format {FORMAT}, got {self.format}")
         if self.version < 1:
             raise ManifestError(f"manifest of {self.name}: expected a version of at least 1, got {self.version}")
+        if self.config_schema is not msgspec.UNSET and not 2 <= len(self.config_schema) <= MAX_SCHEMA_BYTES:
+            raise ManifestError(f"manifest of {self.name}: expected a schema of 2 to {MAX_SCHEMA_BYTES} characters")
         paths = [entry.path for entry in self.files]
         if len({path.lower() for path in paths}) != len(paths):
             raise ManifestError(f"manifest of {self.name}: a path stands twice among the files")

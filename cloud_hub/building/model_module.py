@@ -17,6 +17,7 @@ from cloud_hub.building.manifests import lineage, requirements, understood
 from cloud_hub.building.request import BuildRequest
 from cloud_hub.building.resolve import Resolver, Target
 from cloud_hub.building.runtime import runtime
+from cloud_hub.configuration.schemas import schema_text
 from cloud_hub.probing.request import ProbeResult
 from cloud_hub.registry import ModelVersion
 from firmware_profiles.profile import DeviceProfile, Requirements
@@ -31,6 +32,7 @@ async def model_manifest(
     request: BuildRequest, model: ModelVersion, profile: DeviceProfile, bench: Bench, resolver: Resolver
 ) -> Manifest:
     """Raises Unprocessable with what does not fit, NotFound for an upload that is not there."""
+    schema = await schema_text(request.config_schema) if request.config_schema is not None else msgspec.UNSET
     sources = await gather(request, model, bench)
     target = target_of(profile, request.python, resolver)
     libraries = await _libraries(request, target, resolver, bench)
@@ -48,11 +50,14 @@ async def model_manifest(
         outputs=result.outputs,
         files=(*own, *carried),
         runtime=runs,
-        requires=_required(request, runs, profile, target, own, carried, _is_plain(result)),
+        requires=_required(
+            request, runs, profile, target, own, carried, _is_plain(result) and request.config_schema is None
+        ),
         resources=request.resources or Resources(),
         health=_health(request, runs, result.golden),
         sampling=request.sampling or SamplingPolicy(),
         reference=REFERENCE_PATH if result.reference else "",
+        config_schema=schema,
     )
     if not runs.is_plain:  # as the worker will, before it loads
         check_runtime(runs, manifest.stages, manifest.inputs, manifest.outputs, manifest.resources.memory_mib)

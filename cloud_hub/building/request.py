@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -50,7 +50,8 @@ class BuildRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
     requirement list or conda file of the script's libraries; those, for the profile and for the version `python` of
     its interpreter, become part of the module. `folder` is where, in the module, the model version's files lie: the
     worker's AZUREML_MODEL_DIR when empty, else below it, such as digits/3.
-    `container` puts the module into an image, see `cloud_hub.building.container`.
+    `container` puts the module into an image, see `cloud_hub.building.container`. `config_schema` is a JSON Schema
+    (2020-12, references only within it) that every configuration of the module must satisfy.
     """
 
     model: str
@@ -72,6 +73,7 @@ class BuildRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
     python: str = ""
     folder: str = ""
     container: ContainerRequest | None = None
+    config_schema: dict[str, Any] | None = None  # JSON
 
     def __post_init__(self) -> None:
         if self.publisher and not re.fullmatch(NAME_PATTERN, self.publisher):

@@ -1,0 +1,75 @@
+"""What devices get by a revision: the rule of `document`, with the database saying which overrides are theirs.
+
+Functions over a connection, a few statements for as many devices as a caller assigns at once. Called by the rollout
+engine when it assigns, and by `configurations`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, Final
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from cloud_hub.configuration import book
+from cloud_hub.configuration.document import Document, resolve
+from cloud_hub.errors import BadRequest
+from cloud_hub.query import Moment, Query, parse
+from cloud_hub.store.bulk import in_slices
+from cloud_hub.store.tables import devices as device_rows
+
+# A device is what it is and where it belongs; what it does just now is nothing that a configuration could follow.
+LASTING: Final = frozenset({"id", "profile", "arch", "tags", "groups", "accelerators"})
+_NO_MOMENT: Final = Moment(0.0, 0.0)  # which nothing that lasts depends on
+
+
+async def standing(connection: AsyncConnection, module: str) -> int:
+    """The revision that stands; 0 where there is none."""
+    return await book.standing(connection, module)
+
+
+async def resolved(
+    connection: AsyncConnection, module: str, revision: int, devices: Collection[str]
+) -> dict[str, dict[str, Any]]:
+    """The configuration of each device by that revision (0: nothing); devices that are not there are left out.
+
+    Equal configurations may be one object: not to be changed. Raises NotFound `configuration-not-found`.
+    """
+    if not revision:
+        return {device: {} for device in devices}
+    return await resolved_by(connection, await book.document(connection, module, revision), devices)
+
+
+async def resolved_by(
+    connection: AsyncConnection, document: Document, devices: Collection[str]
+) -> dict[str, dict[str, Any]]:
+    """As `resolved`, by a document."""
+    queries = [target_query(override.target) for override in document.targets]
+    columns = [query.where(_NO_MOMENT).label(f"m{index}") for index, query in enumerate(queries)]
+    shared: dict[tuple[int, ...], dict[str, Any]] = {}
+    found: dict[str, dict[str, Any]] = {}
+    for some in in_slices(sorted(devices)):
+        rows = await connection.execute(select(device_rows.c.id, *columns).where(device_rows.c.id.in_(some)))
+        for device, *said in rows:
+            matching = tuple(index for index, holds in enumerate(said) if holds)
+            if document.own(device) is not None:
+                found[device] = resolve(document, matching, device)
+                continue
+            if matching not in shared:
+                shared[matching] = resolve(document, matching, "")
+            found[device] = shared[matching]
+    return found
+
+
+def target_query(text: str) -> Query:
+    """Raises BadRequest `query-invalid`, or `target-changes` for what a device is only now and then."""
+    query = parse(text)
+    passing = sorted(query.needs() - LASTING)
+    if passing:
+        raise BadRequest(
+            "target-changes",
+            f"{text!r}: expected conditions on {', '.join(sorted(LASTING))}, got one on {', '.join(passing)}, which a "
+            "device is only now and then; nothing was changed",
+        )
+    return query
