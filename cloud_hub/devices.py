@@ -8,12 +8,12 @@ Called by the API (enrolment, inventory), `link` (reports, doorbells) and the ro
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 import msgspec
 from cryptography import x509
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import and_, delete, insert, select, update
 from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -21,13 +21,12 @@ from cloud_hub.broker import device_address
 from cloud_hub.claims import Claims, check_profile
 from cloud_hub.clock import Clock
 from cloud_hub.clone_alerts import CloneAlerts
-from cloud_hub.clones import remembered, suspicion
 from cloud_hub.config import HubConfig
-from cloud_hub.errors import BadRequest, Conflict, HubError, NotFound
+from cloud_hub.errors import BadRequest, HubError, NotFound
 from cloud_hub.events import Events
+from cloud_hub.intake.storing import Outcome, ReportStore
 from cloud_hub.query import DeviceFacts, Query, check_tags
 from cloud_hub.renewals import Renewals
-from cloud_hub.reports import known_version, verify_report
 from cloud_hub.revocations import Revocations
 from cloud_hub.store.engine import Store
 from cloud_hub.store.tables import assignments, devices
@@ -40,6 +39,7 @@ from modules.enrolment import ClaimToken, EnrollAnswer, EnrollRequest
 from modules.errors import ModuleError
 from modules.messages import DeviceReport, SignedReport, decode_report
 
+BEHIND_PAGE: Final = 1000
 _log = logging.getLogger(__name__)
 
 
@@ -98,6 +98,7 @@ class Devices:
         self._catalog = catalog
         self._clock = clock
         self._clones = clones
+        self._reports = ReportStore(store, events, renewals, clones, clock)
 
     async def enroll(self, request: EnrollRequest, actor: str) -> EnrollAnswer:
         """Takes the token and gives a certificate: both or neither.
@@ -191,43 +192,31 @@ class Devices:
         NotFound `device-not-found`, Conflict `device-retired` `report-signature`, `report-device` or
         `report-invalid`.
         """
-        async with self._store.write() as connection:
-            row = await _row(connection, device)
-            if row.retired_at is not None:
-                raise Conflict("device-retired", f"device {device} is retired; its report was dropped", device=device)
-            known = (row.certificate, *((row.next_certificate,) if row.next_certificate else ()))
-            report, signer = verify_report(known, device, signed)
-            if signer > 0:
-                await self._renewals.seen(connection, row)
-            before = _stored_report(row)
-            if why := suspicion(row.boots, before, report):
-                await self._clones.suspect(connection, device, why)
-            if report.counter <= row.report_counter:
-                return None
-            change = update(devices).where(devices.c.id == device)
-            values = {"report_counter": report.counter, "report_at": self._clock(), "report": signed.body}
-            await connection.execute(change.values(**values, boots=remembered(row.boots, report)))
-            await self._record_attacks(connection, device, report, before)
-        return report
+        (outcome,) = await self.take_reports([(device, signed)])
+        if isinstance(outcome, HubError):
+            raise outcome
+        return outcome
 
-    async def behind(self) -> tuple[tuple[str, int], ...]:
-        """Devices whose last report knows less than their director, each with the director's version."""
-        query = select(devices.c.id, devices.c.director_version, devices.c.report)
+    async def accept_reports(self, batch: Sequence[tuple[str, SignedReport]]) -> list[tuple[str, DeviceReport]]:
+        """As `accept_report`, for many in one transaction: those that count. The others are left out."""
+        outcomes = await self.take_reports(batch)
+        named = zip((device for device, _ in batch), outcomes, strict=True)
+        return [(device, outcome) for device, outcome in named if isinstance(outcome, DeviceReport)]
+
+    async def take_reports(self, batch: Sequence[tuple[str, SignedReport]]) -> list[Outcome]:
+        """What became of each: the report when it counts, what `accept_report` would raise, or None."""
+        return await self._reports.take(batch)
+
+    async def behind(self, after: str = "", limit: int = BEHIND_PAGE) -> tuple[tuple[str, int], ...]:
+        """Devices whose last report knows less than their director, each with the director's version.
+
+        A page in the order of their ids, of those behind the id `after`. An index holds just these devices.
+        """
+        lagging = and_(devices.c.retired_at.is_(None), devices.c.known_version < devices.c.director_version)
+        query = select(devices.c.id, devices.c.director_version).where(lagging, devices.c.id > after)
         async with self._store.read() as connection:
-            rows = await connection.execute(query.where(devices.c.retired_at.is_(None)))
-            return tuple(
-                (row.id, row.director_version) for row in rows if known_version(row.report) < row.director_version
-            )
-
-    async def _record_attacks(
-        self, connection: AsyncConnection, device: str, report: DeviceReport, before: DeviceReport | None
-    ) -> None:
-        known = {attack.key: attack.count for attack in before.attacks} if before is not None else {}
-        for attack in report.attacks:
-            if attack.count > known.get(attack.key, 0):
-                await self._events.record(
-                    connection, "device.attack", device, device, key=attack.key, text=attack.text, count=attack.count
-                )
+            rows = await connection.execute(query.order_by(devices.c.id).limit(limit))
+            return tuple((row.id, row.director_version) for row in rows)
 
     async def _revoke_certificates(self, connection: AsyncConnection, device: str, reason: str) -> bool:
         """All that the device has, so that a second one with its key is out too; whether there is such a device."""
@@ -257,7 +246,7 @@ class Devices:
         """A new row, or the old one with the new certificate. Director versions go on; reports begin anew."""
         fresh: dict[str, object] = {"profile": request.profile, "certificate": certificate, "next_certificate": None}
         fresh |= {"issued_at": self._clock(), "readmit_until": None, "boots": []}
-        fresh |= {"report_counter": 0, "report": None}
+        fresh |= {"report_counter": 0, "report": None, "known_version": 0}
         if not again:
             values = {"id": request.device, "tags": dict(tags), "created_at": self._clock(), "director_version": 1}
             await connection.execute(insert(devices).values(**values, **fresh))

@@ -13,7 +13,7 @@ import logging
 import random
 import socket
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -26,6 +26,7 @@ from cloud_hub.broker import client_context, hub_address
 from cloud_hub.config import HubConfig, HubPaths
 from cloud_hub.errors import HubError
 from cloud_hub.inbox import Complaints, Inbox, Work
+from cloud_hub.store.bulk import in_slices
 from cloud_hub.trust.ca import HUB_CLIENT_NAME
 from modules.commands import Command
 from modules.errors import MessageError, TopicError
@@ -56,6 +57,7 @@ FIRST_RETRY_S = 0.1
 LAST_RETRY_S = 5.0
 STOP_DEADLINE_S = 5.0
 DOORBELL_ROUND_S = 10.0
+RINGS_AT_ONCE = 200
 ROUNDS_UNTIL_ALL = 30  # every so many rounds the devices that lag are rung again even when nothing has changed
 
 MAX_INCOMING = 20_000
@@ -79,15 +81,15 @@ class Handlers:
 
     `on_get(device, get)`, `on_renew(device, renew)` and `on_offers(device, offers)` give the answer;
     `on_batch(device, batch)` gives the acknowledgement once the batch is committed, or None when there is nothing to
-    acknowledge; `on_report(device, report)` takes a signed report; `behind()` gives the devices that do not know their
-    newest director version yet, with that version.
+    acknowledge; `on_report(device, report)` takes a signed report; `behind(after)` gives devices that do not know their
+    newest director version yet, with that version: a page in the order of their ids, behind `after`.
     """
 
     on_get: Callable[[str, Get], Awaitable[Answer | Refusal]]
     on_renew: Callable[[str, Renew], Awaitable[Renewed | Refusal]]
     on_batch: Callable[[str, Batch], Awaitable[Ack | None]]
     on_report: Callable[[str, SignedReport], Awaitable[object]]
-    behind: Callable[[], Awaitable[Sequence[tuple[str, int]]]]
+    behind: Callable[[str], Awaitable[Sequence[tuple[str, int]]]]
     on_offers: Callable[[str, Offers], Awaitable[Offered | Refusal]] = _offer_nothing
 
 
@@ -143,6 +145,11 @@ class HubLink:
             self._rung[device] = director_version
         except aiomqtt.MqttError as error:
             log.info("doorbell of %s not rung now: %s", device, error)
+
+    async def ring_many(self, versions: Mapping[str, int]) -> None:
+        """As `ring`, for many: the broker's receipts are awaited together, RINGS_AT_ONCE at a time."""
+        for some in in_slices(list(versions.items()), RINGS_AT_ONCE):
+            await asyncio.gather(*(self.ring(device, version) for device, version in some))
 
     async def publish_event(self, topic: str, payload: bytes, properties: Properties) -> None:
         """Returns when the broker has it. Raises aiomqtt.MqttError, also while there is no connection."""
@@ -215,13 +222,17 @@ class HubLink:
             if rounds % ROUNDS_UNTIL_ALL == 0:
                 self._rung.clear()
             try:
-                for device, version in await self._handlers.behind():
-                    if self._rung.get(device) != version:
-                        await self.ring(device, version)
+                await self._ring_all_behind()
             except Exception:
                 log.exception("could not find out which devices lag behind; trying again in %s s", DOORBELL_ROUND_S)
             rounds += 1
             await asyncio.sleep(DOORBELL_ROUND_S)
+
+    async def _ring_all_behind(self) -> None:
+        after = ""
+        while page := await self._handlers.behind(after):
+            await self.ring_many({device: at for device, at in page if self._rung.get(device) != at})
+            after = page[-1][0]
 
     def _receive(self, message: aiomqtt.Message) -> None:
         """Puts the message where it will be worked on. Never waits and never raises."""

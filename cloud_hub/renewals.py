@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from cloud_hub.clock import Clock
 from cloud_hub.errors import Conflict, HubError, NotFound, Unauthorized, Unprocessable
 from cloud_hub.events import Events
+from cloud_hub.intake.checking import Standing
 from cloud_hub.reports import signed_by
 from cloud_hub.revocations import Revocations
 from cloud_hub.store.engine import Store
@@ -108,8 +109,10 @@ class Renewals:
             )
         return until
 
-    async def seen(self, connection: AsyncConnection, row: Row[Any]) -> None:
+    async def seen(self, connection: AsyncConnection, row: Standing) -> None:
         """The device has used its new certificate: from now on that is its certificate, and the old one is revoked."""
+        if row.next_certificate is None:
+            raise ValueError(f"device {row.id} has no new certificate")
         await self._revocations.add(connection, row.certificate, row.id, "renewed")
         change = update(devices).where(devices.c.id == row.id)
         await connection.execute(change.values(certificate=row.next_certificate, next_certificate=None))

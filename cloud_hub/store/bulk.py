@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import Column, ColumnCollection, ColumnElement, Row, Select, Table, and_, func, insert, select
+from sqlalchemy import Column, ColumnCollection, ColumnElement, Row, Select, Table, and_, func, insert, select, update
 from sqlalchemy import bindparam as bound
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -52,6 +52,31 @@ async def upsert(
         plain = sqlite.insert(table)
         values = _set(table, names, plain.excluded, changes)
         await connection.execute(plain.on_conflict_do_update(index_elements=_keys(table), set_=values), list(rows))
+
+
+async def update_many(connection: AsyncConnection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Change rows that are there: each of `rows` has the primary key and the same other columns, which it sets.
+
+    No two may have the same key. A key that is not there changes nothing.
+    """
+    if not rows:
+        return
+    keys = _keys(table)
+    names = [name for name in rows[0] if name not in keys]
+    if connection.dialect.name == "postgresql":
+        arrays = [_array(table.c[name]) for name in rows[0]]
+        given = func.unnest(*arrays).table_valued(*rows[0], name="given").render_derived()
+        same = and_(*(table.c[key] == given.c[key] for key in keys))
+        change = update(table).where(same).values({name: given.c[name] for name in names})
+        await connection.execute(change, _columns(rows, list(rows[0])))
+    else:
+        same = and_(*(table.c[key] == bound(f"of_{key}") for key in keys))
+        change = (
+            update(table).where(same).values({name: bound(f"to_{name}", type_=table.c[name].type) for name in names})
+        )
+        await connection.execute(
+            change, [{f"of_{k}" if k in keys else f"to_{k}": value for k, value in row.items()} for row in rows]
+        )
 
 
 async def find(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import JSON, BigInteger, Boolean, Column, Float, Index, Integer, LargeBinary, String, Table, Text
+from sqlalchemy import JSON, BigInteger, Boolean, Column, Float, Index, Integer, LargeBinary, String, Table, Text, text
 
 from cloud_hub.store.tables.base import metadata
 
@@ -22,8 +22,11 @@ devices = Table(
     Column("director_version", Integer, nullable=False),  # the version that the director stands at, signed or not yet
     Column("report_counter", BigInteger, nullable=False),
     Column("report_at", Float),  # by the hub's clock
+    Column("known_version", Integer, nullable=False, server_default="0"),  # the director's version in that report
     Column("report", LargeBinary),  # DeviceReport JSON as signed by the device
 )
+_BEHIND = text("known_version < director_version AND retired_at IS NULL")
+Index("ix_devices_behind", devices.c.id, sqlite_where=_BEHIND, postgresql_where=_BEHIND)  # whose doorbell is to ring
 # Certificates that are no longer to be accepted, until they end. The list that the broker reads is made of these.
 revocations = Table(
     "revocations",
