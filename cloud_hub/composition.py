@@ -6,7 +6,7 @@ get their files (`_delivery`), and at last what ties them together. Called by `s
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -29,6 +29,7 @@ from cloud_hub.devices import Devices
 from cloud_hub.events import Events
 from cloud_hub.expulsion import Expulsion
 from cloud_hub.images.bases import Bases
+from cloud_hub.intake.waiting import Intake
 from cloud_hub.labels.room import LabelRoom, label_room
 from cloud_hub.link import Handlers, HubLink
 from cloud_hub.metrics.room import Watched, metrics
@@ -60,7 +61,7 @@ from cloud_hub.trust.keys import Keys, key_folders
 from cloud_hub.trust.setup import load_authority
 from cloud_hub.ways import Ways
 from firmware_profiles.profile import DeviceProfile
-from modules.messages import SignedReport
+from modules.messages import DeviceReport, SignedReport
 
 OnReport = Callable[[str, SignedReport], Awaitable[object]]
 
@@ -125,9 +126,8 @@ def compose(ground: Ground) -> Rooms:
     delivery = _delivery(ground, identity)
     registry, desired = Registry(store, blobs, events, clock), Desired(store, clock)
 
-    async def on_report(device: str, signed: SignedReport) -> None:
-        report = await identity.devices.accept_report(device, signed)
-        if report is not None:
+    async def on_reports(reports: Sequence[tuple[str, DeviceReport]]) -> None:
+        for device, report in reports:
             await rollouts.on_report(device, report)
             await asked.commands.heard(device)
 
@@ -135,7 +135,8 @@ def compose(ground: Ground) -> Rooms:
         delivery.serving.forget(device)
         await link.ring(device, director_version)
 
-    link = HubLink(config, paths, _handlers(identity, watch, delivery, on_report))
+    intake = Intake(identity.devices.take_reports, on_reports)
+    link = HubLink(config, paths, _handlers(identity, watch, delivery, intake.take))
     out = outward(config, paths, store, events, clock, link)
     rollouts = Controller(store, events, desired, ring, clock)
     asked = asking(config, store, blobs, ground.tensors, events, desired, link, ring, clock)

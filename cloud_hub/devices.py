@@ -197,13 +197,13 @@ class Devices:
             raise outcome
         return outcome
 
-    async def accept_reports(self, batch: Sequence[tuple[str, SignedReport]]) -> list[tuple[str, DeviceReport]]:
+    async def accept_reports(self, batch: Sequence[tuple[str, SignedReport]]) -> Sequence[tuple[str, DeviceReport]]:
         """As `accept_report`, for many in one transaction: those that count. The others are left out."""
         outcomes = await self.take_reports(batch)
         named = zip((device for device, _ in batch), outcomes, strict=True)
         return [(device, outcome) for device, outcome in named if isinstance(outcome, DeviceReport)]
 
-    async def take_reports(self, batch: Sequence[tuple[str, SignedReport]]) -> list[Outcome]:
+    async def take_reports(self, batch: Sequence[tuple[str, SignedReport]]) -> Sequence[Outcome]:
         """What became of each: the report when it counts, what `accept_report` would raise, or None."""
         return await self._reports.take(batch)
 
