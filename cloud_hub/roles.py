@@ -6,7 +6,6 @@ A route names the role that it needs (`api.route`); `access` holds what is shown
 from __future__ import annotations
 
 import enum
-import re
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -14,7 +13,6 @@ from cloud_hub.errors import BadRequest
 from cloud_hub.query import DeviceFacts, Query, parse
 
 MAX_SCOPE_CHARS: Final = 4000
-_OR: Final = re.compile(r"\s+or\s+")
 
 
 class Role(enum.StrEnum):
@@ -31,40 +29,44 @@ class Role(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Scope:
-    """The devices that somebody may see and act on: those of any of the queries. No query: every device."""
+    """The devices that somebody may see and act on: those that the query means. No query: every device.
 
-    queries: tuple[Query, ...] = ()
+    Only id, profile and tags count, which no device can change by what it reports.
+    """
+
+    query: Query | None = None
 
     @classmethod
     def parse(cls, text: str) -> Scope:
-        """Tag queries joined by ` or `; empty, or with `all` among them: every device. Raises `scope-invalid`."""
-        if len(text) > MAX_SCOPE_CHARS:
-            raise BadRequest("scope-invalid", f"scope: expected at most {MAX_SCOPE_CHARS} characters, got {len(text)}")
+        """A query in which every name but id and profile is one of a tag. Empty: every device.
+
+        Raises BadRequest `scope-invalid`.
+        """
         if not text.strip():
             return cls()
         try:
-            queries = tuple(parse(part) for part in _OR.split(text.strip()))
+            query = parse(text, only_tags=True, most_chars=MAX_SCOPE_CHARS)
         except BadRequest as error:
-            raise BadRequest("scope-invalid", f"scope: {error.message}") from error
-        return cls(queries if all(query.terms for query in queries) else ())
+            raise BadRequest("scope-invalid", f"scope: {error.message.removeprefix('query: ')}") from error
+        return cls(None if query.everything else query)
 
     @property
     def everything(self) -> bool:
-        return not self.queries
+        return self.query is None
 
     def matches(self, device: DeviceFacts) -> bool:
-        return self.everything or any(query.matches(device) for query in self.queries)
+        return self.query is None or self.query.matches(device)
 
     def names(self, name: str) -> bool:
-        """Whether some condition is on `name` (a tag, id or profile)."""
-        return any(term.name == name for query in self.queries for term in query.terms)
+        """Whether some condition is on `name`: id, profile, or tag.NAME."""
+        return self.query is not None and self.query.names(name)
 
     def excludes(self, name: str) -> bool:
         """Whether some condition is that `name` is something else."""
-        return any(term.name == name and not term.equal for query in self.queries for term in query.terms)
+        return self.query is not None and self.query.excludes(name)
 
     def __str__(self) -> str:
-        return " or ".join(query.text for query in self.queries)
+        return self.query.text if self.query is not None else ""
 
 
 EVERYTHING: Final = Scope()

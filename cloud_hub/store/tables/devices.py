@@ -22,11 +22,44 @@ devices = Table(
     Column("director_version", Integer, nullable=False),  # the version that the director stands at, signed or not yet
     Column("report_counter", BigInteger, nullable=False),
     Column("report_at", Float),  # by the hub's clock
+    # What lists and queries need of the last report, so that none is decoded for them (`inventory`).
+    Column("agent_version", String(40), nullable=False, server_default=""),
+    Column("agent_number", BigInteger),  # orders versions, see query.facts.version_number
+    Column("arch", String(32), nullable=False, server_default=""),
+    Column("accelerators", String(255), nullable=False, server_default=""),  # kinds between commas: ,cuda,edgetpu,
+    Column("update_state", String(16), nullable=False, server_default="idle"),
+    Column("memory_mib", Integer),
+    Column("memory_free_mib", Integer),
+    Column("disk_mib", Integer),
+    Column("disk_free_mib", Integer),
+    Column("temperature_c", Float),
+    Column("cores", Integer),
+    Column("load", Float),
+    Column("rtt_ms", Float),
+    Column("booted_at", Float),  # by the hub's clock
+    # Presence: when the broker was last told that it is there, and that it is not. By the hub's clock.
+    Column("online_at", Float),
+    Column("offline_at", Float),
+    Column("seen_at", Float),  # when anything of it was last heard, its end too
     Column("known_version", Integer, nullable=False, server_default="0"),  # the director's version in that report
+    # Behind the small ones: a row is read up to the last column that is asked for.
     Column("report", LargeBinary),  # DeviceReport JSON as signed by the device
 )
 _BEHIND = text("known_version < director_version AND retired_at IS NULL")
 Index("ix_devices_behind", devices.c.id, sqlite_where=_BEHIND, postgresql_where=_BEHIND)  # whose doorbell is to ring
+# The modules of the last report, as rows for queries and counts; written where they have changed (`inventory`).
+reported_modules = Table(
+    "reported_modules",
+    metadata,
+    Column("device", String(63), primary_key=True),
+    Column("module", String(63), primary_key=True),
+    Column("role", String(16), primary_key=True),  # main, or candidate
+    Column("version", Integer, nullable=False),
+    Column("manifest_sha256", String(64), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("verified", Boolean, nullable=False),
+    Index("ix_reported_modules_module_version", "module", "version"),
+)
 # Certificates that are no longer to be accepted, until they end. The list that the broker reads is made of these.
 revocations = Table(
     "revocations",
