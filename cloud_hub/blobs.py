@@ -25,6 +25,8 @@ from modules.messages import MAX_BLOCK_BYTES
 
 COPY_BYTES: Final = 1024 * 1024
 ANY: Final = "[0-9a-f][0-9a-f]"  # the folders of blobs
+DIGEST_CHARS: Final = 64
+_HEX: Final = frozenset("0123456789abcdef")
 _TEMPORARY_PREFIX: Final = ".incoming-"
 
 
@@ -106,11 +108,11 @@ class FolderBlobs:
         """At once where the kernel has the bytes in memory."""
         path = self.path(sha256)
         if length is not None and length <= len(self._buffer):
-            data = _read_cached(path, offset, max(0, min(length, self._size(sha256) - offset)), self._buffer)
+            data = read_cached(path, offset, max(0, min(length, self._size(sha256) - offset)), self._buffer)
             if data is not None:
                 return data
         try:
-            return await asyncio.to_thread(_read, path, offset, length)
+            return await asyncio.to_thread(read_part, path, offset, length)
         except FileNotFoundError as error:
             raise not_found(sha256) from error
 
@@ -280,6 +282,12 @@ def not_found(sha256: str) -> NotFound:
     return NotFound("blob-not-found", f"no blob {sha256} on this hub; upload the file first", sha256=sha256)
 
 
+def is_place(name: str) -> bool:
+    """Whether a blob's file or object may be called so, below its folder."""
+    folder, _, sha256 = name.partition("/")
+    return len(sha256) == DIGEST_CHARS and folder == sha256[:2] and not set(sha256) - _HEX
+
+
 def remove_remains(folder: Path) -> None:
     """What was on its way in when a process ended. Only while nothing is."""
     for path in folder.glob(f"{_TEMPORARY_PREFIX}*"):
@@ -294,13 +302,14 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _read(path: Path, offset: int, length: int | None) -> bytes:
+def read_part(path: Path, offset: int, length: int | None) -> bytes:
+    """Of a local file. Raises FileNotFoundError."""
     with path.open("rb") as file:
         file.seek(offset)
         return file.read() if length is None else file.read(length)
 
 
-def _read_cached(path: Path, offset: int, length: int, buffer: bytearray) -> bytes | None:
+def read_cached(path: Path, offset: int, length: int, buffer: bytearray) -> bytes | None:
     """What the kernel has in memory; None where it would have to wait for the disk, or cannot say (preadv2(2))."""
     if not hasattr(os, "RWF_NOWAIT"):
         return None

@@ -17,6 +17,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import msgspec
 
+from cloud_hub.bucket.settings import FOLDER, BucketSettings, check_blobs
 from cloud_hub.building_settings import BuildingSettings
 from cloud_hub.ca_settings import CaSettings
 from cloud_hub.datasets.settings import DatasetSettings
@@ -35,6 +36,7 @@ ENVIRONMENT_PREFIX = "MOORING_HUB_"
 CONFIG_NAME = "hub.toml"
 SQLITE = "sqlite"
 _TABLES = (
+    "bucket",
     "building",
     "ca",
     "datasets",
@@ -70,6 +72,11 @@ class HubPaths:
     @property
     def blobs(self) -> Path:
         return self.root / "blobs"
+
+    @property
+    def blob_cache(self) -> Path:
+        """What was read from a bucket; it may be removed while the hub does not run."""
+        return self.root / "blob-cache"
 
     @property
     def sample_blobs(self) -> Path:
@@ -178,7 +185,8 @@ class HubConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     A device's certificate ends after `certificate_days` and is renewed at two thirds of that; the revocation list ends
     after `crl_days` and is written anew long before. `database` is sqlite for a file in the hub's folder, or the
     address of a PostgreSQL (postgresql://USER@HOST:PORT/NAME?sslmode=verify-full), whose password is what the file
-    `database_password_file` holds.
+    `database_password_file` holds. `blobs` is folder for files in the hub's folder, or s3://BUCKET/FOLDER for a bucket
+    of the store that `[bucket]` names.
     """
 
     dev: bool = False
@@ -204,6 +212,8 @@ class HubConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     crl_days: float = 30.0
     database: str = SQLITE
     database_password_file: str = ""
+    blobs: str = FOLDER
+    bucket: BucketSettings = BucketSettings()
     ca: CaSettings = CaSettings()
     oidc: OidcSettings = OidcSettings()
     transfer: TransferSettings = TransferSettings()
@@ -242,6 +252,7 @@ class HubConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"broker: expected mqtts://HOST:PORT or nothing, got {self.broker[:80]!r}")
 
         _check_database(self.database)
+        check_blobs(self.blobs, self.bucket)
 
     @property
     def uses_postgres(self) -> bool:

@@ -53,27 +53,11 @@ class S3Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         check_address("transfer.s3.endpoint", self.endpoint)
         if self.prefix and not _PREFIX.fullmatch(self.prefix):
             raise ValueError(f"transfer.s3.prefix: expected plain names between slashes, got {self.prefix[:80]!r}")
-        for name, amount in (("upload_timeout_s", self.upload_timeout_s), ("look_again_s", self.look_again_s)):
-            if not amount > 0:
-                raise ValueError(f"transfer.s3.{name}: expected a number above 0, got {amount}")
+        check_numbers("transfer.s3", {name: getattr(self, name) for name in ("upload_timeout_s", "look_again_s")})
 
     def load_credentials(self, environment: Mapping[str, str] = os.environ) -> S3Credentials:
         """Raises ValueError that names what is missing; never with a secret in it."""
-        if not self.credentials:
-            try:
-                return S3Credentials(environment["AWS_ACCESS_KEY_ID"], environment["AWS_SECRET_ACCESS_KEY"])
-            except KeyError as error:
-                raise ValueError(f"transfer.s3.credentials: no file is named, and {error} is not set") from error
-        path = Path(self.credentials)
-        try:
-            mode = stat.S_IMODE(path.stat().st_mode)
-            if mode & 0o077:
-                raise ValueError(f"{path}: expected a file that only its owner can read (0600), got {mode:04o}")
-            return msgspec.convert(tomllib.loads(path.read_text()), S3Credentials)
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"transfer.s3.credentials: {path}: {error}") from error
-        except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
-            raise ValueError(f"{path}: expected access_key_id and secret_access_key, one per line") from error
+        return read_credentials("transfer.s3.credentials", self.credentials, environment)
 
 
 class TransferSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -100,22 +84,43 @@ class TransferSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(
                 f"transfer.url_life_s: expected {MIN_LIFE_S:.0f} to {MAX_LIFE_S:.0f} seconds, got {self.url_life_s:g}"
             )
-        for name, amount in (
-            ("transfers", self.transfers),
-            ("transfers_per_address", self.transfers_per_address),
-            ("write_s", self.write_s),
-        ):
-            if not amount > 0:
-                raise ValueError(f"transfer.{name}: expected a number above 0, got {amount}")
+        names = ("transfers", "transfers_per_address", "write_s")
+        check_numbers("transfer", {name: getattr(self, name) for name in names})
 
 
-def check_address(name: str, url: str) -> None:
-    """Raises ValueError unless it is https://HOST with a path at most; http only to this machine."""
+def read_credentials(setting: str, file: str, environment: Mapping[str, str]) -> S3Credentials:
+    """From the file that `setting` names, or the environment. Raises ValueError, never with a secret in it."""
+    if not file:
+        try:
+            return S3Credentials(environment["AWS_ACCESS_KEY_ID"], environment["AWS_SECRET_ACCESS_KEY"])
+        except KeyError as error:
+            raise ValueError(f"{setting}: no file is named, and {error} is not set") from error
+    path = Path(file)
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if mode & 0o077:
+            raise ValueError(f"{path}: expected a file that only its owner can read (0600), got {mode:04o}")
+        return msgspec.convert(tomllib.loads(path.read_text()), S3Credentials)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{setting}: {path}: {error}") from error
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise ValueError(f"{path}: expected access_key_id and secret_access_key, one per line") from error
+
+
+def check_numbers(table: str, amounts: Mapping[str, float]) -> None:
+    """Raises ValueError unless each is above 0."""
+    for name, amount in amounts.items():
+        if not amount > 0:
+            raise ValueError(f"{table}.{name}: expected a number above 0, got {amount}")
+
+
+def check_address(name: str, url: str, plain: bool = False) -> None:
+    """Raises ValueError unless it is https://HOST with a path at most; http to this machine only, or where `plain`."""
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
-    safe = parts.scheme == "https" or (parts.scheme == "http" and host in LOOPBACK)
+    safe = parts.scheme == "https" or (parts.scheme == "http" and (plain or host in LOOPBACK))
     if not safe or not host or parts.query or parts.fragment or parts.username or "@" in parts.netloc:
         raise ValueError(f"{name}: expected https://HOST or https://HOST/PATH, got {url[:200]!r}")
