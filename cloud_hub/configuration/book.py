@@ -83,7 +83,7 @@ async def history(connection: AsyncConnection, module: str, limit: int, before: 
 
 
 async def standing(connection: AsyncConnection, module: str) -> int:
-    """The revision that stands: the newest that a finished rollout has brought, or that needed none. 0: there is none."""
+    """The revision that stands: the newest that a finished rollout has brought, or that needed none. 0: none does."""
     brought = and_(
         rollouts.c.module == configurations.c.module,
         rollouts.c.config == configurations.c.revision,

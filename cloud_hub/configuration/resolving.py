@@ -17,7 +17,9 @@ from cloud_hub.configuration.document import Document, resolve
 from cloud_hub.errors import BadRequest
 from cloud_hub.query import Moment, Query, parse
 from cloud_hub.store.bulk import in_slices
+from cloud_hub.store.tables import assignments
 from cloud_hub.store.tables import devices as device_rows
+from modules.configuration import config_digest
 
 # A device is what it is and where it belongs; what it does just now is nothing that a configuration could follow.
 LASTING: Final = frozenset({"id", "profile", "arch", "tags", "groups", "accelerators"})
@@ -45,20 +47,42 @@ async def resolved_by(
     connection: AsyncConnection, document: Document, devices: Collection[str]
 ) -> dict[str, dict[str, Any]]:
     """As `resolved`, by a document."""
-    queries = [target_query(override.target) for override in document.targets]
-    columns = [query.where(_NO_MOMENT).label(f"m{index}") for index, query in enumerate(queries)]
     shared: dict[tuple[int, ...], dict[str, Any]] = {}
     found: dict[str, dict[str, Any]] = {}
+    for device, numbers in (await matching(connection, document, devices)).items():
+        if document.own(device) is not None:
+            found[device] = resolve(document, numbers, device)
+            continue
+        if numbers not in shared:
+            shared[numbers] = resolve(document, numbers, "")
+        found[device] = shared[numbers]
+    return found
+
+
+async def matching(
+    connection: AsyncConnection, document: Document, devices: Collection[str]
+) -> dict[str, tuple[int, ...]]:
+    """The numbers of the targets that each device matches, ascending."""
+    queries = [target_query(override.target) for override in document.targets]
+    columns = [query.where(_NO_MOMENT).label(f"m{index}") for index, query in enumerate(queries)]
+    found: dict[str, tuple[int, ...]] = {}
     for some in in_slices(sorted(devices)):
         rows = await connection.execute(select(device_rows.c.id, *columns).where(device_rows.c.id.in_(some)))
-        for device, *said in rows:
-            matching = tuple(index for index, holds in enumerate(said) if holds)
-            if document.own(device) is not None:
-                found[device] = resolve(document, matching, device)
-                continue
-            if matching not in shared:
-                shared[matching] = resolve(document, matching, "")
-            found[device] = shared[matching]
+        found.update({row[0]: tuple(index for index, holds in enumerate(row[1:]) if holds) for row in rows})
+    return found
+
+
+async def changing(connection: AsyncConnection, module: str, revision: int, devices: Collection[str]) -> set[str]:
+    """Those of the devices that have the module assigned, and get another configuration by the revision."""
+    wanted = await resolved(connection, module, revision, devices)
+    found: set[str] = set()
+    for some in in_slices(sorted(devices)):
+        query = select(assignments.c.device, assignments.c.config).where(
+            assignments.c.module == module, assignments.c.role == "main", assignments.c.device.in_(some)
+        )
+        for device, config in await connection.execute(query):
+            if device in wanted and config_digest(config) != config_digest(wanted[device]):
+                found.add(device)
     return found
 
 

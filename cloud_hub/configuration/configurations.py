@@ -1,0 +1,360 @@
+"""Changes the configuration of modules: checks it against the devices that have it, keeps a revision, rolls it out.
+
+A revision is a proposal until a rollout has brought it to its devices; what stands until then is what was there
+before. So a rollout that fails, or is rolled back, leaves nothing to tidy up. Called by `api.configuration`; rollouts
+are the engine's (`rollouts.controller`), which asks `resolving` for what each device gets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgspec
+from sqlalchemy import delete, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from cloud_hub.agents import agent_version, older
+from cloud_hub.blobs import Blobs
+from cloud_hub.clock import Clock
+from cloud_hub.configuration import book
+from cloud_hub.configuration.book import Revision
+from cloud_hub.configuration.changes import LayerChange, changed
+from cloud_hub.configuration.document import Difference, Document, check, differences, resolve
+from cloud_hub.configuration.fitting import MAIN, Holder, Pairs, holders, newcomers, refuse
+from cloud_hub.configuration.resolving import matching, resolved_by, target_query
+from cloud_hub.errors import BadRequest, Conflict, HubError, NotFound
+from cloud_hub.events import Events
+from cloud_hub.query import Moment, parse
+from cloud_hub.rollouts.controller import Controller, NewRollout
+from cloud_hub.store.engine import Store, among
+from cloud_hub.store.tables import assignments, configurations, devices, modules, rollouts
+from modules.configuration import config_digest
+from modules.manifest import NEWER_AGENT
+from modules.messages import decode_report
+
+UNDER_WAY: Final = ("draft", "running", "paused", "rolling_back")
+SHOWN: Final = 20
+
+
+class ConfigurationChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What is to change: one `layer`, or with `document` everything, or with `revision` back to what that one said.
+
+    `base` is the revision that the change was made for (0: whichever stands); another one that stands by now refuses
+    it. `rollout` has fields of a new rollout (groups, thresholds, ...); without any all devices get it at once. With
+    `draft` the revision is kept and not rolled out, with `dry_run` nothing is kept.
+    """
+
+    layer: LayerChange | None = None
+    document: Document | None = None
+    revision: int = 0
+    base: int = 0
+    comment: str = ""
+    rollout: dict[str, Any] = {}  # as in NewRollout
+    draft: bool = False
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        if sum((self.layer is not None, self.document is not None, self.revision > 0)) != 1:
+            raise ValueError("expected one of layer, document and revision")
+
+
+class ChangeResult(msgspec.Struct, frozen=True):
+    """`revision` is the new one, 0 with `dry_run` or where nothing differs. `devices` get another configuration by it;
+    `examples` are some of them. `rollout` brings it to them, empty for a draft or where no device changes.
+    """
+
+    module: str
+    revision: int
+    base: int
+    differences: tuple[Difference, ...]
+    devices: int
+    examples: tuple[str, ...]
+    rollout: str = ""
+
+
+class DeviceConfiguration(msgspec.Struct, frozen=True):
+    """What one device has. `layers` are the parts of the revision that stands which say something of this device, in
+    their order; `resolved` is what they come to, `assigned` what the device is directed to have, and `applied` whether
+    it reports that (null where it has not said).
+    """
+
+    device: str
+    module: str
+    revision: int
+    layers: tuple[str, ...]
+    resolved: dict[str, Any]
+    assigned: dict[str, Any] | None
+    assigned_sha256: str
+    reported_sha256: str
+    applied: bool | None
+
+
+class ModuleConfiguration(msgspec.Struct, frozen=True):
+    """`stands` is what devices get that are given the module now, `newest` the latest revision, which a rollout may
+    not have brought yet; null where there is none. `under_way`: the rollout that carries a configuration now.
+    """
+
+    module: str
+    stands: Revision | None
+    newest: Revision | None
+    under_way: str = ""
+
+
+@dataclass
+class _Concerned:
+    """Devices that a revision gives another configuration."""
+
+    devices: int = 0
+    examples: list[str] = field(default_factory=list)
+    pairs: Pairs = field(default_factory=Pairs)
+
+    def add(self, holder: Holder, config: dict[str, Any]) -> None:
+        self.devices += 1
+        self.pairs.add(holder, config)
+        if len(self.examples) < SHOWN:
+            self.examples.append(holder.device)
+
+
+class Configurations:
+    """All modules' configurations."""
+
+    def __init__(self, store: Store, blobs: Blobs, events: Events, rollouts: Controller, clock: Clock) -> None:
+        self._store, self._blobs, self._events, self._rollouts, self._clock = store, blobs, events, rollouts, clock
+
+    async def change(self, module: str, change: ConfigurationChange, actor: str) -> ChangeResult:
+        """Raises NotFound `module-not-found`, `device-not-found` or `configuration-not-found`, BadRequest
+        `configuration-invalid`, `query-invalid`, `target-changes` or `plan-invalid`, Conflict `configuration-changed`,
+        `configuration-under-way`, `configuration-unfit`, and what creating a rollout raises.
+        """
+        async with self._store.read() as connection:
+            base = await self._base(connection, module, change.base)
+            before = await book.document(connection, module, base)
+            after = await self._after(connection, module, change, before)
+            found = tuple(differences(before, after))
+            concerned = await _concerned(connection, module, after) if found else _Concerned()
+        refuse(module, await concerned.pairs.unfit(self._blobs))
+        result = ChangeResult(module, 0, base, found, concerned.devices, tuple(concerned.examples))
+        if change.dry_run or not found:
+            return result
+        planned = _planned(module, _target(change), change.rollout)
+        revision = await self._keep(module, after, base, change, concerned.devices, actor)
+        result = msgspec.structs.replace(result, revision=revision)
+        if change.draft or not concerned.devices:
+            return result
+        return msgspec.structs.replace(result, rollout=await self._roll_out(module, planned, revision, actor))
+
+    async def apply(self, module: str, rollout: dict[str, Any], actor: str) -> ChangeResult:
+        """Rolls the newest revision out: a draft, one whose rollout failed, or the one that stands to devices that
+        belong elsewhere by now. Raises as `change`.
+        """
+        async with self._store.read() as connection:
+            newest = await book.history(connection, module, 1)
+            if not newest:
+                raise NotFound("configuration-not-found", f"module {module} has no configuration", module=module)
+            base = await self._base(connection, module, 0)
+            before, after = await book.document(connection, module, base), newest[0].document
+            concerned = await _concerned(connection, module, after)
+        refuse(module, await concerned.pairs.unfit(self._blobs))
+        revision, found = newest[0].revision, tuple(differences(before, after))
+        result = ChangeResult(module, revision, base, found, concerned.devices, tuple(concerned.examples))
+        if concerned.devices:
+            planned = _planned(module, "all", rollout)
+            return msgspec.structs.replace(result, rollout=await self._start(planned, revision, actor))
+        async with self._store.write() as connection:
+            await book.stand(connection, module, revision, self._clock())
+        return result
+
+    async def show(self, module: str) -> ModuleConfiguration:
+        """Raises NotFound `module-not-found`."""
+        async with self._store.read() as connection:
+            await _require_module(connection, module)
+            stands = await book.standing(connection, module)
+            newest = await book.history(connection, module, 1)
+            standing = await book.get(connection, module, stands) if stands else None
+            under_way = await _under_way(connection, module)
+        return ModuleConfiguration(module, standing, newest[0] if newest else None, under_way)
+
+    async def history(self, module: str, limit: int, before: int = 0) -> list[Revision]:
+        """Newest first. Raises NotFound `module-not-found`."""
+        async with self._store.read() as connection:
+            await _require_module(connection, module)
+            return await book.history(connection, module, limit, before)
+
+    async def diff(self, module: str, before: int, after: int) -> list[Difference]:
+        """Between two revisions (0: nothing). Raises NotFound `configuration-not-found`."""
+        async with self._store.read() as connection:
+            old = await book.document(connection, module, before)
+            return differences(old, await book.document(connection, module, after))
+
+    async def of_device(self, module: str, device: str) -> DeviceConfiguration:
+        """Raises NotFound `device-not-found`."""
+        async with self._store.read() as connection:
+            revision = await book.standing(connection, module)
+            document = await book.document(connection, module, revision)
+            numbers = (await matching(connection, document, [device])).get(device)
+            if numbers is None:
+                raise NotFound("device-not-found", f"no device {device[:63]}", device=device[:63])
+            assigned = await _assigned(connection, module, device)
+            reported = await _reported(connection, module, device)
+        wanted = "" if assigned is None else config_digest(assigned)
+        return DeviceConfiguration(
+            device,
+            module,
+            revision,
+            _layers(document, numbers, device),
+            resolve(document, numbers, device),
+            assigned,
+            wanted,
+            reported or "",
+            None if reported is None or assigned is None else reported == wanted,
+        )
+
+    async def refuse_unfit(self, new: NewRollout) -> None:
+        """Before a rollout of a version: the configurations that devices will have with it, by its schema.
+
+        Raises Conflict `configuration-unfit`, NotFound `configuration-not-found`.
+        """
+        if not new.version:
+            return  # a rollout of configuration alone was checked when it was made
+        query = parse(new.target)
+        pairs = Pairs()
+        async with self._store.read() as connection:
+            stands = new.config or await book.standing(connection, new.module)
+            document = await book.document(connection, new.module, stands)
+            async for page in newcomers(connection, new.module, new.version, query.where(Moment(self._clock(), 0.0))):
+                missing = [one.device for one in page if new.config or one.config is None]
+                given = await resolved_by(connection, document, missing) if missing else {}
+                for one in page:
+                    config = given.get(one.device, one.config)
+                    pairs.add(one, dict(config or {}))
+        refuse(new.module, await pairs.unfit(self._blobs))
+
+    async def _base(self, connection: AsyncConnection, module: str, expected: int) -> int:
+        """The revision that stands, which may be changed now."""
+        await _require_module(connection, module)
+        stands = await book.standing(connection, module)
+        if expected and expected != stands:
+            text = f"configuration of {module}: expected revision {expected} to stand, it is {stands}; look again"
+            raise Conflict("configuration-changed", text, module=module, expected=expected, got=stands)
+        under_way = await _under_way(connection, module)
+        if under_way:
+            text = f"configuration of {module}: rollout {under_way} carries one; wait for it, or abort it"
+            raise Conflict("configuration-under-way", text, module=module, rollout=under_way)
+        return stands
+
+    async def _after(
+        self, connection: AsyncConnection, module: str, change: ConfigurationChange, before: Document
+    ) -> Document:
+        if change.revision:
+            return await book.document(connection, module, change.revision)
+        after = change.document or changed(before, change.layer or LayerChange())
+        check(after)
+        for override in after.targets:
+            target_query(override.target)
+        fresh = sorted(after.devices.keys() - before.devices.keys())
+        known = set((await connection.execute(select(devices.c.id).where(among(devices.c.id, fresh)))).scalars())
+        if missing := [device for device in fresh if device not in known]:
+            raise NotFound("device-not-found", f"no device {', '.join(missing[:SHOWN])}; nothing was changed")
+        return after
+
+    async def _keep(
+        self, module: str, after: Document, base: int, change: ConfigurationChange, concerned: int, actor: str
+    ) -> int:
+        async with self._store.write() as connection:
+            await self._base(connection, module, base)
+            made = await book.add(connection, module, after, base, change.comment, actor, self._clock())
+            said = {"revision": made.revision, "base": base, "devices": concerned, "back_to": change.revision}
+            await self._events.record(connection, "configuration.changed", actor, module, **said)
+            if not concerned:
+                await book.stand(connection, module, made.revision, self._clock())
+        return made.revision
+
+    async def _roll_out(self, module: str, planned: dict[str, Any], revision: int, actor: str) -> str:
+        """Without its rollout a revision that nobody asked to keep goes again."""
+        try:
+            return await self._start(planned, revision, actor)
+        except HubError as error:
+            async with self._store.write() as connection:
+                mine = (configurations.c.module == module, configurations.c.revision == revision)
+                await connection.execute(delete(configurations).where(*mine))
+                why = {"revision": revision, "key": error.key}
+                await self._events.record(connection, "configuration.withdrawn", actor, module, **why)
+            raise
+
+    async def _start(self, planned: dict[str, Any], revision: int, actor: str) -> str:
+        new = _new_rollout({**planned, "config": revision})
+        return (await self._rollouts.create(new, actor)).rollout.id
+
+
+async def _concerned(connection: AsyncConnection, module: str, document: Document) -> _Concerned:
+    concerned = _Concerned()
+    async for page in holders(connection, module):
+        wanted = await resolved_by(connection, document, [holder.device for holder in page])
+        for holder in page:
+            config = wanted[holder.device]
+            if config_digest(config) != config_digest(holder.config or {}):
+                concerned.add(holder, config)
+    return concerned
+
+
+async def _under_way(connection: AsyncConnection, module: str) -> str:
+    """The rollout of the module that carries a configuration and has not ended; empty where there is none."""
+    query = select(rollouts.c.id).where(
+        rollouts.c.module == module, rollouts.c.config > 0, rollouts.c.state.in_(UNDER_WAY)
+    )
+    return (await connection.execute(query.limit(1))).scalar_one_or_none() or ""
+
+
+async def _require_module(connection: AsyncConnection, module: str) -> None:
+    found = await connection.execute(select(modules.c.name).where(modules.c.name == module).limit(1))
+    if found.first() is None:
+        raise NotFound("module-not-found", f"no module {module[:63]}; build it first", name=module[:63])
+
+
+async def _assigned(connection: AsyncConnection, module: str, device: str) -> dict[str, Any] | None:
+    query = select(assignments.c.config).where(
+        assignments.c.device == device, assignments.c.module == module, assignments.c.role == MAIN
+    )
+    row = (await connection.execute(query)).one_or_none()
+    return None if row is None else row.config
+
+
+async def _reported(connection: AsyncConnection, module: str, device: str) -> str | None:
+    """The digest that the device reports; None where it has not said."""
+    report = (await connection.execute(select(devices.c.report).where(devices.c.id == device))).scalar_one_or_none()
+    if report is None or older(agent_version(report), NEWER_AGENT):
+        return None
+    held = [one for one in decode_report(report).modules if one.name == module and not one.candidate]
+    return held[0].config_sha256 if held else None
+
+
+def _layers(document: Document, numbers: Sequence[int], device: str) -> tuple[str, ...]:
+    said = ["fleet"] if document.fleet else []
+    said += [f"target {document.targets[number].target}" for number in numbers]
+    return (*said, f"device {device}") if document.own(device) is not None else tuple(said)
+
+
+def _target(change: ConfigurationChange) -> str:
+    """The devices for which something may change."""
+    if change.layer is not None and change.layer.device:
+        return f"id = {change.layer.device}"
+    return change.layer.target if change.layer is not None and change.layer.target else "all"
+
+
+def _planned(module: str, target: str, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of the rollout. Raises BadRequest `plan-invalid`."""
+    taken = sorted({"module", "version", "target", "config"} & asked.keys())
+    if taken:
+        raise BadRequest("plan-invalid", f"rollout: {', '.join(taken)} is not yours to say here; nothing was changed")
+    planned = {"start": True, **asked, "module": module, "version": 0, "target": target}
+    _new_rollout({**planned, "config": 1}).plan()
+    return planned
+
+
+def _new_rollout(said: Mapping[str, Any]) -> NewRollout:
+    try:
+        return msgspec.convert(said, NewRollout)
+    except msgspec.ValidationError as error:
+        raise BadRequest("plan-invalid", f"rollout: {error}; nothing was changed") from error

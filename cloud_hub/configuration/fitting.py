@@ -1,0 +1,181 @@
+"""Whether configurations satisfy the schema of the version that each device shall run, for any number of devices.
+
+Devices are read in pages and only different pairs of build and configuration are kept, with how many devices have
+them: a fleet has few. Called by `configurations`, outside of writing transactions, because a child process is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgspec
+from sqlalchemy import ColumnElement, and_, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from cloud_hub.blobs import Blobs
+from cloud_hub.configuration.schemas import Answer, Question, ask
+from cloud_hub.errors import Conflict
+from cloud_hub.store.tables import assignments, devices, modules
+from modules.configuration import MAX_CONFIG_BYTES, check_config, config_digest
+from modules.errors import ConfigurationError
+from modules.manifest import decode_manifest
+
+PAGE: Final = 1000
+MAX_PAIRS: Final = 5000
+SHOWN: Final = 5
+MAIN: Final = "main"  # not candidates beside the main version, which follow it
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A device that shall have the module, and the build that it shall run."""
+
+    device: str
+    version: int
+    profile: str
+    manifest_sha256: str
+    config: Mapping[str, Any] | None  # what it is directed to have; None where it does not have the module yet
+
+
+class Unfit(msgspec.Struct, frozen=True):
+    """Devices whose configuration does not satisfy their version's schema, in the same way."""
+
+    version: int
+    profile: str
+    path: str
+    why: str
+    devices: int
+    examples: tuple[str, ...]
+
+
+@dataclass
+class _Pair:
+    version: int
+    profile: str
+    config: dict[str, Any]
+    devices: int = 0
+    examples: list[str] = field(default_factory=list)
+
+
+class Pairs:
+    """Builds with configurations, each different one once."""
+
+    def __init__(self) -> None:
+        self._pairs: dict[tuple[str, str], _Pair] = {}
+
+    def add(self, holder: Holder, config: dict[str, Any]) -> None:
+        """Raises Conflict `configuration-too-varied`."""
+        key = holder.manifest_sha256, config_digest(config)
+        pair = self._pairs.get(key)
+        if pair is None:
+            if len(self._pairs) >= MAX_PAIRS:
+                text = f"expected at most {MAX_PAIRS} different configurations in the fleet; nothing was changed"
+                raise Conflict("configuration-too-varied", text)
+            pair = self._pairs[key] = _Pair(holder.version, holder.profile, config)
+        pair.devices += 1
+        if len(pair.examples) < SHOWN:
+            pair.examples.append(holder.device)
+
+    async def unfit(self, blobs: Blobs) -> list[Unfit]:
+        """The first failure of each pair that does not fit. Raises Unprocessable `schema-too-complex`."""
+        by_build: dict[str, list[_Pair]] = {}
+        for (manifest_sha256, _), pair in self._pairs.items():
+            by_build.setdefault(manifest_sha256, []).append(pair)
+        found = [_oversized(pair, why) for pair in self._pairs.values() if (why := _no_configuration(pair.config))]
+        questions: list[tuple[Question, list[_Pair]]] = []
+        for manifest_sha256, pairs in sorted(by_build.items()):
+            schema = await _schema(blobs, manifest_sha256)
+            if schema is not None:
+                questions.append((Question(schema, tuple(pair.config for pair in pairs)), pairs))
+        answers = await ask([question for question, _ in questions]) if questions else []
+        for (_, pairs), answer in zip(questions, answers, strict=True):
+            found += _failed(pairs, answer)
+        return found
+
+
+async def holders(connection: AsyncConnection, module: str) -> AsyncIterator[Sequence[Holder]]:
+    """Devices that shall have the module, by id, a page at a time."""
+    after = ""
+    built = and_(
+        modules.c.name == assignments.c.module,
+        modules.c.version == assignments.c.version,
+        modules.c.profile == assignments.c.profile,
+    )
+    columns = (assignments.c.device, assignments.c.version, assignments.c.profile, assignments.c.config)
+    query = (
+        select(*columns, modules.c.manifest_sha256)
+        .select_from(assignments.join(devices, devices.c.id == assignments.c.device).join(modules, built))
+        .where(assignments.c.module == module, assignments.c.role == MAIN, devices.c.retired_at.is_(None))
+        .order_by(assignments.c.device)
+        .limit(PAGE)
+    )
+    while True:
+        rows = (await connection.execute(query.where(assignments.c.device > after))).all()
+        yield [Holder(row.device, row.version, row.profile, row.manifest_sha256, row.config) for row in rows]
+        if len(rows) < PAGE:
+            return
+        after = rows[-1].device
+
+
+async def newcomers(
+    connection: AsyncConnection, module: str, version: int, wanted: ColumnElement[bool]
+) -> AsyncIterator[Sequence[Holder]]:
+    """Devices that would get the version, with its build for them, and what they are directed to have now."""
+    after = ""
+    built = and_(modules.c.name == module, modules.c.version == version, modules.c.profile == devices.c.profile)
+    held = and_(assignments.c.device == devices.c.id, assignments.c.module == module, assignments.c.role == MAIN)
+    query = (
+        select(devices.c.id, devices.c.profile, modules.c.manifest_sha256, assignments.c.config)
+        .select_from(devices.join(modules, built).outerjoin(assignments, held))
+        .where(devices.c.retired_at.is_(None), wanted)
+        .order_by(devices.c.id)
+        .limit(PAGE)
+    )
+    while True:
+        rows = (await connection.execute(query.where(devices.c.id > after))).all()
+        yield [Holder(row.id, version, row.profile, row.manifest_sha256, row.config) for row in rows]
+        if len(rows) < PAGE:
+            return
+        after = rows[-1].id
+
+
+def refuse(module: str, found: Sequence[Unfit]) -> None:
+    """Raises Conflict `configuration-unfit`, naming how many devices, and where."""
+    if not found:
+        return
+    total = sum(one.devices for one in found)
+    shown = "; ".join(
+        f"{one.path}: {one.why} ({one.devices} with version {one.version} for {one.profile}, such as "
+        f"{', '.join(one.examples)})"
+        for one in sorted(found, key=lambda one: -one.devices)[:SHOWN]
+    )
+    text = f"the configuration of {module} does not satisfy its schema on {total} devices: {shown}; nothing was changed"
+    raise Conflict("configuration-unfit", text, module=module, devices=total, failures=msgspec.to_builtins(found[:50]))
+
+
+async def _schema(blobs: Blobs, manifest_sha256: str) -> dict[str, Any] | None:
+    schema = decode_manifest(await blobs.read(manifest_sha256)).config_schema
+    return None if schema is msgspec.UNSET else msgspec.json.decode(schema, type=dict[str, Any])
+
+
+def _no_configuration(config: dict[str, Any]) -> str:
+    try:
+        check_config(config)
+    except ConfigurationError as error:
+        return str(error)
+    return ""
+
+
+def _oversized(pair: _Pair, why: str) -> Unfit:
+    text = f"{why}, once its parts are merged (at most {MAX_CONFIG_BYTES} bytes)"
+    return Unfit(pair.version, pair.profile, "$", text, pair.devices, tuple(pair.examples))
+
+
+def _failed(pairs: Sequence[_Pair], answer: Answer) -> list[Unfit]:
+    return [
+        Unfit(pair.version, pair.profile, failures[0].path, failures[0].why, pair.devices, tuple(pair.examples))
+        for pair, failures in zip(pairs, answer.failures, strict=True)
+        if failures
+    ]
