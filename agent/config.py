@@ -34,7 +34,8 @@ Transport = Literal["gateway", "https", "mqtt"]
 class LinkLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Deadlines of the MQTT connection. A reconnect waits between 0 and min(ceiling, first * 2**attempt) seconds.
 
-    A connection over which nothing that was sent has been acknowledged for `unheard_s` is given up for a new one.
+    A connection over which nothing that was sent has been acknowledged for `unheard_s` is given up for a new one. The
+    broker tells the hub that this device is gone `absent_after_s` after a connection was lost and not made again.
     """
 
     connect_timeout_s: float = 2.0
@@ -45,6 +46,7 @@ class LinkLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     keepalive_s: int = 30
     unheard_s: float = 15.0
     session_expiry_s: int = 86_400
+    absent_after_s: int = 5
     max_pending: int = 64
 
 

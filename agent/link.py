@@ -21,8 +21,9 @@ import msgspec
 
 from agent.backoff import longest_s
 from agent.config import LinkLimits
-from agent.errors import LinkDown, LinkError, LinkTimeout, Refused
-from agent.mqtt import MqttClient, request_properties
+from agent.errors import LinkDown, LinkError, LinkTimeout, NotAuthorised, Refused
+from agent.mqtt import MqttClient, last_will, request_properties
+from agent.quality import Quality
 from modules.commands import Command
 from modules.enrolment import RenewAnswer, RenewRequest
 from modules.errors import MessageError
@@ -34,6 +35,7 @@ from modules.messages import (
     Get,
     Offered,
     Offers,
+    Presence,
     Refusal,
     Renew,
     Renewed,
@@ -48,6 +50,7 @@ log = logging.getLogger(__name__)
 # A connection that lasted this long was a good one: the next loss starts again with a short wait. One that the broker
 # ends at once (a clone of this device, a revoked certificate) does not.
 STABLE_S = 5.0
+FAREWELL_S = 1.0  # what leaving in order may take: the broker's word that it has heard it
 
 Question = Get | Renew | Offers
 Reply = Answer | Renewed | Offered
@@ -69,7 +72,7 @@ class Link:
     """`run` is a unit of the supervisor: it returns only when cancelled. `connected` is set while requests can go out.
 
     `session` counts connections: whoever sees it change knows that what was under way may be lost. `tls` is called for
-    every connection, so that a renewed certificate is taken up.
+    every connection, so that a renewed certificate is taken up. `boot` names this life of the process.
     """
 
     def __init__(
@@ -80,12 +83,14 @@ class Link:
         tls: Callable[[], ssl.SSLContext],
         limits: LinkLimits,
         *,
+        boot: str = "",
         clock: Callable[[], float] = time.time,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self.connected = asyncio.Event()
         self.session = 0
         self.status = LinkStatus(since=clock())
+        self.quality = Quality()
         self._device, self._host, self._port, self._tls, self._limits = device, host, port, tls, limits
         self._clock, self._jitter = clock, jitter
         self._client: MqttClient | None = None
@@ -93,6 +98,7 @@ class Link:
         self._room = asyncio.Semaphore(limits.max_pending)
         # Answers to requests of an earlier life of this process must not be taken for ours.
         self._life, self._asked = secrets.token_bytes(4), 0
+        self._boot = boot or self._life.hex()
         self._doorbell: list[Callable[[Doorbell], None]] = []
         self._ack: list[Callable[[Ack], None]] = []
         self._command: list[Callable[[Command], None]] = []
@@ -196,7 +202,11 @@ class Link:
         Raises NotAuthorised, LinkDown, LinkTimeout, LinkError.
         """
         limit = self._limits.publish_timeout_s if timeout_s is None else timeout_s
-        return await self._online(topic).send(topic, payload, qos=1, retain=retain, properties=None, timeout_s=limit)
+        client, began = self._online(topic), time.monotonic()
+        self.quality.sent(len(payload))
+        heard = await client.send(topic, payload, qos=1, retain=retain, properties=None, timeout_s=limit)
+        self.quality.acknowledged(time.monotonic() - began)
+        return heard
 
     async def _answer(self, request: Question, what: str, limit: float) -> Reply:
         try:
@@ -214,8 +224,9 @@ class Link:
         properties = request_properties(down(self._device, "data"), correlation, max(1, math.ceil(limit)))
         try:
             # QoS 0: a request is repeated by whoever needs the answer, and must not queue up for a hub that is away.
-            topic = up(self._device, "get")
-            await client.send(topic, encode(request), qos=0, retain=False, properties=properties, timeout_s=limit)
+            topic, payload = up(self._device, "get"), encode(request)
+            self.quality.sent(len(payload))
+            await client.send(topic, payload, qos=0, retain=False, properties=properties, timeout_s=limit)
             return await future
         finally:
             self._pending.pop(correlation, None)
@@ -228,14 +239,21 @@ class Link:
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[MqttClient]:
         """Connected and subscribed. Leaving it fails everything that waits for an answer."""
-        client = MqttClient(self._host, self._port, self._device, self._tls(), self._limits)
+        will = last_will(up(self._device, "presence"), encode(self._presence(False)), self._limits.absent_after_s)
+        client = MqttClient(self._host, self._port, self._device, self._tls(), self._limits, will)
         try:
             await _enter(client, 3 * self._limits.connect_timeout_s)
             await client.hear(all_down(self._device))
+            await self._greet(client)
             self._client = client
             self.session += 1
             self._up()
             yield client
+        except asyncio.CancelledError:
+            # Leaving in order: the broker forgets the will then, so the device says itself that it goes.
+            with suppress(LinkError, OSError):
+                await self._say(client, self._presence(False, left=True), FAREWELL_S)
+            raise
         finally:
             self._client = None
             for future in self._pending.values():
@@ -251,6 +269,7 @@ class Link:
         data, desired, ack, command = (down(self._device, channel) for channel in channels)
         async for message in client.messages:
             topic = message.topic.value
+            self.quality.received(len(message.payload))
             try:
                 said = decode(message.payload)
             except MessageError as error:
@@ -277,8 +296,24 @@ class Link:
         else:
             future.set_result(said)
 
+    def _presence(self, online: bool, left: bool = False) -> Presence:
+        """Of the connection that is being made, or, where it stands already, of that."""
+        return Presence(online, self._boot, self.session + (0 if left else 1), left)
+
+    async def _greet(self, client: MqttClient) -> None:
+        """A broker whose rules know nothing of presence is no reason to stay away from it."""
+        try:
+            await self._say(client, self._presence(True), self._limits.publish_timeout_s)
+        except NotAuthorised as error:
+            log.warning("the hub will not know when this device is gone: %s", error)
+
+    async def _say(self, client: MqttClient, presence: Presence, limit_s: float) -> None:
+        topic = up(self._device, "presence")
+        await client.send(topic, encode(presence), qos=1, retain=True, properties=None, timeout_s=limit_s)
+
     def _up(self) -> None:
         self.connected.set()
+        self.quality.connected()
         log.info("connected: host=%s port=%s session=%s", self._host, self._port, self.session)
         self._tell(LinkStatus(connected=True, since=self._clock()))
 

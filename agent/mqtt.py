@@ -33,7 +33,10 @@ MAX_INCOMING = 256
 class MqttClient(aiomqtt.Client):
     """One connection's life: made, entered, left, thrown away. paho repeats nothing on a fresh one: the outbox does."""
 
-    def __init__(self, host: str, port: int, name: str, tls: ssl.SSLContext, limits: LinkLimits) -> None:
+    def __init__(
+        self, host: str, port: int, name: str, tls: ssl.SSLContext, limits: LinkLimits, will: aiomqtt.Will
+    ) -> None:
+        """`will` is what the broker publishes when the connection ends without `leave`."""
         tls.sslsocket_class = _TidySocket
         super().__init__(
             host,
@@ -44,6 +47,7 @@ class MqttClient(aiomqtt.Client):
             timeout=limits.connect_timeout_s,
             keepalive=limits.keepalive_s,
             max_queued_incoming_messages=MAX_INCOMING,
+            will=will,
             properties=_connect_properties(limits),
             tls_context=tls,
             socket_options=_socket_options(limits),
@@ -145,6 +149,13 @@ class _Denied(Exception):
     def named(self, topic: str) -> LinkError:
         text = f"{topic}: the broker refused with reason 0x{self.code:02x} ({self})"
         return NotAuthorised(text) if self.code == NOT_AUTHORISED else LinkError(text, "broker-refused")
+
+
+def last_will(topic: str, payload: bytes, delay_s: int) -> aiomqtt.Will:
+    """Retained. Published `delay_s` after the loss, and not at all when the device is back by then."""
+    properties = Properties(PacketTypes.WILLMESSAGE)  # type: ignore[no-untyped-call]
+    properties.WillDelayInterval = delay_s
+    return aiomqtt.Will(topic, payload, qos=1, retain=True, properties=properties)
 
 
 def request_properties(response_topic: str, correlation: bytes, expiry_s: int) -> Properties:

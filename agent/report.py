@@ -22,6 +22,7 @@ from agent.link import Link, LinkStatus
 from agent.store import AgentStore
 from modules.messages import DeviceReport, SignedReport, encode, encode_report
 from modules.topics import up
+from modules.vitals import Vitals
 
 _COUNTER = "report-counter"
 STATUS_EVERY_S = 10.0  # counts change without a change of state; the file follows at this pace
@@ -47,7 +48,9 @@ class Status(msgspec.Struct, frozen=True):
 
 
 class Reporter:
-    """`changed` may be called often, from the loop; what follows is debounced."""
+    """`changed` may be called often, from the loop; what follows is debounced. `vitals` is called in a thread, for a
+    report that goes out: how the machine is has never changed anything.
+    """
 
     def __init__(
         self,
@@ -57,6 +60,7 @@ class Reporter:
         limits: ReportLimits,
         compose: Compose,
         write_status: Callable[[DeviceReport], None],
+        vitals: Callable[[], Vitals | None] = lambda: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._identity = identity
@@ -65,6 +69,7 @@ class Reporter:
         self._limits = limits
         self._compose = compose
         self._write_status = write_status
+        self._vitals = vitals
         self._clock = clock
         self._changed = asyncio.Event()
         self._dirty = True  # the hub has not seen the newest report
@@ -96,7 +101,8 @@ class Reporter:
     async def _publish(self) -> bool:
         """Whether the broker has it. A failure leaves the report to the next round; being offline is normal."""
         self._dirty = False
-        report = self._now(await self._counter() + 1)
+        vitals = await asyncio.to_thread(self._vitals)
+        report = msgspec.structs.replace(self._now(await self._counter() + 1), vitals=vitals)
         await self._store.put(_COUNTER, report.counter)
         body = encode_report(report)
         payload = encode(SignedReport(body, self._identity.sign(body)))

@@ -43,6 +43,7 @@ from agent.outbox import Outbox
 from agent.patching import PATCH_UID, rebuild
 from agent.privacy import Accounts
 from agent.probe.device import described
+from agent.probe.vitals import vitals
 from agent.release.environment import Environments
 from agent.release.kind import AgentReleases
 from agent.renew import Renewal
@@ -69,6 +70,7 @@ from agent.update.record import Ledger
 from agent.update.steps import Steps
 from modules.commands import SAMPLES
 from modules.messages import DeviceReport, Doorbell
+from modules.vitals import Vitals
 
 LEAVE_S = 5.0  # for each stage of the stop after the workers' own drain
 RESTART = 75  # exit status (EX_TEMPFAIL): another release of the agent shall take over
@@ -157,13 +159,12 @@ async def _build(
     cages: Cages,
     make_way: Callable[[], None],
 ) -> Rooms:
-    link = Link(config.device, config.mqtt_host, config.mqtt_port, credentials.tls, config.link)
+    boot = secrets.token_hex(8)
+    link = Link(config.device, config.mqtt_host, config.mqtt_port, credentials.tls, config.link, boot=boot)
     outbox = Outbox(store, link, config.device, config.outbox)
     await outbox.open()
     slots, ledger, attacks = Slots(paths.slots, paths.staging), Ledger(store), Attacks(store)
     verifier = Verifier(build_trust(paths, config.device, config.profile.name, time.time), link)
-
-    boot = secrets.token_hex(8)
 
     def changed() -> None:
         reporter.changed()
@@ -223,7 +224,10 @@ async def _build(
         reserve.keep(paths.root)
         status.write(report)
 
-    reporter = Reporter(credentials, store, link, config.report, compose, write_status)
+    def gather() -> Vitals:
+        return vitals(paths.root, link.quality.now())
+
+    reporter = Reporter(credentials, store, link, config.report, compose, write_status, gather)
 
     def on_doorbell(doorbell: Doorbell) -> None:
         bell.ring(doorbell.director_version)

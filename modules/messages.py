@@ -17,7 +17,9 @@ from modules.errors import MALFORMED, MessageError
 from modules.execution import StageExecution
 from modules.pieces import Withheld
 from modules.privacy import Spent
+from modules.targets import CANDIDATES, Mode
 from modules.tensors import Tensor
+from modules.vitals import Vitals
 
 MAX_MESSAGE_BYTES = 1_000_000  # the shipped broker configuration allows packets of 1 MiB
 MAX_BLOCK_BYTES = 512 * 1024
@@ -181,7 +183,35 @@ class SignedReport(msgspec.Struct, frozen=True, tag="report"):
     signature: bytes
 
 
-Message = Get | Answer | Refusal | Offers | Offered | Renew | Renewed | Doorbell | Command | Batch | Ack | SignedReport
+class Presence(msgspec.Struct, frozen=True, tag="presence", omit_defaults=True):
+    """up/presence, retained: whether the device is connected.
+
+    The device says that it is, once it has connected, and that it is not, when it leaves; the broker says the latter
+    when the connection is lost, as the device's will. `boot` names one life of the agent's process, as in its report,
+    and `number` counts connections in it: the end of one that is over already says nothing. `left`: it went on purpose.
+    """
+
+    online: bool
+    boot: str
+    number: int
+    left: bool = False
+
+
+Message = (
+    Get
+    | Answer
+    | Refusal
+    | Offers
+    | Offered
+    | Renew
+    | Renewed
+    | Doorbell
+    | Command
+    | Batch
+    | Ack
+    | SignedReport
+    | Presence
+)
 
 
 class Sample(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -229,6 +259,8 @@ class ModuleReport(msgspec.Struct, frozen=True):
     values. `sources` says of each how it does, such as "mqtt: open". `samples_dropped` counts samples that the worker
     could not give, by reason, and those that its quota thinned out; `sampling` says why none are taken at all.
     `config_sha256` is `modules.configuration.config_digest` of what the director gave it, empty where that is nothing.
+    `mode` tells a candidate from the version that serves under the same name; `share` is the part of the predictions
+    that it gets, `beside` what came of them, by word: offered, fed, compared, agreed; answered, fell-back-…; missed-….
     """
 
     name: str
@@ -250,6 +282,14 @@ class ModuleReport(msgspec.Struct, frozen=True):
     samples_dropped: dict[str, int] = {}
     sampling: str = ""
     config_sha256: str = ""
+    mode: Mode = "serve"
+    share: float = 1.0
+    beside: dict[str, int] = {}
+
+    @property
+    def candidate(self) -> bool:
+        """Whether it runs beside the version that serves under this name."""
+        return self.mode in CANDIDATES
 
 
 class UpdateReport(msgspec.Struct, frozen=True):
@@ -281,6 +321,7 @@ class DeviceReport(msgspec.Struct, frozen=True):
     life of the agent's process: two that take turns are two devices with one key. `dropped` counts what the outbox has
     given up, by stream, `dropped_why` the same by stream and reason, such as `sample.age`. `heat` is
     warm or hot where modules give way to it, and empty else. `privacy` is what private windows have spent lately.
+    `vitals` is how the machine is; an agent of before 0.2 does not say.
     """
 
     device: str
@@ -299,6 +340,7 @@ class DeviceReport(msgspec.Struct, frozen=True):
     boot: str = ""
     heat: str = ""
     privacy: tuple[Spent, ...] = ()
+    vitals: Vitals | None = None
 
 
 _Said = TypeVar("_Said")

@@ -16,7 +16,7 @@ from modules.errors import TargetError, TopicError
 from modules.targets import check_device_id
 
 PROTOCOL = 1
-Up = Literal["state", "window", "sample", "event", "blob", "get"]
+Up = Literal["state", "presence", "window", "sample", "event", "blob", "get"]
 Down = Literal["desired", "data", "command", "ack"]
 _CHANNELS = {"up": frozenset(get_args(Up)), "down": frozenset(get_args(Down))}
 
