@@ -106,11 +106,8 @@ class Objects:
         from obstore import delete_async
 
         with self._reaching(name):
-            try:
-                async with asyncio.timeout(self._settings.request_timeout_s):
-                    await delete_async(self._store, name)
-            except FileNotFoundError:
-                return
+            async with asyncio.timeout(self._settings.request_timeout_s):
+                await delete_async(self._store, name)
 
     async def all(self) -> AsyncGenerator[tuple[str, About]]:
         """Every object, page by page; one that comes meanwhile may be among them or not."""
@@ -133,7 +130,7 @@ class Objects:
 
         try:
             yield
-        except (BaseError, TimeoutError, ValueError) as error:
+        except (BaseError, FileNotFoundError, TimeoutError, ValueError) as error:
             what = f"{self.place}/{name}" if name else f"{self.place}"
             text = f"blobs: {what} at {self._settings.endpoint}: {said(error)}; try again later"
             raise Unavailable("blob-store-unreachable", text) from error
@@ -158,6 +155,7 @@ def _open(place: Place, settings: BucketSettings) -> S3Store:
         secret_access_key=credentials.secret_access_key,
         virtual_hosted_style_request=False,
         config={"checksum_algorithm": "SHA256"} if settings.checksums else {},
+        disable_bulk_delete=True,  # not every store knows it
         client_options={
             "allow_http": settings.endpoint.startswith("http://"),
             "timeout": timedelta(seconds=settings.transfer_timeout_s),

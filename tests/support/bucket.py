@@ -3,7 +3,7 @@
 Written for these tests from the public description of Signature Version 4 ("Authenticating Requests: Using the
 Authorization Header" and "Using Query Parameters" in the Amazon S3 API reference): every request must be signed, by
 header or in its address, and is signed again here; what differs, or has ended, is refused. It knows PUT, GET with
-Range, HEAD and multipart uploads. It is not Amazon's.
+Range, HEAD, DELETE, lists and multipart uploads. It is not Amazon's.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from urllib.parse import parse_qsl, quote
 from aiohttp import web
 
 ALGORITHM = "AWS4-HMAC-SHA256"
+STORED_AT = "2026-11-21T10:00:00.000Z"  # of every object
 
 
 @dataclass
@@ -46,6 +47,8 @@ class Bucket:
             self.refused.append(why)
             return web.Response(status=403, text=f"<Error><Code>AccessDenied</Code><Message>{why}</Message></Error>")
         prefix = f"/{self.name}/"
+        if request.path.rstrip("/") == f"/{self.name}" and request.query.get("list-type") == "2":
+            return self.listed(request.query.get("prefix", ""))
         if not request.path.startswith(prefix):
             return web.Response(status=404, text="<Error><Code>NoSuchBucket</Code></Error>")
         return self.act(request, request.path.removeprefix(prefix), body)
@@ -69,7 +72,21 @@ class Bucket:
             self.objects[key] = body
             self.puts.append(key)
             return web.Response(headers={"ETag": '"x"'})
+        if request.method == "DELETE":
+            self.objects.pop(key, None)
+            return web.Response(status=204)
         return self.read(request, key)
+
+    def listed(self, prefix: str) -> web.StreamResponse:
+        """All on one page."""
+        found = "".join(
+            f"<Contents><Key>{key}</Key><LastModified>{STORED_AT}</LastModified><ETag>x</ETag>"
+            f"<Size>{len(data)}</Size></Contents>"
+            for key, data in sorted(self.objects.items())
+            if key.startswith(prefix)
+        )
+        text = f"<ListBucketResult><IsTruncated>false</IsTruncated>{found}</ListBucketResult>"
+        return web.Response(text=text, content_type="application/xml")
 
     def read(self, request: web.Request, key: str) -> web.StreamResponse:
         data = self.objects.get(key)
@@ -79,7 +96,7 @@ class Bucket:
         part = request.http_range
         start, stop, _ = part.indices(len(data))
         if part.start is None:
-            return web.Response(body=data, headers=about)
+            return web.Response(body=data, headers={**about, "Content-Length": str(len(data))})
         about["Content-Range"] = f"bytes {start}-{stop - 1}/{len(data)}"
         return web.Response(status=206, body=data[start:stop], headers=about)
 
