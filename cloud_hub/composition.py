@@ -40,6 +40,7 @@ from cloud_hub.monitoring.references import References
 from cloud_hub.monitoring.reports import Reports, WatchSettings
 from cloud_hub.monitoring.samples import Samples
 from cloud_hub.offline import Offline
+from cloud_hub.operations.room import Operations
 from cloud_hub.outward.room import outward
 from cloud_hub.packaging import Packaging
 from cloud_hub.patches.choose import Patches
@@ -185,6 +186,7 @@ def compose(ground: Ground) -> Rooms:
             Watched(config, paths, store, blobs, clock, events, identity.keys.signed, link, out), watch.ingest
         ),
         outward=out,
+        operations=_operations(config, store, events, clock),
     )
 
 
@@ -238,6 +240,12 @@ def _handlers(identity: _Identity, watch: _Watch, delivery: _Delivery, on_report
         identity.devices.behind,
         delivery.ways.answer,
     )
+
+
+def _operations(config: HubConfig, store: Store, events: Events, clock: Clock) -> Operations:
+    api = config.api
+    keep_s = api.operation_hours * 3600.0
+    return Operations(store, events, clock, api.operations, api.operations_waiting, keep_s, not config.uses_postgres)
 
 
 def _packaging(ground: Ground, registry: Registry) -> Packaging:

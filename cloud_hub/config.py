@@ -17,6 +17,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import msgspec
 
+from cloud_hub.api.settings import ApiSettings
 from cloud_hub.bucket.settings import FOLDER, BucketSettings, check_blobs
 from cloud_hub.building_settings import BuildingSettings
 from cloud_hub.ca_settings import CaSettings
@@ -28,6 +29,7 @@ from cloud_hub.monitoring.settings import MonitoringSettings
 from cloud_hub.oidc_settings import OidcSettings
 from cloud_hub.outward.settings import OutwardSettings
 from cloud_hub.patch_settings import PatchSettings
+from cloud_hub.replicas.settings import ReplicasSettings
 from cloud_hub.retraining.settings import RetrainingSettings
 from cloud_hub.transfer_settings import TransferSettings
 from firmware_profiles.profile import NAME_PATTERN
@@ -36,6 +38,7 @@ ENVIRONMENT_PREFIX = "MOORING_HUB_"
 CONFIG_NAME = "hub.toml"
 SQLITE = "sqlite"
 _TABLES = (
+    "api",
     "bucket",
     "building",
     "ca",
@@ -46,6 +49,7 @@ _TABLES = (
     "oidc",
     "outward",
     "patches",
+    "replicas",
     "retraining",
     "transfer",
 )
@@ -214,6 +218,7 @@ class HubConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     database_password_file: str = ""
     blobs: str = FOLDER
     bucket: BucketSettings = BucketSettings()
+    api: ApiSettings = ApiSettings()
     ca: CaSettings = CaSettings()
     oidc: OidcSettings = OidcSettings()
     transfer: TransferSettings = TransferSettings()
@@ -221,6 +226,7 @@ class HubConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     building: BuildingSettings = BuildingSettings()
     images: ImageSettings = ImageSettings()
     datasets: DatasetSettings = DatasetSettings()
+    replicas: ReplicasSettings = ReplicasSettings()
     retraining: RetrainingSettings = RetrainingSettings()
     outward: OutwardSettings = OutwardSettings()
     metrics: MetricsSettings = MetricsSettings()
@@ -274,7 +280,7 @@ class HubConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if not path.is_file():
             raise NotFound("hub-not-found", f"no hub in {folder}: make one with `mooring-hub init {folder}`")
         try:
-            values = tomllib.loads(path.read_text()) | _from_environment(environment)
+            values = _named(tomllib.loads(path.read_text()) | _from_environment(environment), environment)
             # strict=False: what comes from the environment is text.
             return msgspec.convert(values, cls, strict=False)
         except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
@@ -319,6 +325,12 @@ def _table(name: str, values: Mapping[str, Any]) -> list[str]:
             word = key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key)
             lines += _table(f"{name}.{word}", inner)
     return lines
+
+
+def _named(values: dict[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
+    """Replicas that are made from one template are told apart by their environment."""
+    name = environment.get(f"{ENVIRONMENT_PREFIX}REPLICAS_NAME", "")
+    return values | {"replicas": values.get("replicas", {}) | {"name": name}} if name else values
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, str]:

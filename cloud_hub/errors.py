@@ -9,9 +9,13 @@ from typing import ClassVar
 
 
 class HubError(Exception):
-    """`key` is stable and may be matched; `fields` are the values that the message speaks about."""
+    """`key` is stable and may be matched; `fields` are the values that the message speaks about.
+
+    `retry_after_s` is when the same request may do better; None when that is not known.
+    """
 
     status: ClassVar[int] = 500
+    retry_after_s: float | None = None
 
     def __init__(self, key: str, message: str, /, **fields: object) -> None:
         super().__init__(message)
@@ -50,6 +54,18 @@ class Conflict(HubError):
     status = 409
 
 
+class PreconditionFailed(HubError):
+    """The request names a state of the resource in which it is no more."""
+
+    status = 412
+
+
+class PreconditionRequired(HubError):
+    """The request must name the state of the resource that it changes."""
+
+    status = 428
+
+
 class TooLarge(HubError):
     """More bytes than the stated limit."""
 
@@ -66,6 +82,7 @@ class TooMany(HubError):
     """More requests than the stated rate. `retry_after_s` is when the next one is taken."""
 
     status = 429
+    retry_after_s: float
 
     def __init__(self, key: str, message: str, /, retry_after_s: float, **fields: object) -> None:
         super().__init__(key, message, retry_after_s=retry_after_s, **fields)

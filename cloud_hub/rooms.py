@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from cloud_hub.monitoring.ingest import Ingest
     from cloud_hub.monitoring.samples import Samples
     from cloud_hub.offline import Offline
+    from cloud_hub.operations.room import Operations
     from cloud_hub.outward.room import Outward
     from cloud_hub.packaging import Packaging
     from cloud_hub.patches.choose import Patches
@@ -88,4 +89,5 @@ class Rooms:
     link: HubLink
     mirror: Mirror | None
     outward: Outward
+    operations: Operations
     metrics: Metrics

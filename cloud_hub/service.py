@@ -111,6 +111,7 @@ async def serve(
             await parts.enter_async_context(_beside(rooms.outward.run(), "outward"))
             await parts.enter_async_context(_beside(rooms.labels.watch.keep_watching(), "labels"))
             await parts.enter_async_context(_beside(rooms.retraining.work(), "retraining"))
+            await parts.enter_async_context(rooms.operations)
             await parts.enter_async_context(_listening(rooms))
             await _connected(rooms.link, start_deadline_s)
             address = device_address(rooms.config)

@@ -63,6 +63,7 @@ ROUTES = (
         body=NewDataset,
         status=201,
         role=Role.PUBLISHER,
+        slow=True,
     ),
     Route(
         "GET", "/datasets", list_datasets, "List data sets", returns=list[Dataset], query=DatasetQuery, role=Role.VIEWER

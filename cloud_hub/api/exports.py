@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Literal
 
-from aiohttp import web
-
+from cloud_hub.api.answers import Pieces
 from cloud_hub.api.route import Call, Route
 from cloud_hub.datasets.counts import CountQuery
 from cloud_hub.datasets.parquet import MEDIA
@@ -24,34 +22,21 @@ class SampleExport(SampleQuery, frozen=True, forbid_unknown_fields=True, kw_only
     format: Literal["ndjson", "parquet"] = "ndjson"
 
 
-async def export_samples(rooms: Rooms, call: Call) -> web.StreamResponse:
+async def export_samples(rooms: Rooms, call: Call) -> Pieces:
     query: SampleExport = call.query
     if query.device:
         await call.access.require_known_device(query.device)
     mine = await call.access.devices()
     if query.format == "parquet":
-        return await _streamed(call, rooms.datasets.exports.samples(query, mine), MEDIA)
-    return await _streamed(call, rooms.samples.export(query, mine), LINES)
+        return Pieces(MEDIA, rooms.datasets.exports.samples(query, mine))
+    return Pieces(LINES, rooms.samples.export(query, mine))
 
 
-async def export_windows(rooms: Rooms, call: Call) -> web.StreamResponse:
+async def export_windows(rooms: Rooms, call: Call) -> Pieces:
     query: CountQuery = call.query
     if query.device and not is_group(query.device):
         await call.access.require_known_device(query.device)
-    return await _streamed(call, rooms.datasets.exports.windows(query, await call.access.devices()), MEDIA)
-
-
-async def _streamed(call: Call, pieces: AsyncIterator[bytes], media: str) -> web.StreamResponse:
-    # The first piece is made before the answer begins, so that a wrong query is still a proper error.
-    first = await anext(pieces, None)
-    response = web.StreamResponse(headers={"Content-Type": media})
-    await response.prepare(call.request)
-    if first:
-        await response.write(first)
-    async for piece in pieces:
-        await response.write(piece)
-    await response.write_eof()
-    return response
+    return Pieces(MEDIA, rooms.datasets.exports.windows(query, await call.access.devices()))
 
 
 ROUTES = (
@@ -63,6 +48,7 @@ ROUTES = (
         query=SampleExport,
         media=LINES,
         role=Role.VIEWER,
+        slow=True,
     ),
     Route(
         "GET",
@@ -72,5 +58,6 @@ ROUTES = (
         query=CountQuery,
         media=MEDIA,
         role=Role.VIEWER,
+        slow=True,
     ),
 )

@@ -66,6 +66,7 @@ ROUTES: tuple[Route, ...] = (
         body=BuildRequest,
         status=201,
         role=Role.PUBLISHER,
+        slow=True,
     ),
     Route(
         "GET",

@@ -12,7 +12,8 @@ from typing import Any
 import msgspec
 
 from cloud_hub import __version__
-from cloud_hub.api.route import PREFIX, FailureBody, Route
+from cloud_hub.api.problem import MEDIA, Problem
+from cloud_hub.api.route import PREFIX, Route
 from cloud_hub.roles import Role
 
 Json = dict[str, Any]  # a document for others to read; nothing of ours looks into it
@@ -52,7 +53,7 @@ def document(routes: Sequence[Route]) -> Json:
 
 
 def _kinds(routes: Sequence[Route]) -> list[Any]:
-    found: dict[str, Any] = {_name(FailureBody): FailureBody}
+    found: dict[str, Any] = {_name(Problem): Problem}
     for route in routes:
         for kind in (route.body, route.returns):
             if kind is not None:
@@ -106,7 +107,7 @@ def _query_parameters(route: Route, schema_of: Json) -> list[Json]:
 
 
 def _responses(route: Route, schema_of: Json) -> Json:
-    failure = {"description": "Why not", "content": _json(schema_of[_name(FailureBody)])}
+    failure = {"description": "Why not", "content": {MEDIA: {"schema": schema_of[_name(Problem)]}}}
     if route.returns is not None:
         good: Json = {"description": "Done", "content": _json(schema_of[_name(route.returns)])}
         return {str(route.status): good, "default": failure}

@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
 from aiohttp import web
 
 from cloud_hub.access import Access
@@ -19,22 +18,11 @@ from cloud_hub.roles import Principal, Role
 from cloud_hub.rooms import Rooms
 
 PREFIX = "/api/v1"
+# Grows with every addition to the API within v1 (docs/extend/api.md). Hubs that do not say it are of revision 1.
+REVISION = 2
+REVISION_HEADER = "X-Mooring-Api-Revision"
 # The OpenAPI document of the table that is being served, as JSON.
 DOCUMENT = web.AppKey("document", bytes)
-
-
-class Failure(msgspec.Struct, frozen=True):
-    """Why a request failed: a key that stays the same, words for people, and the values that the words speak of."""
-
-    key: str
-    message: str
-    fields: dict[str, Any] = {}  # whatever the error speaks of
-
-
-class FailureBody(msgspec.Struct, frozen=True):
-    """The body of every answer with a status of 400 or more."""
-
-    error: Failure
 
 
 @dataclass(frozen=True)
@@ -79,6 +67,8 @@ class Route:
     truth values). With `upload` the handler reads the raw body in a stream. `role` is who may; `public` routes ask for
     no token, and a route with neither is for admins. With `by_right` whoever shows a right to the file (`right` in the
     query) needs no token either. With `paged` the handler gives a `pages.Page` of the rows of `returns`.
+    With `whole` everything that it does is one short transaction of the database, in which its answer is kept too.
+    With `slow` whoever asks may have it done as a long operation (`Prefer: respond-async`).
     """
 
     method: str
@@ -95,11 +85,23 @@ class Route:
     by_right: bool = False
     media: str = ""
     paged: bool = False
+    whole: bool = False
+    slow: bool = False
 
     @property
     def room(self) -> str:
         """The file that the handler stands in."""
         return self.handler.__module__.rpartition(".")[2]
+
+    @property
+    def keyed(self) -> bool:
+        """Whether an `Idempotency-Key` counts: others do the same when they come again, or are not to be kept."""
+        return self.method == "POST" and not self.public and not self.upload
+
+    @property
+    def tagged(self) -> bool:
+        """Whether this shows one resource, whose state has an entity tag."""
+        return self.method == "GET" and self.returns is not None and not self.paged
 
     @property
     def name(self) -> str:

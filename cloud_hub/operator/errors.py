@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 
 class OperatorError(Exception):
     """Base of this package. `key` is stable and may be matched."""
@@ -25,11 +28,23 @@ class HubUnreachable(OperatorError):
 
 
 class Refused(OperatorError):
-    """The hub answered with an error; key and message are the hub's, `status` is HTTP's."""
+    """The hub answered with an error; key, message and `fields` are the hub's, `status` is HTTP's.
 
-    def __init__(self, status: int, key: str, message: str) -> None:
+    `retry_after_s` is when the same request may do better; None where the hub does not say.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        key: str,
+        message: str,
+        fields: Mapping[str, object] = MappingProxyType({}),
+        retry_after_s: float | None = None,
+    ) -> None:
         super().__init__(key, message)
         self.status = status
+        self.fields = fields
+        self.retry_after_s = retry_after_s
 
 
 class VerificationFailed(OperatorError):

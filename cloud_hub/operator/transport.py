@@ -18,7 +18,7 @@ import aiohttp
 import msgspec
 from yarl import URL
 
-from cloud_hub.api.route import PREFIX, FailureBody
+from cloud_hub.api.route import PREFIX
 from cloud_hub.operator.context import HubContext
 from cloud_hub.operator.errors import ContextError, FileError, HubUnreachable, Refused
 
@@ -169,7 +169,7 @@ class Transport:
                 timeout=_patience(answer_s),
             ) as response:
                 if response.status >= 400:
-                    raise _refusal(response.status, await response.read())
+                    raise _refusal(response.status, await response.read(), response.headers.get("Retry-After", ""))
                 yield response
         except aiohttp.ClientConnectorCertificateError as error:
             raise HubUnreachable(
@@ -205,12 +205,32 @@ def _params(query: Query) -> list[tuple[str, str]]:
     return pairs
 
 
-def _refusal(status: int, raw: bytes) -> Refused:
+class _Words(msgspec.Struct, frozen=True):
+    key: str
+    message: str
+    fields: dict[str, object] = {}
+
+
+class _Problem(msgspec.Struct, frozen=True):
+    """The body of a refusal. Hubs of before revision 2 of the API send `error` alone."""
+
+    key: str = ""
+    detail: str = ""
+    fields: dict[str, object] = {}
+    error: _Words | None = None
+
+
+def _refusal(status: int, raw: bytes, retry_after: str = "") -> Refused:
     try:
-        failure = msgspec.json.decode(raw, type=FailureBody).error
+        told = msgspec.json.decode(raw, type=_Problem)
     except msgspec.DecodeError:
-        return Refused(status, "http-error", f"the server answered with status {status}; is this a Mooring hub?")
-    return Refused(status, failure.key, failure.message)
+        told = _Problem()
+    words = _Words(told.key, told.detail, told.fields) if told.key else told.error
+    if words is None:
+        text = f"the server answered with status {status}; is this a Mooring hub?"
+        return Refused(status, "http-error", text)
+    wait_s = float(retry_after) if retry_after.isdecimal() and len(retry_after) < 6 else None
+    return Refused(status, words.key, words.message, words.fields, wait_s)
 
 
 def _size(file: Path) -> int:

@@ -14,7 +14,7 @@ from cloud_hub.api.app import MAX_JSON_BYTES, application
 from cloud_hub.api.auth import add_token
 from cloud_hub.api.route import Call, Route
 from cloud_hub.blobs import Blobs
-from cloud_hub.config import HubPaths
+from cloud_hub.config import HubConfig, HubPaths
 from cloud_hub.errors import Conflict
 from cloud_hub.events import Events
 from cloud_hub.registry import Registry
@@ -73,7 +73,7 @@ ROUTES = (
 async def client(store: Store, blobs: Blobs, events: Events, clock: SetClock) -> AsyncIterator[Client]:
     """The real application over the rooms that these routes use, on a port of its own."""
     registry = Registry(store, blobs, events, clock)
-    rooms = SimpleNamespace(store=store, blobs=blobs, events=events, clock=clock, registry=registry)
+    rooms = SimpleNamespace(config=HubConfig(), store=store, blobs=blobs, events=events, clock=clock, registry=registry)
     await add_token(store, clock, "alice", TOKEN)
     server = TestServer(application(cast(Rooms, rooms), ROUTES))
     async with TestClient(server, headers={"Authorization": f"Bearer {TOKEN}"}) as client:
@@ -88,12 +88,14 @@ async def stranger(client: Client) -> AsyncIterator[ClientSession]:
 
 
 async def refusal(response: ClientResponse, status: int) -> tuple[str, str, dict[str, Any]]:
-    """Key, message and fields of the one error body."""
+    """Key, message and fields of the one error body (RFC 9457), which says all in the older form too."""
     body = await response.json()
-    assert response.status == status, body
-    assert set(body) == {"error"}
-    assert set(body["error"]) == {"key", "message", "fields"}
-    return body["error"]["key"], body["error"]["message"], body["error"]["fields"]
+    assert (response.status, response.content_type, body["status"]) == (status, "application/problem+json", status)
+    assert set(body) == {"type", "title", "status", "detail", "instance", "key", "fields", "error"}
+    assert body["type"] == f"urn:mooring:problem:{body['key']}"
+    assert body["instance"] == f"urn:mooring:request:{response.headers['X-Request-Id']}"
+    assert body["error"] == {"key": body["key"], "message": body["detail"], "fields": body["fields"]}
+    return body["key"], body["detail"], body["fields"]
 
 
 async def upload(client: Client, data: bytes) -> str:

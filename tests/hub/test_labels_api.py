@@ -12,6 +12,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from cloud_hub.api import labels
 from cloud_hub.api.app import application
 from cloud_hub.blobs import Blobs
+from cloud_hub.config import HubConfig
 from cloud_hub.events import Events
 from cloud_hub.labels.book import Label
 from cloud_hub.labels.bounds import Bound
@@ -41,7 +42,7 @@ async def client(store: Store, blobs: Blobs, events: Events, clock: SetClock) ->
     await add_token(store, clock, "olga", OPERATOR, role=Role.OPERATOR)
     await add_token(store, clock, "vera", VIEWER, role=Role.VIEWER)
     await add_token(store, clock, "nils", NORTH, role=Role.OPERATOR, scope=Scope.parse("site=north"))
-    rooms = cast(Rooms, SimpleNamespace(store=store, clock=clock, labels=hub.labels))
+    rooms = cast(Rooms, SimpleNamespace(config=HubConfig(), store=store, clock=clock, labels=hub.labels))
     async with TestClient(TestServer(application(rooms, labels.ROUTES))) as client:
         yield client
 

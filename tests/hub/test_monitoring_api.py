@@ -14,6 +14,7 @@ from cloud_hub.api import alerts, exports, monitoring
 from cloud_hub.api.app import application
 from cloud_hub.api.auth import add_token
 from cloud_hub.blobs import Blobs
+from cloud_hub.config import HubConfig
 from cloud_hub.events import Events
 from cloud_hub.monitoring.alert_book import Alert
 from cloud_hub.monitoring.looks import LookSummary
@@ -42,7 +43,10 @@ async def client(store: Store, blobs: Blobs, events: Events, clock: SetClock) ->
             await hub.send(device, make_sample(built, f"{device}-{look}", clock(), rows[0]))
         await hub.alerts.run_due()
         clock.advance(LOOK_S)
-    rooms = cast(Rooms, SimpleNamespace(store=store, clock=clock, alerts=hub.alerts, samples=Samples(store)))
+    samples = Samples(store)
+    rooms = cast(
+        Rooms, SimpleNamespace(config=HubConfig(), store=store, clock=clock, alerts=hub.alerts, samples=samples)
+    )
     for device in ("edge-a", "edge-b"):
         await add_device(rooms, device, {})
     await add_token(store, clock, "alice", TOKEN)

@@ -26,7 +26,8 @@ def name_key(name: str) -> tuple[str]:
 
 def follow(names: list[str], limit: int, between: list[str]) -> list[str]:
     """Reads all pages; before each further page one of `between` comes into the list."""
-    there, seen, after = list(names), [], ""
+    there, after = list(names), ""
+    seen: list[str] = []
     while True:
         page = page_of_all(there, PageQuery(limit=limit, after=after), name_key)
         seen += page.rows
@@ -68,7 +69,8 @@ def test_a_row_cursor_that_is_none_is_refused(text: str) -> None:
 
 
 def test_a_page_of_rows_that_may_not_be_seen_still_leads_on() -> None:
-    page = cut([1, 2, 3], 2, lambda row: row).showing([])
+    nothing: list[int] = []
+    page = cut([1, 2, 3], 2, lambda row: row).showing(nothing)
     assert (page.rows, page.next) == ([], {"after": "2"})
 
 
