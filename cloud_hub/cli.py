@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
@@ -39,6 +40,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="The Mooring hub: registry, signed modules, devices, rollouts and monitoring.",
 )
+blobs_app = typer.Typer(no_args_is_help=True, context_settings=_CONTEXT, help="Where the hub's files lie.")
+app.add_typer(blobs_app, name="blobs")
 out, err = Console(soft_wrap=True), Console(stderr=True, soft_wrap=True)
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The hub's directory.", show_default=False)]
@@ -93,6 +96,10 @@ def init(
     database_password_file: Annotated[
         str, typer.Option(metavar="FILE", help="Holds the password for the database, on this machine.")
     ] = "",
+    settings: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="More settings, as in hub.toml. What it says counts before these options."),
+    ] = None,
 ) -> None:
     """Make a new hub in DIR: settings, keys, certificates, database and the operator's token."""
     from cloud_hub.initialise import free_ports, initialise  # heavy: cryptography, TUF, SQLAlchemy
@@ -102,6 +109,7 @@ def init(
     address = bind or ("127.0.0.1" if host in ("localhost", "127.0.0.1") else everywhere)
     with _told():
         config = _config(
+            settings,
             dev=dev,
             api_host=address,
             api_port=api_port or free[0],
@@ -226,6 +234,30 @@ def doctor(folder: Folder) -> None:
         raise typer.Exit(1)
 
 
+@blobs_app.command("move", epilog="Example:  mooring-hub blobs move /var/lib/mooring-hub s3://models/fleet")
+def blobs_move(
+    folder: Folder,
+    to: Annotated[str, typer.Argument(metavar="PLACE", help="s3://BUCKET/FOLDER of the store in [bucket], or folder.")],
+) -> None:
+    """Bring all files to a bucket, or back into the hub's folder. Safe to repeat: what is there is not sent again.
+
+    Beside a hub that runs it only copies: stop the hub then and run it once more, which brings what is left and changes
+    the setting `blobs` in DIR/hub.toml. Nothing is removed from the old place.
+    """
+    from cloud_hub.blob_moving import move
+
+    def told(done: int, files: int) -> None:
+        err.print(f"{done} of {files} files", highlight=False)
+
+    with _told():
+        moved = asyncio.run(move(HubPaths(folder), to, told))
+    out.print(f"{moved.files} files in {to}, {moved.sent} sent now ({moved.bytes} bytes)", highlight=False)
+    if moved.switched:
+        out.print(f"{HubPaths(folder).config}: blobs = {to}; the old files may be removed now", highlight=False)
+    else:
+        out.print("the hub runs, and may get more files: stop it and run this again to switch", highlight=False)
+
+
 async def _gc(paths: HubPaths) -> Swept:
     from cloud_hub.service import open_hub, retention
 
@@ -284,10 +316,10 @@ async def _serve(paths: HubPaths, broker: str, ready_file: Path | None) -> None:
             ready_file.unlink(missing_ok=True)
 
 
-def _config(**settings: bool | int | float | str) -> HubConfig:
+def _config(more: Path | None, **settings: bool | int | float | str) -> HubConfig:
     try:
-        return msgspec.convert(settings, HubConfig)
-    except msgspec.ValidationError as error:
+        return msgspec.convert(settings | (tomllib.loads(more.read_text()) if more else {}), HubConfig)
+    except (msgspec.ValidationError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         err.print(f"[bold red]error[/]: {escape(str(error))}; nothing was created", highlight=False)
         raise typer.Exit(2) from error
 

@@ -16,6 +16,7 @@ from cryptography import x509
 from cloud_hub.broker import find_mosquitto
 from cloud_hub.clock import Clock, system_clock
 from cloud_hub.config import HubConfig, HubPaths
+from cloud_hub.doctor_blobs import blobs
 from cloud_hub.doctor_database import database, patches_built
 from cloud_hub.doctor_outward import events_outward
 from cloud_hub.errors import HubError
@@ -47,6 +48,7 @@ def examine(paths: HubPaths, clock: Clock = system_clock) -> list[Finding]:
         ("certificates", lambda: _certificates(paths, config, clock())),
         ("revocation list", lambda: _revocations(paths, clock())),
         ("database", lambda: database(config, paths)),
+        ("files", lambda: blobs(config, paths)),
         ("patches", lambda: patches_built(config, paths)),
         ("signed metadata", lambda: _signed_metadata(paths, config, clock())),
         ("files elsewhere", lambda: _elsewhere(config)),
