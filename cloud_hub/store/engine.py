@@ -8,8 +8,9 @@ share. A reading one sees one moment. Opened by `service`; every room that keeps
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,6 +31,10 @@ WRITER_LOCK: Final = 0x6D6F6F72  # the advisory lock of whoever writes
 BUSY_TIMEOUT_MS: Final = 10_000
 READERS: Final = 4
 MIGRATIONS: Final = Path(__file__).with_name("migrations")
+Fence = Callable[[AsyncConnection], Awaitable[None]]
+# What writing transactions of work that only one process may do check first (`replicas.lease`). It travels beside the
+# call, because such work writes through every room.
+_fence: ContextVar[Fence | None] = ContextVar("fence", default=None)
 _RING: Final = "ring"  # in what SQLAlchemy keeps of a connection: whether its transaction tells news
 
 
@@ -39,9 +44,10 @@ class Store:
     `bell` is rung after the commit of each transaction that was marked by `ring_after`.
     """
 
-    def __init__(self, readers: AsyncEngine, writer: AsyncEngine) -> None:
+    def __init__(self, readers: AsyncEngine, writer: AsyncEngine, aside: AsyncEngine | None = None) -> None:
         self._readers = readers
         self._writer = writer
+        self._aside = aside
         self._turn = asyncio.Lock()
         self.bell = Bell()
 
@@ -55,7 +61,8 @@ class Store:
         if migrate:
             with _reaching(url):
                 await asyncio.to_thread(upgrade, url)
-        return cls(_engine(url, READERS, writes=False), _engine(url, 1, writes=True))
+        aside = None if url.get_backend_name() == "sqlite" else _aside(url)
+        return cls(_engine(url, READERS, writes=False), _engine(url, 1, writes=True), aside)
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
@@ -94,6 +101,8 @@ class Store:
                 async with self._writer.begin() as connection:
                     news = connection.info
                     news[_RING] = False
+                    if (fence := _fence.get()) is not None:
+                        await fence(connection)
                     if guards is not None:
                         await guards.run(connection)
                     yield connection
@@ -114,6 +123,20 @@ class Store:
             with reading_through(connection):
                 yield connection
 
+    @asynccontextmanager
+    async def aside(self) -> AsyncIterator[AsyncConnection]:
+        """A writing transaction that does not wait for the others: for rows that nothing else writes or rests on.
+
+        In SQLite, which has one writer, it waits all the same. Raises as `write`.
+        """
+        if self._aside is None:
+            async with self.write() as connection:
+                yield connection
+            return
+        with _reaching(self._aside.url):
+            async with self._aside.begin() as connection:
+                yield connection
+
     def ring_after(self, connection: AsyncConnection) -> None:
         """Whoever listens is told once this transaction has committed."""
         connection.info[_RING] = True
@@ -121,6 +144,18 @@ class Store:
     async def close(self) -> None:
         await self._readers.dispose()
         await self._writer.dispose()
+        if self._aside is not None:
+            await self._aside.dispose()
+
+
+@contextmanager
+def fenced_by(fence: Fence) -> Iterator[None]:
+    """Every writing transaction of what is begun inside first awaits `fence`, which raises to forbid it."""
+    before = _fence.set(fence)
+    try:
+        yield
+    finally:
+        _fence.reset(before)
 
 
 def among(column: ColumnElement[str], values: Collection[str]) -> ColumnElement[bool]:
@@ -170,6 +205,11 @@ def _engine(url: URL, size: int, writes: bool) -> AsyncEngine:
         options = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
         engine = create_async_engine(url, execution_options=options, pool_pre_ping=True, **pool)
     return engine
+
+
+def _aside(url: URL) -> AsyncEngine:
+    pool = {"pool_size": 1, "max_overflow": 0, "pool_timeout": WRITE_WAIT_S, "connect_args": _arguments(url, True)}
+    return create_async_engine(url, isolation_level="READ COMMITTED", pool_pre_ping=True, **pool)
 
 
 def _arguments(url: URL, writes: bool) -> dict[str, Any]:
