@@ -45,6 +45,7 @@ from cloud_hub.outward.room import outward
 from cloud_hub.packaging import Packaging
 from cloud_hub.patches.choose import Patches
 from cloud_hub.people import People
+from cloud_hub.presence import PresenceBook
 from cloud_hub.registry import Registry
 from cloud_hub.renewals import Renewals
 from cloud_hub.retraining.room import retraining
@@ -62,7 +63,7 @@ from cloud_hub.trust.keys import Keys, key_folders
 from cloud_hub.trust.setup import load_authority
 from cloud_hub.ways import Ways
 from firmware_profiles.profile import DeviceProfile
-from modules.messages import DeviceReport, SignedReport
+from modules.messages import DeviceReport, Presence, SignedReport
 
 OnReport = Callable[[str, SignedReport], Awaitable[object]]
 
@@ -136,8 +137,9 @@ def compose(ground: Ground) -> Rooms:
         delivery.serving.forget(device)
         await link.ring(device, director_version)
 
+    presence = PresenceBook(store, clock)
     intake = Intake(identity.devices.take_reports, on_reports)
-    link = HubLink(config, paths, _handlers(identity, watch, delivery, intake.take))
+    link = HubLink(config, paths, _handlers(identity, watch, delivery, intake.take, presence.note))
     out = outward(config, paths, store, events, clock, link)
     rollouts = Controller(store, events, desired, ring, clock)
     asked = asking(config, store, blobs, ground.tensors, events, desired, link, ring, clock)
@@ -159,6 +161,7 @@ def compose(ground: Ground) -> Rooms:
         ceremony=Ceremony(store, blobs, events, identity.keys, clock),
         ca=identity.ca,
         devices=identity.devices,
+        presence=presence,
         claims=identity.claims,
         capabilities=delivery.capabilities,
         revocations=identity.revocations,
@@ -230,7 +233,13 @@ def _delivery(ground: Ground, identity: _Identity) -> _Delivery:
     return _Delivery(capabilities, serving, patches, mirror, ways)
 
 
-def _handlers(identity: _Identity, watch: _Watch, delivery: _Delivery, on_report: OnReport) -> Handlers:
+def _handlers(
+    identity: _Identity,
+    watch: _Watch,
+    delivery: _Delivery,
+    on_report: OnReport,
+    on_presence: Callable[[str, Presence], None],
+) -> Handlers:
     """Who answers what devices say."""
     return Handlers(
         delivery.serving.answer,
@@ -239,6 +248,7 @@ def _handlers(identity: _Identity, watch: _Watch, delivery: _Delivery, on_report
         on_report,
         identity.devices.behind,
         delivery.ways.answer,
+        on_presence,
     )
 
 

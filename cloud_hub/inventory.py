@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from cloud_hub.query.facts import version_number
 from modules.messages import DeviceReport, ModuleReport
+from modules.vitals import Vitals
 
 MOST: Final = 2**31 - 1  # what a column of whole numbers takes; a device may say anything
 MOST_MODULES: Final = 64
@@ -28,7 +29,24 @@ def facts_of(report: DeviceReport, now: float) -> dict[str, Any]:
         "disk_mib": _known(profile.disk_mib),
         "cores": _known(profile.processor.cores),
         "seen_at": now,
+        **_vitals(report.vitals, now),
     }
+
+
+def _vitals(said: Vitals | None, now: float) -> dict[str, Any]:
+    """The same columns, whatever the device has said."""
+    vitals = said or Vitals()
+    found: dict[str, Any] = {
+        "memory_free_mib": _whole(vitals.memory_free_mib),
+        "disk_free_mib": _whole(vitals.disk_free_mib),
+        "temperature_c": _finite(vitals.temperature_c),
+        "load": _finite(vitals.load),
+        "rtt_ms": _finite(vitals.link.rtt_ms or None),
+        "booted_at": now - vitals.uptime_s if 0 < vitals.uptime_s < now else None,
+    }
+    if vitals.disk_mib > 0:
+        found["disk_mib"] = _known(vitals.disk_mib)
+    return found
 
 
 def module_rows(report: DeviceReport) -> list[dict[str, Any]]:
@@ -58,6 +76,14 @@ def _text(said: str, most: int) -> str:
     """Without what a database may not take, such as U+0000."""
     said = said[:most]
     return said if said.isprintable() else "".join(letter for letter in said if letter.isprintable())
+
+
+def _finite(number: float | None) -> float | None:
+    return number if number is not None and abs(number) <= MOST else None
+
+
+def _whole(number: int | None) -> int | None:
+    return None if number is None else max(0, min(number, MOST))
 
 
 def _known(number: int) -> int | None:

@@ -39,6 +39,7 @@ from modules.messages import (
     Message,
     Offered,
     Offers,
+    Presence,
     Refusal,
     Renew,
     Renewed,
@@ -68,11 +69,15 @@ BATCHES_PER_STREAM = 16
 MAX_CORRELATION_BYTES = 64
 
 # Requests at most once: the device asks again. Everything else at least once.
-_QOS: dict[Up, int] = {"get": 0, "state": 1, "window": 1, "sample": 1, "event": 1, "blob": 1}
+_QOS: dict[Up, int] = {"get": 0, "state": 1, "presence": 1, "window": 1, "sample": 1, "event": 1, "blob": 1}
 
 
 async def _offer_nothing(_device: str, _offers: Offers) -> Offered:
     return Offered(())
+
+
+def _nobody_asks(_device: str, _presence: Presence) -> None:
+    return None
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,7 @@ class Handlers:
     `on_batch(device, batch)` gives the acknowledgement once the batch is committed, or None when there is nothing to
     acknowledge; `on_report(device, report)` takes a signed report; `behind(after)` gives devices that do not know their
     newest director version yet, with that version: a page in the order of their ids, behind `after`.
+    `on_presence(device, presence)` notes who is there, and waits for nothing.
     """
 
     on_get: Callable[[str, Get], Awaitable[Answer | Refusal]]
@@ -91,6 +97,7 @@ class Handlers:
     on_report: Callable[[str, SignedReport], Awaitable[object]]
     behind: Callable[[str], Awaitable[Sequence[tuple[str, int]]]]
     on_offers: Callable[[str, Offers], Awaitable[Offered | Refusal]] = _offer_nothing
+    on_presence: Callable[[str, Presence], None] = _nobody_asks
 
 
 class HubLink:
@@ -164,7 +171,7 @@ class HubLink:
 
     async def forget(self, device: str) -> None:
         """Takes away what the broker keeps for and of the device. Raises aiomqtt.MqttError."""
-        for topic in (down(device, "desired"), up(device, "state")):
+        for topic in (down(device, "desired"), up(device, "state"), up(device, "presence")):
             await self._publish(topic, b"", qos=1, retain=True)
         self._rung.pop(device, None)
 
@@ -238,8 +245,8 @@ class HubLink:
         """Puts the message where it will be worked on. Never waits and never raises."""
         try:
             topic = Topic.parse(message.topic.value)
-            if topic.channel == "state" and not message.payload:
-                return  # a retained report was taken away, see `forget`
+            if topic.channel in ("state", "presence") and not message.payload:
+                return  # something retained was taken away, see `forget`
             self._accept(topic, decode(message.payload), message.properties, len(message.payload))
         except (MessageError, TopicError) as error:
             self._complaints.note(message.topic.value[:120], error.key, str(error))
@@ -257,6 +264,9 @@ class HubLink:
         elif isinstance(message, SignedReport) and channel == "state":
             work = self._guard(device, partial(self._on_report, device, message))
             fits = self._batches.replace(f"{device}/{channel}", size, work)
+        elif isinstance(message, Presence) and channel == "presence":
+            self._handlers.on_presence(device, message)
+            fits = True
         else:
             raise MessageError(f"expected what belongs on up/{channel}, got {type(message).__name__}")
         if not fits:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from cloud_hub.packaging import Packaging
     from cloud_hub.patches.choose import Patches
     from cloud_hub.people import People
+    from cloud_hub.presence import PresenceBook
     from cloud_hub.registry import Registry
     from cloud_hub.renewals import Renewals
     from cloud_hub.retraining.room import Retraining
@@ -67,6 +68,7 @@ class Rooms:
     ceremony: Ceremony
     ca: CertificateAuthority
     devices: Devices
+    presence: PresenceBook
     claims: Claims
     capabilities: Capabilities
     revocations: Revocations

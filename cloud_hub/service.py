@@ -98,6 +98,7 @@ async def serve(
             await rooms.broker.ready(start_deadline_s)
             await parts.enter_async_context(rooms.alerts)
             await parts.enter_async_context(rooms.link)
+            await parts.enter_async_context(_beside(rooms.presence.run(), "presence"))
             await parts.enter_async_context(_beside(_tick(rooms), "ticks"))
             await parts.enter_async_context(_beside(retention(rooms).keep_sweeping(), "retention"))
             await parts.enter_async_context(_beside(_renew(rooms), "renewal"))

@@ -61,7 +61,8 @@ def _misread(error: Misread) -> BadRequest:
 
 def _unexpected(text: str, error: UnexpectedInput) -> BadRequest:
     ended = isinstance(error, UnexpectedToken) and isinstance(error.token, Token) and error.token.type == "$END"
-    at = len(text) if ended else error.pos_in_stream
+    place: int | None = error.pos_in_stream
+    at = len(text) if ended or place is None else place
     allowed: set[str] = set()
     if isinstance(error, UnexpectedCharacters):
         allowed = set(error.allowed or ())

@@ -49,7 +49,7 @@ def online(moment: Moment) -> ColumnElement[bool]:
     d = devices.c
     since = moment.now - moment.offline_after_s
     heard = or_(d.report_at >= since, d.online_at >= since)
-    here = or_(d.offline_at.is_(None), d.online_at >= d.offline_at, d.report_at > d.offline_at + LATE_S)
+    here = or_(d.present.is_(None), d.present, d.report_at > d.offline_at + LATE_S)
     return and_(d.retired_at.is_(None), heard, here)
 
 

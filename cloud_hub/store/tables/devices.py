@@ -37,7 +37,10 @@ devices = Table(
     Column("load", Float),
     Column("rtt_ms", Float),
     Column("booted_at", Float),  # by the hub's clock
-    # Presence: when the broker was last told that it is there, and that it is not. By the hub's clock.
+    # Presence (`presence`): the broker's last word, of which life and connection; and when it said what, here.
+    Column("present", Boolean),
+    Column("presence_boot", String(40)),
+    Column("presence_number", Integer),
     Column("online_at", Float),
     Column("offline_at", Float),
     Column("seen_at", Float),  # when anything of it was last heard, its end too

@@ -17,9 +17,9 @@ branch_labels = None
 depends_on = None
 
 _TEXTS = (("agent_version", 40, ""), ("arch", 32, ""), ("accelerators", 255, ""), ("update_state", 16, "idle"))
-_WHOLE = ("memory_mib", "memory_free_mib", "disk_mib", "disk_free_mib", "cores")
+_WHOLE = ("memory_mib", "memory_free_mib", "disk_mib", "disk_free_mib", "cores", "presence_number")
 _FLOATS = ("temperature_c", "load", "rtt_ms", "booted_at", "online_at", "offline_at", "seen_at")
-_NEW = (*(name for name, _, _ in _TEXTS), "agent_number", *_WHOLE, *_FLOATS)
+_NEW = (*(name for name, _, _ in _TEXTS), "agent_number", "present", "presence_boot", *_WHOLE, *_FLOATS)
 
 
 def upgrade() -> None:
@@ -43,7 +43,8 @@ def upgrade() -> None:
 def _add_columns() -> None:
     columns: list[sa.Column[Any]] = []
     columns += [sa.Column(name, sa.String(size), nullable=False, server_default=was) for name, size, was in _TEXTS]
-    columns.append(sa.Column("agent_number", sa.BigInteger()))
+    columns += [sa.Column("agent_number", sa.BigInteger()), sa.Column("present", sa.Boolean())]
+    columns.append(sa.Column("presence_boot", sa.String(40)))
     columns += [sa.Column(name, sa.Integer()) for name in _WHOLE]
     columns += [sa.Column(name, sa.Float()) for name in _FLOATS]
     if op.get_bind().dialect.name != "sqlite":
