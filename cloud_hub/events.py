@@ -122,7 +122,7 @@ class Events:
         if subject:
             query = query.where(events.c.subject == subject)
         if visible is not None:
-            query = query.where(_seen(visible))
+            query = query.where(seen(visible))
         async with self._store.read() as connection:
             return [_event(row) for row in await connection.execute(query)]
 
@@ -169,7 +169,18 @@ def _linked(happened: Happened, at: float, last: Link) -> Event:
     return msgspec.structs.replace(event, hash=digest(event))
 
 
-def _seen(visible: Visible) -> ColumnElement[bool]:
+def is_seen(event: Event, visible: Visible) -> bool:
+    """Whether somebody may see the event who may see nothing but `visible`."""
+    if of_devices(event.kind):
+        return event.subject in visible.devices
+    if event.kind.startswith("rollout."):
+        return event.subject in visible.rollouts
+    return of_no_device(event.kind)
+
+
+def seen(visible: Visible) -> ColumnElement[bool]:
+    """`is_seen` for the database."""
+
     def of(prefixes: tuple[str, ...]) -> ColumnElement[bool]:
         return or_(*(events.c.kind.startswith(prefix, autoescape=True) for prefix in prefixes))
 

@@ -21,7 +21,9 @@ from cloud_hub.api.kept import KeptRequests
 from cloud_hub.api.openapi import document
 from cloud_hub.api.problem import MAX_JSON_BYTES, REQUEST_ID, problems
 from cloud_hub.api.route import DOCUMENT, PREFIX, REVISION, REVISION_HEADER, Route
+from cloud_hub.api.stream import LIVE
 from cloud_hub.events import Events
+from cloud_hub.live import Live
 from cloud_hub.metrics.meters import OTHER, Meters
 from cloud_hub.rooms import Rooms
 
@@ -44,6 +46,8 @@ def application(
     app[DOCUMENT] = msgspec.json.encode(document(routes))
     app[TRANSFERS] = Transfers()
     app.on_response_prepare.append(_add_headers)
+    app[LIVE] = Live(rooms.store, rooms.config.api.listeners, rooms.config.api.listeners_each)
+    app.on_shutdown.append(_end_streams)
     served = _served(rooms, routes, gate)
     for route in routes:
         app.router.add_route(route.method, PREFIX + route.path, Endpoint(served, route).respond)
@@ -73,6 +77,11 @@ def _counted(meters: Meters) -> Middleware:
             meters.answered(request.method, route, status, time.monotonic() - begun)
 
     return count
+
+
+async def _end_streams(app: web.Application) -> None:
+    """Whoever listens is told, and goes; other requests get the moment that they need."""
+    app[LIVE].stopping.set()
 
 
 async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:

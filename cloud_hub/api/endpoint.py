@@ -56,7 +56,8 @@ class Endpoint:
         query = _query(request, route.query) if route.query else None
         raw = await _read(request) if route.body else b""
         body = parse_body(raw, route.body) if route.body else None
-        call = Call(request, dict(request.match_info), body, query, access)
+        again = partial(self._served.gate.enter, route, request)
+        call = Call(request, dict(request.match_info), body, query, access, again)
         guards = Guards()
         with because(_reason(request)), guarded(guards):
             try:

@@ -29,7 +29,8 @@ DOCUMENT = web.AppKey("document", bytes)
 class Call:
     """One request, parsed. `body` and `query` are of the types that the route names; `access` is who asks.
 
-    Whatever a handler shows of devices, and whatever it changes about them, goes through `access`.
+    Whatever a handler shows of devices, and whatever it changes about them, goes through `access`. One whose answer
+    never ends calls `again` from time to time: it raises as soon as whoever asks may not any more.
     """
 
     request: web.Request
@@ -38,6 +39,7 @@ class Call:
     body: Any
     query: Any
     access: Access
+    again: Callable[[], Awaitable[Access]] | None = None
 
     @property
     def principal(self) -> Principal:
