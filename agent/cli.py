@@ -35,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     _configure_status(commands)
     _configure_retry(commands)
     _configure_doctor(commands)
+    _configure_diagnose(commands)
     return parser
 
 
@@ -124,6 +125,18 @@ def _configure_doctor(commands: argparse._SubParsersAction[argparse.ArgumentPars
         _doctor,
     )
     parser.add_argument("--json", action="store_true", help="A JSON list of the checks on standard output.")
+
+
+def _configure_diagnose(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands,
+        "diagnose",
+        "Write how this device does as one JSON object, without secrets, for whoever helps you: the checks of doctor, "
+        "the last report, disk, memory, network, crashes and logs. The same as `mooring device diagnose` brings.",
+        "mooring-agent diagnose > cam-17.json",
+        _diagnose,
+    )
+    parser.add_argument("--lines", type=int, default=200, metavar="N", help="Of each log (default: %(default)s).")
 
 
 def _command(
@@ -237,6 +250,14 @@ def _doctor(options: argparse.Namespace) -> int:
             if check.hint:
                 print(f"{'':22} -> {check.hint}")
     return 1 if any(check.result == "fail" for check in checks) else 0
+
+
+def _diagnose(options: argparse.Namespace) -> int:
+    from agent.asked.bundle import bundle
+    from agent.config import StatePaths
+
+    print(asyncio.run(bundle(StatePaths(options.state), max(0, min(options.lines, 20_000)))).decode())
+    return 0
 
 
 def _read_token(name: str) -> str:

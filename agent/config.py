@@ -14,6 +14,7 @@ from typing import Literal
 
 import msgspec
 
+from agent.asked.settings import CommandSettings
 from agent.containers.settings import ContainerSettings
 from agent.errors import ConfigError
 from agent.metrics.settings import MetricsSettings
@@ -283,6 +284,7 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     renewal: RenewalLimits = RenewalLimits()
     containers: ContainerSettings = ContainerSettings()
     metrics: MetricsSettings = MetricsSettings()
+    commands: CommandSettings = CommandSettings()
 
     @classmethod
     def load(cls, paths: StatePaths) -> AgentConfig:
@@ -373,6 +375,11 @@ class StatePaths:
     @property
     def slots(self) -> Path:
         return self.root / "slots"
+
+    @property
+    def logs(self) -> Path:
+        """What workers print, and the newest lines of the agent's own log."""
+        return self.root / "logs"
 
     @property
     def endpoints(self) -> Path:

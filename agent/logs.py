@@ -1,6 +1,7 @@
 """How the agent writes its log: one line to standard error for each record, key=value, for journald and for people.
 
-The text of a record is constant, what varies is in its fields. Set up once, by the command line.
+The text of a record is constant, what varies is in its fields. Set up once, by the command line. `keeping` also keeps
+the newest lines in a bounded file, which the hub may ask for; called by `agent.service`.
 """
 
 from __future__ import annotations
@@ -8,7 +9,13 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
+from agent.sandbox.log import RotatingLog
+
+KEPT_NAME = "_agent.log"  # in STATE/logs; no module's name begins so
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -29,6 +36,38 @@ def configure(level: str = "INFO") -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(FieldFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+
+@contextmanager
+def keeping(folder: Path, most_bytes: int) -> Iterator[None]:
+    """Inside, what is logged is kept in the folder too, in two files of half of `most_bytes` (0: it is not)."""
+    if not most_bytes:
+        yield
+        return
+    handler = _Kept(RotatingLog(folder / KEPT_NAME, most_bytes // 2, stamped=False))
+    handler.setFormatter(FieldFormatter())
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+
+
+class _Kept(logging.Handler):
+    def __init__(self, log: RotatingLog) -> None:
+        super().__init__()
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._log.write(self.format(record).encode(errors="replace") + b"\n")
+        except Exception:  # logging must not stop what logs
+            self.handleError(record)
+
+    def close(self) -> None:
+        self._log.close()
+        super().close()
 
 
 def _value(value: object) -> str:

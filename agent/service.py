@@ -22,7 +22,7 @@ from pathlib import Path
 import msgspec
 
 from agent import __version__, reserve
-from agent.asking import SampleRequests
+from agent.asked.room import commands as asked_commands
 from agent.clones import CloneWatch
 from agent.commands import Commands
 from agent.config import AgentConfig, StatePaths
@@ -32,6 +32,7 @@ from agent.files import sweep
 from agent.identity import Credentials, settle
 from agent.installed import AGENT, PROCESS, of_kind
 from agent.link import Link, LinkStatus
+from agent.logs import keeping
 from agent.metrics.page import Facts
 from agent.metrics.process import this_process
 from agent.metrics.server import MetricsServer
@@ -68,7 +69,6 @@ from agent.update.kinds import Kinds
 from agent.update.processes import Processes
 from agent.update.record import Ledger
 from agent.update.steps import Steps
-from modules.commands import SAMPLES
 from modules.messages import DeviceReport, Doorbell
 from modules.vitals import Vitals
 
@@ -126,7 +126,7 @@ async def run(config: AgentConfig, paths: StatePaths) -> int:
         restart.set()
         stop.set()
 
-    with _only_agent(paths), _signals(stop):
+    with _only_agent(paths), _signals(stop), keeping(paths.logs, config.commands.log_bytes):
         sweep((paths.root, paths.identity, paths.next, paths.roots, paths.metadata, *paths.metadata.glob("*/")))
         reserve.give_back(paths.root)
         async with AgentStore(paths.database) as store:
@@ -250,7 +250,9 @@ async def _build(
     renewal = Renewal(config, paths, credentials, link, changed, crash_at=os.environ.get(CRASH_AT, ""))
     link.on_takeover(clones.taken_over)
     link.on_doorbell(on_doorbell)
-    commands = Commands(store, outbox, {SAMPLES: SampleRequests(keeper).do})
+    commands = asked_commands(
+        config, paths, store, outbox, keeper, engine, slots, fetcher, make_way, os.environ.get(CRASH_AT, "")
+    )
     link.on_command(commands.hear)
     link.on_change(on_change)
     metrics = MetricsServer(
@@ -361,7 +363,7 @@ def _make_folders(paths: StatePaths) -> None:
         (paths.staging, 0o700),
         (paths.slots, 0o711),
         (paths.endpoints, 0o755),
-        (paths.root / "logs", 0o700),
+        (paths.logs, 0o700),
     ):
         path.mkdir(parents=True, exist_ok=True)
         path.chmod(mode)

@@ -8,17 +8,24 @@ stream. A kind that it does not know is refused, not ignored. Pure.
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
 from modules.errors import MALFORMED, MessageError
 
 SAMPLES = "samples"
+LOGS = "logs"
+RESTART = "restart"
+DIAGNOSTICS = "diagnostics"
+Kind = Literal["samples", "logs", "restart", "diagnostics"]
 VERSION = 1
 MAX_COMMAND_ID = 32
 MAX_BODY_BYTES = 16 * 1024
 MAX_ASKED = 500  # samples of one command
+MAX_LINES = 20_000  # of logs that one command may ask for
+MAX_RESULT_BYTES = 4 * 1024 * 1024  # of what a command brings, before it is packed
+MAX_INLINE_BYTES = 32 * 1024  # packed; what is larger comes as pieces of a blob
 COMMAND_ID = r"[a-z0-9][a-z0-9-]{0,31}"
 
 Outcome = Literal["done", "refused", "failed", "expired"]
@@ -69,8 +76,54 @@ class AskSamples(msgspec.Struct, frozen=True, omit_defaults=True):
             raise ValueError(f"times: expected since before until, got {self.since} and {self.until}")
 
 
+class AskLogs(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Of `logs`: the newest `limit` lines that fit all that is said, of a module or (empty) of the agent itself.
+
+    Times are by the device's clock, `since` counts and `until` does not. `level` is the lowest that is sent. Lines are
+    left out from the oldest on until they take at most `max_bytes`.
+    """
+
+    module: str = ""
+    since: float = 0.0
+    until: float = 0.0
+    level: Literal["debug", "info", "warning", "error"] = "debug"
+    limit: int = 1000
+    max_bytes: int = 256 * 1024
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.limit <= MAX_LINES:
+            raise ValueError(f"limit: expected 1 to {MAX_LINES} lines, got {self.limit}")
+        if not 1024 <= self.max_bytes <= MAX_RESULT_BYTES:
+            raise ValueError(f"max_bytes: expected 1024 to {MAX_RESULT_BYTES}, got {self.max_bytes}")
+        if self.until and self.since >= self.until:
+            raise ValueError(f"times: expected since before until, got {self.since} and {self.until}")
+
+
+class AskRestart(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Of `restart`: the worker of a module that the device shall serve, or (empty) the agent itself."""
+
+    module: str = ""
+
+
+class AskDiagnostics(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Of `diagnostics`: how the device does, with the last `log_lines` of the agent and of each module."""
+
+    log_lines: int = 200
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.log_lines <= MAX_LINES:
+            raise ValueError(f"log_lines: expected 0 to {MAX_LINES}, got {self.log_lines}")
+
+
+Asked = AskSamples | AskLogs | AskRestart | AskDiagnostics
+
+
 class CommandResult(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How a command ended. `key` is stable where it was not done; `count` things were sent of those `found`."""
+    """How a command ended. `key` is stable where it was not done; `count` things were sent of those `found`.
+
+    What it brings is packed with gzip: `size` bytes with the digest `sha256`, here as `data` where they are few, else
+    on their way in the blob stream.
+    """
 
     id: str
     outcome: Outcome
@@ -78,19 +131,27 @@ class CommandResult(msgspec.Struct, frozen=True, omit_defaults=True):
     text: str = ""
     count: int = 0
     found: int = 0
+    sha256: str = ""
+    size: int = 0
+    data: bytes = b""
 
 
-_asked: msgspec.msgpack.Decoder[AskSamples] = msgspec.msgpack.Decoder(AskSamples)
+_Asked = TypeVar("_Asked", AskSamples, AskLogs, AskRestart, AskDiagnostics)
 
 
-def encode_asked(asked: AskSamples) -> bytes:
-    """The body of a command of the kind `samples`."""
+def encode_asked(asked: Asked) -> bytes:
+    """The body of a command."""
     return msgspec.msgpack.encode(asked)
 
 
 def decode_asked(body: bytes) -> AskSamples:
     """Raises MessageError."""
+    return decode_body(body, AskSamples)
+
+
+def decode_body(body: bytes, kind: type[_Asked]) -> _Asked:
+    """Of a command of that kind. Raises MessageError."""
     try:
-        return _asked.decode(body)
+        return msgspec.msgpack.decode(body, type=kind)
     except (*MALFORMED, ValueError) as error:
-        raise MessageError(f"samples asked for: {error}") from error
+        raise MessageError(f"what a command asks for ({kind.__name__}): {error}") from error

@@ -1,35 +1,53 @@
 """What a worker prints, kept in one bounded file: STATE/logs/<module>.log and one older `.log.1`.
 
+Each line begins with the time at which it came (UTC), because a module's own words need not say when.
+
 The worker writes into a pipe; the agent's loop moves the bytes to the file. A worker that floods its output is read
 no faster than a budget, so it can fill neither the disk nor the agent's time: it waits, nobody else does.
-Made by `agent.sandbox.host`.
+Made by `agent.sandbox.host`; read by `agent.asked.lines`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import re
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
+STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ ")
 MAX_LOG_BYTES = 1024 * 1024
 MAX_BYTES_PER_S = 256 * 1024
 TAIL_BYTES = 4096
 
 
 class RotatingLog:
-    """Appends to `path`; beyond `limit_bytes` the file becomes `<path>.1` and a new one begins."""
+    """Appends to `path`; beyond `limit_bytes` the file becomes `<path>.1` and a new one begins.
 
-    def __init__(self, path: Path, limit_bytes: int = MAX_LOG_BYTES) -> None:
+    `stamped`: whether each line gets the time at which it begins.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        limit_bytes: int = MAX_LOG_BYTES,
+        stamped: bool = True,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._path = path
         self._limit = limit_bytes
+        self._stamped = stamped
+        self._clock = clock
+        self._within = False  # a line that is not ended
         self._file: BinaryIO | None = None
 
     def write(self, data: bytes) -> None:
         """A full or broken disk drops the words: a log never stops a module."""
         try:
             file = self._open()
-            file.write(data)
+            file.write(self._with_times(data) if self._stamped else data)
             if file.tell() > self._limit:
                 self.close()
                 os.replace(self._path, self._path.with_name(self._path.name + ".1"))
@@ -41,11 +59,31 @@ class RotatingLog:
             self._file.close()
             self._file = None
 
+    def _with_times(self, data: bytes) -> bytes:
+        stamp = stamp_of(self._clock())
+        whole, newline, rest = data.rpartition(b"\n")
+        first = b"" if self._within else stamp
+        self._within = bool(rest) if newline else bool(data)
+        if not newline:
+            return first + data if data else b""
+        lines = first + whole.replace(b"\n", b"\n" + stamp) + newline
+        return lines + stamp + rest if rest else lines
+
     def _open(self) -> BinaryIO:
         if self._file is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._path.open("ab", buffering=0)
         return self._file
+
+
+def stamp_of(at: float) -> bytes:
+    """What a line begins with that came then (seconds since the epoch)."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ ", time.gmtime(at)).encode()
+
+
+def unstamped(line: str) -> str:
+    """The line as it was printed."""
+    return STAMP.sub("", line, count=1) if STAMP.match(line) else line
 
 
 class LogPipe(asyncio.Protocol):

@@ -202,7 +202,7 @@ def test_what_nobody_may_ask_cannot_be_said(make: Callable[[], object]) -> None:
 
 def test_any_bytes_are_a_question_or_refused() -> None:
     for body in (b"", b"\xc1", encode_asked(AskSamples("m"))[:-1], b"\x81\xa6module\x01"):
-        with pytest.raises(MessageError, match="samples asked for"):
+        with pytest.raises(MessageError, match="what a command asks for"):
             decode_asked(body)
 
 

@@ -113,7 +113,7 @@ async def test_a_worker_that_floods_its_output_neither_fills_the_disk_nor_breaks
     worker, order = await make(build_script(source))
     await worker.start(order, 30)
     log = state_dir.root / "worker.log"
-    await until(lambda: log.exists() and log.read_bytes().startswith(b"xxx"), "the worker's words in its log")
+    await until(lambda: log.exists() and b"Z xxx" in log.read_bytes(), "the worker's words in its log")
     await worker.ping(10)
 
 

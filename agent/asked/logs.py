@@ -1,0 +1,41 @@
+"""The command `logs`: the last lines of a module's worker, or of the agent itself. Called by `agent.commands`.
+
+Only what this device keeps anyway is sent, so a module that is gone has lines as long as its log lies there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from pathlib import Path
+
+from agent.asked.lines import Picked, kept, pick
+from agent.commands import Answer
+from agent.logs import KEPT_NAME
+from firmware_profiles.profile import NAME_PATTERN
+from modules.commands import LOGS, AskLogs, Command, CommandResult, decode_body
+
+
+class LogRequests:
+    """`folder` is where logs lie."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    async def do(self, command: Command) -> Answer:
+        """Raises MessageError."""
+        asked = decode_body(command.body, AskLogs)
+        if asked.module and not re.fullmatch(NAME_PATTERN, asked.module):
+            text = f"expected the name of a module, got {asked.module[:80]!r}"
+            return Answer(CommandResult(command.id, "refused", "no-log", text))
+        path = self._folder / (f"{asked.module}.log" if asked.module else KEPT_NAME)
+        if not path.exists() and not path.with_name(f"{path.name}.1").exists():
+            whose = f"module {asked.module}" if asked.module else "the agent (commands.log_bytes is 0)"
+            return Answer(CommandResult(command.id, "refused", "no-log", f"{whose}: no {LOGS} are kept here"))
+        picked = await asyncio.to_thread(_picked, path, asked)
+        result = CommandResult(command.id, "done", count=len(picked.lines), found=picked.found)
+        return Answer(result, "".join(f"{line}\n" for line in picked.lines).encode())
+
+
+def _picked(path: Path, asked: AskLogs) -> Picked:
+    return pick(kept(path), asked)
