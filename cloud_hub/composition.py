@@ -48,6 +48,7 @@ from cloud_hub.people import People
 from cloud_hub.presence import PresenceBook
 from cloud_hub.registry import Registry
 from cloud_hub.renewals import Renewals
+from cloud_hub.replicas.lease import Lease
 from cloud_hub.retraining.room import retraining
 from cloud_hub.revocations import Revocations
 from cloud_hub.rollouts.controller import Controller
@@ -139,6 +140,7 @@ def compose(ground: Ground) -> Rooms:
 
     presence = PresenceBook(store, clock)
     intake = Intake(identity.devices.take_reports, on_reports)
+    lease = Lease(store, config.replicas)
     link = HubLink(config, paths, _handlers(identity, watch, delivery, intake.take, presence.note))
     out = outward(config, paths, store, events, clock, link)
     rollouts = Controller(store, events, desired, ring, clock)
@@ -184,6 +186,7 @@ def compose(ground: Ground) -> Rooms:
         ),
         broker=identity.broker,
         link=link,
+        lease=lease,
         mirror=delivery.mirror,
         metrics=metrics(
             Watched(config, paths, store, blobs, clock, events, identity.keys.signed, link, out), watch.ingest

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from cloud_hub.presence import PresenceBook
     from cloud_hub.registry import Registry
     from cloud_hub.renewals import Renewals
+    from cloud_hub.replicas.lease import Lease
     from cloud_hub.retraining.room import Retraining
     from cloud_hub.revocations import Revocations
     from cloud_hub.rollouts.controller import Controller
@@ -89,6 +90,7 @@ class Rooms:
     retraining: Retraining
     broker: Broker
     link: HubLink
+    lease: Lease
     mirror: Mirror | None
     outward: Outward
     operations: Operations

@@ -99,19 +99,14 @@ async def serve(
             await parts.enter_async_context(rooms.alerts)
             await parts.enter_async_context(rooms.link)
             await parts.enter_async_context(_beside(rooms.presence.run(), "presence"))
-            await parts.enter_async_context(_beside(_tick(rooms), "ticks"))
-            await parts.enter_async_context(_beside(retention(rooms).keep_sweeping(), "retention"))
-            await parts.enter_async_context(_beside(_renew(rooms), "renewal"))
-            await parts.enter_async_context(_beside(rooms.asking.commands.run(), "commands"))
-            await parts.enter_async_context(_beside(rooms.asking.blobs.run(), "sample-blobs"))
-            await parts.enter_async_context(_beside(rooms.gates.run(), "gates"))
-            await parts.enter_async_context(_beside(_builder(rooms).keep_building(), "patches"))
+            await parts.enter_async_context(_beside(_ticking(rooms.revocations.tick, "revocation list"), "revocations"))
+            await parts.enter_async_context(_beside(rooms.labels.watch.keep_watching(), "labels"))
             if rooms.mirror is not None:
                 rooms.mirror.open()
                 await parts.enter_async_context(_beside(rooms.mirror.run(), "mirror"))
-            await parts.enter_async_context(_beside(rooms.outward.run(), "outward"))
-            await parts.enter_async_context(_beside(rooms.labels.watch.keep_watching(), "labels"))
-            await parts.enter_async_context(_beside(rooms.retraining.work(), "retraining"))
+            await parts.enter_async_context(_beside(rooms.lease.keep(), "lease"))
+            for name, work in _works_of_one(rooms):
+                await parts.enter_async_context(_beside(rooms.lease.run(work, name), name))
             await parts.enter_async_context(rooms.operations)
             await parts.enter_async_context(_listening(rooms))
             await _connected(rooms.link, start_deadline_s)
@@ -158,15 +153,29 @@ async def _beside(work: Coroutine[None, None, None], name: str) -> AsyncIterator
         await asyncio.wait([task], timeout=API_STOP_S)
 
 
-async def _tick(rooms: Rooms) -> None:
-    """Deadlines of rollouts and the revocation list, looked at once a second."""
+def _works_of_one(rooms: Rooms) -> list[tuple[str, Callable[[], Awaitable[object]]]]:
+    """What only one process of a hub may do, by name; each goes on without an end."""
+    return [
+        ("rollouts", lambda: _ticking(rooms.rollouts.tick, "rollouts")),
+        ("retention", lambda: retention(rooms).keep_sweeping()),
+        ("renewal", lambda: _renew(rooms)),
+        ("commands", rooms.asking.commands.run),
+        ("sample-blobs", rooms.asking.blobs.run),
+        ("gates", rooms.gates.run),
+        ("patches", lambda: _builder(rooms).keep_building()),
+        ("outward", rooms.outward.run),
+        ("retraining", rooms.retraining.work),
+    ]
+
+
+async def _ticking(tick: Callable[[], Awaitable[object]], what: str) -> None:
+    """Looks at what is due, once a second."""
     while True:
-        for what, work in (("rollouts", rooms.rollouts.tick), ("the revocation list", rooms.revocations.tick)):
-            try:
-                await work()
-            except Exception:
-                # The next tick finds the same work; one that cannot be done must not stop the others' deadlines.
-                log.exception("%s could not be seen to; trying again in %s s", what, TICK_S)
+        try:
+            await tick()
+        except Exception:
+            # The next tick finds the same work.
+            log.exception("%s could not be seen to; trying again in %s s", what, TICK_S)
         await asyncio.sleep(TICK_S)
 
 

@@ -253,6 +253,8 @@ class Alerts:
         module, version = (decision.watched.module, decision.watched.version) if decision.watched else ("", 0)
         inside = set() if is_device(group.device) else await self._deciding.inside(group)
         async with self._store.write() as connection:
+            if await alert_book.find_open(connection, kind, group) is not None:
+                return  # another replica was first
             evidence = await self._with_causes(connection, module, group, evidence)
             twin = await self._companion(connection, group, kind, evidence)
             main = kind == "quality" and _is_bad(evidence)
