@@ -26,6 +26,7 @@ from cloud_hub.store.guards import connection_here, guards_here, reading_through
 WRITE_WAIT_S: Final = 30.0
 CONNECT_S: Final = 10
 STATEMENT_S: Final = 60.0  # the longest that one statement may take in PostgreSQL
+MIGRATE_S: Final = 1800.0  # that one step of a migration may take there, or the wait for who migrates
 IDLE_S: Final = 120.0  # and that a transaction may wait for its client
 WRITER_LOCK: Final = 0x6D6F6F72  # the advisory lock of whoever writes
 BUSY_TIMEOUT_MS: Final = 10_000
@@ -164,7 +165,10 @@ def among(column: ColumnElement[str], values: Collection[str]) -> ColumnElement[
 
 
 def upgrade(url: str | URL, revision: str = "head") -> None:
-    """Brings the schema to `revision`. Blocks: call it in a thread."""
+    """Brings the schema to `revision`. Blocks: call it in a thread.
+
+    Of several processes that begin at once, one does the work; the others wait for it and find it done.
+    """
     # Alembic is needed for these few moments only.
     from alembic import command
     from alembic.config import Config
@@ -172,7 +176,7 @@ def upgrade(url: str | URL, revision: str = "head") -> None:
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
-    engine = create_engine(blocking(make_url(url)), connect_args=_arguments(make_url(url), writes=True))
+    engine = create_engine(blocking(make_url(url)), connect_args=_arguments(make_url(url), True, MIGRATE_S))
     if engine.dialect.name == "sqlite":
         # Without foreign keys: a batch migration drops the old table, which must not take its children along.
         _tune_sqlite(engine, "BEGIN IMMEDIATE", foreign_keys=False)
@@ -212,13 +216,13 @@ def _aside(url: URL) -> AsyncEngine:
     return create_async_engine(url, isolation_level="READ COMMITTED", pool_pre_ping=True, **pool)
 
 
-def _arguments(url: URL, writes: bool) -> dict[str, Any]:
-    """What a connection to PostgreSQL is told: nothing waits for ever, neither here nor there."""
+def _arguments(url: URL, writes: bool, patience_s: float = 0.0) -> dict[str, Any]:
+    """What a connection to PostgreSQL is told: nothing waits for ever, neither here nor there; a statement may take `patience_s`."""
     if url.get_backend_name() == "sqlite":
         return {}
     limits = {
-        "statement_timeout": STATEMENT_S,
-        "lock_timeout": WRITE_WAIT_S,
+        "statement_timeout": max(STATEMENT_S, patience_s),
+        "lock_timeout": max(WRITE_WAIT_S, patience_s),
         "idle_in_transaction_session_timeout": IDLE_S,
     }
     options = " ".join(f"-c {name}={seconds * 1000:.0f}" for name, seconds in limits.items())
