@@ -217,7 +217,7 @@ def _aside(url: URL) -> AsyncEngine:
 
 
 def _arguments(url: URL, writes: bool, patience_s: float = 0.0) -> dict[str, Any]:
-    """What a connection to PostgreSQL is told: nothing waits for ever, neither here nor there; a statement may take `patience_s`."""
+    """What a connection to PostgreSQL is told: nothing waits for ever. A statement may take `patience_s` and more."""
     if url.get_backend_name() == "sqlite":
         return {}
     limits = {
