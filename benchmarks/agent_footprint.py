@@ -28,7 +28,7 @@ from cloud_hub.operator.context import HubContext
 from cloud_hub.operator.demo.fleet import AgentProcess, HubProcess, local_profile
 from cloud_hub.operator.demo.processes import until
 from cloud_hub.registry import NewModel
-from cloud_hub.rollouts.controller import NewRollout
+from cloud_hub.rollouts.new import NewRollout
 from modules.manifest import Health
 
 AGENTS = 3

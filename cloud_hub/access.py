@@ -18,8 +18,8 @@ from cloud_hub.monitoring.alert_book import Alert
 from cloud_hub.monitoring.scopes import FLEET, is_device
 from cloud_hub.query import DeviceFacts
 from cloud_hub.roles import Principal
-from cloud_hub.rollouts.plan import Rollout
-from cloud_hub.rollouts.status import RolloutStatus, status
+from cloud_hub.rollouts.states import Rollout
+from cloud_hub.rollouts.status import RolloutStatus
 from cloud_hub.store.engine import Store, among
 from cloud_hub.store.tables import devices, executions, look_scopes
 
@@ -135,12 +135,9 @@ class Access:
         return [rollout if rollout.id in own else _without_words(rollout) for rollout in found]
 
     async def shown_status(self, found: RolloutStatus) -> RolloutStatus:
-        """The part of a rollout that is in scope, counted anew."""
-        mine = await self.devices()
-        if mine is None:
-            return found
+        """As `shown`. What it counts and names is the caller's to ask for with `devices`."""
         (rollout,) = await self.shown([found.rollout])
-        return status(rollout, [part for part in found.executions if part.device in mine])
+        return msgspec.structs.replace(found, rollout=rollout)
 
     # --- monitoring and events ----------------------------------------------------------------------------------
     async def require_one_device(self, device: str) -> None:

@@ -6,7 +6,7 @@ get their files (`_delivery`), and at last what ties them together. Called by `s
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -52,6 +52,7 @@ from cloud_hub.replicas.lease import Lease
 from cloud_hub.retraining.room import retraining
 from cloud_hub.revocations import Revocations
 from cloud_hub.rollouts.controller import Controller
+from cloud_hub.rollouts.targeting import Targeting
 from cloud_hub.rooms import Rooms
 from cloud_hub.serving import Serving
 from cloud_hub.store.engine import Store
@@ -130,20 +131,30 @@ def compose(ground: Ground) -> Rooms:
     registry, desired = Registry(store, blobs, events, clock), Desired(store, clock)
 
     async def on_reports(reports: Sequence[tuple[str, DeviceReport]]) -> None:
-        for device, report in reports:
-            await rollouts.on_report(device, report)
+        await rollouts.on_reports(reports)
+        for device, _ in reports:
             await asked.commands.heard(device)
 
     async def ring(device: str, director_version: int) -> None:
         delivery.serving.forget(device)
         await link.ring(device, director_version)
 
+    async def sign_again(module: str, version: int, profile: str) -> None:
+        await identity.image.sign_module(module, version, profile, "rollout")
+
+    async def ring_all(versions: Mapping[str, int]) -> None:
+        for device in versions:
+            delivery.serving.forget(device)
+        await link.ring_many(versions)
+
     presence = PresenceBook(store, clock)
     intake = Intake(identity.devices.take_reports, on_reports)
+
     lease = Lease(store, config.replicas)
     link = HubLink(config, paths, _handlers(identity, watch, delivery, intake.take, presence.note))
     out = outward(config, paths, store, events, clock, link)
-    rollouts = Controller(store, events, desired, ring, clock)
+    targeting = Targeting(clock, config.offline_after_s)
+    rollouts = Controller(store, events, desired, ring_all, clock, targeting, sign_again)
     asked = asking(config, store, blobs, ground.tensors, events, desired, link, ring, clock)
     packaging = _packaging(ground, registry)
     datasets = data_sets(config, store, blobs, ground.tensors, events, clock)

@@ -6,21 +6,24 @@ controller and the API; nothing here speaks to devices.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import msgspec
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import delete, select, update
 from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cloud_hub.agents import agent_version, older
 from cloud_hub.clock import Clock
-from cloud_hub.errors import Conflict, NotFound
+from cloud_hub.errors import Conflict, HubError, NotFound
+from cloud_hub.store.bulk import in_slices, insert_many
 from cloud_hub.store.engine import Store
 from cloud_hub.store.tables import assignments, devices, modules
 from modules.manifest import SamplingPolicy
 from modules.targets import Mode
+
+Build = tuple[str, int, str]  # module, version, profile
 
 
 class Assignment(msgspec.Struct, frozen=True):
@@ -53,9 +56,17 @@ class Desired:
 
     async def current(self, connection: AsyncConnection, device: str, module: str) -> Assignment | None:
         """What stands for this module now: what a failed rollout goes back to."""
-        query = select(assignments).where(assignments.c.device == device, assignments.c.module == module)
-        row = (await connection.execute(query)).one_or_none()
-        return None if row is None else to_assignment(row)
+        return (await self.current_many(connection, [device], module)).get(device)
+
+    async def current_many(
+        self, connection: AsyncConnection, ids: Collection[str], module: str
+    ) -> dict[str, Assignment]:
+        """As `current`, of many devices; those without the module are left out."""
+        found: dict[str, Assignment] = {}
+        for some in in_slices(sorted(ids)):
+            query = select(assignments).where(assignments.c.device.in_(some), assignments.c.module == module)
+            found |= {row.device: to_assignment(row) for row in await connection.execute(query)}
+        return found
 
     async def assign(self, connection: AsyncConnection, device: str, assignment: Assignment) -> int:
         """Puts the assignment in the place of the module's old one; the director version that carries it.
@@ -63,25 +74,65 @@ class Desired:
         The same assignment again changes nothing. Raises NotFound `device-not-found` or `module-not-found`, Conflict
         `device-retired`, `profile-mismatch`, `agent-outdated` or `module-not-signed`.
         """
-        version = await _check_device(connection, device, assignment.profile)
-        await _check_agent(connection, device, assignment)
-        await _check_signed(connection, assignment)
-        old = await self.current(connection, device, assignment.module)
-        if old == assignment:
-            return version
-        if old is not None:
-            await _remove(connection, device, assignment.module)
-        values = msgspec.to_builtins(assignment)
-        await connection.execute(insert(assignments).values(device=device, assigned_at=self._clock(), **values))
-        return await _raise_version(connection, device)
+        return _or_raise((await self.assign_many(connection, {device: assignment}))[device])
+
+    async def assign_many(
+        self, connection: AsyncConnection, wanted: Mapping[str, Assignment]
+    ) -> dict[str, int | HubError]:
+        """As `assign`, for many devices: the version that carries it, or why the device keeps what it has."""
+        known = await _known(connection, wanted)
+        agents = await _agents(
+            connection, [d for d, one in wanted.items() if one.sampling and one.sampling.agent_version]
+        )
+        counters = await _counters(connection, {(one.module, one.version, one.profile) for one in wanted.values()})
+        outcome: dict[str, int | HubError] = {}
+        changed: dict[str, Assignment] = {}
+        for module in {one.module for one in wanted.values()}:
+            ours = {device: one for device, one in wanted.items() if one.module == module}
+            stands = await self.current_many(connection, ours, module)
+            for device, one in ours.items():
+                try:
+                    version = _check(device, one, known.get(device), agents.get(device), counters)
+                except HubError as error:
+                    outcome[device] = error
+                    continue
+                outcome[device] = version if stands.get(device) == one else version + 1
+                if stands.get(device) != one:
+                    changed[device] = one
+            await _remove(connection, changed.keys() & stands.keys(), module)
+        now = self._clock()
+        rows = [msgspec.to_builtins(one) | {"device": device, "assigned_at": now} for device, one in changed.items()]
+        for some in in_slices(rows):
+            await insert_many(connection, assignments, some)
+        await _raise_versions(connection, changed)
+        return outcome
 
     async def unassign(self, connection: AsyncConnection, device: str, module: str) -> int:
         """Takes the module away; the director version without it. Nothing assigned changes nothing."""
-        version = await _check_device(connection, device)
-        if await self.current(connection, device, module) is None:
-            return version
-        await _remove(connection, device, module)
-        return await _raise_version(connection, device)
+        return _or_raise((await self.unassign_many(connection, [device], module))[device])
+
+    async def unassign_many(
+        self, connection: AsyncConnection, ids: Collection[str], module: str
+    ) -> dict[str, int | HubError]:
+        """As `unassign`, for many devices."""
+        known = await _known(connection, ids)
+        stands = await self.current_many(connection, ids, module)
+        outcome: dict[str, int | HubError] = {}
+        for device in ids:
+            try:
+                outcome[device] = _living(device, known.get(device)).director_version + (device in stands)
+            except HubError as error:
+                outcome[device] = error
+        gone = [device for device in stands if not isinstance(outcome[device], HubError)]
+        await _remove(connection, gone, module)
+        await _raise_versions(connection, gone)
+        return outcome
+
+
+def _or_raise(outcome: int | HubError) -> int:
+    if isinstance(outcome, HubError):
+        raise outcome
+    return outcome
 
 
 def to_assignment(row: Row[Any]) -> Assignment:
@@ -91,32 +142,70 @@ def to_assignment(row: Row[Any]) -> Assignment:
     )
 
 
-async def _check_device(connection: AsyncConnection, device: str, profile: str | None = None) -> int:
-    query = select(devices.c.profile, devices.c.retired_at, devices.c.director_version).where(devices.c.id == device)
-    row = (await connection.execute(query)).one_or_none()
-    if row is None:
-        raise NotFound("device-not-found", f"no device {device}", device=device)
-    if row.retired_at is not None:
-        raise Conflict("device-retired", f"device {device} is retired: nothing can be assigned to it", device=device)
-    if profile is not None and row.profile != profile:
+async def _known(connection: AsyncConnection, ids: Collection[str]) -> dict[str, Row[Any]]:
+    """Profile, end and director version of the devices, by id."""
+    found: dict[str, Row[Any]] = {}
+    for some in in_slices(sorted(ids)):
+        query = select(devices.c.id, devices.c.profile, devices.c.retired_at, devices.c.director_version)
+        found |= {row.id: row for row in await connection.execute(query.where(devices.c.id.in_(some)))}
+    return found
+
+
+async def _agents(connection: AsyncConnection, ids: Collection[str]) -> dict[str, str]:
+    """The agent's version that each device reports."""
+    found: dict[str, str] = {}
+    for some in in_slices(sorted(ids)):
+        query = select(devices.c.id, devices.c.report).where(devices.c.id.in_(some))
+        found |= {id_: agent_version(report) for id_, report in await connection.execute(query)}
+    return found
+
+
+async def _counters(connection: AsyncConnection, builds: Collection[Build]) -> dict[Build, int | None]:
+    """The release counter of each build that is there; None until it is signed."""
+    found: dict[Build, int | None] = {}
+    for name, version in {(name, version) for name, version, _ in builds}:
+        query = select(modules.c.profile, modules.c.release_counter).where(
+            modules.c.name == name, modules.c.version == version
+        )
+        found |= {(name, version, profile): counter for profile, counter in await connection.execute(query)}
+    return found
+
+
+def _check(
+    device: str,
+    wanted: Assignment,
+    known: Row[Any] | None,
+    agent: str | None,
+    counters: Mapping[Build, int | None],
+) -> int:
+    """The director version that the device stands at. Raises as `Desired.assign`."""
+    living = _living(device, known)
+    if living.profile != wanted.profile:
         raise Conflict(
             "profile-mismatch",
-            f"device {device}: expected a module for {row.profile}, got one for {profile}; nothing was assigned",
+            f"device {device}: expected a module for {living.profile}, got one for {wanted.profile}; "
+            "nothing was assigned",
             device=device,
-            expected=row.profile,
-            got=profile,
+            expected=living.profile,
+            got=wanted.profile,
         )
-    return int(row.director_version)
+    _check_agent(device, wanted, agent)
+    _check_signed(wanted, counters)
+    return int(living.director_version)
 
 
-async def _check_agent(connection: AsyncConnection, device: str, assignment: Assignment) -> None:
+def _living(device: str, known: Row[Any] | None) -> Row[Any]:
+    if known is None:
+        raise NotFound("device-not-found", f"no device {device}", device=device)
+    if known.retired_at is not None:
+        raise Conflict("device-retired", f"device {device} is retired: nothing can be assigned to it", device=device)
+    return known
+
+
+def _check_agent(device: str, assignment: Assignment, version: str | None) -> None:
     """An older agent would refuse the whole desired state for a word that it does not know."""
     wanted = assignment.sampling.agent_version if assignment.sampling is not None else ""
-    if not wanted:
-        return
-    report = (await connection.execute(select(devices.c.report).where(devices.c.id == device))).scalar_one_or_none()
-    version = agent_version(report)
-    if older(version, wanted):
+    if version is not None and wanted and older(version, wanted):
         raise Conflict(
             "agent-outdated",
             f"device {device}: its sampling policy needs agent {wanted}, it has {version}; nothing was assigned",
@@ -126,16 +215,12 @@ async def _check_agent(connection: AsyncConnection, device: str, assignment: Ass
         )
 
 
-async def _check_signed(connection: AsyncConnection, assignment: Assignment) -> None:
+def _check_signed(assignment: Assignment, counters: Mapping[Build, int | None]) -> None:
     name, version, profile = assignment.module, assignment.version, assignment.profile
-    query = select(modules.c.release_counter).where(
-        modules.c.name == name, modules.c.version == version, modules.c.profile == profile
-    )
-    row = (await connection.execute(query)).one_or_none()
     fields = {"name": name, "version": version, "profile": profile}
-    if row is None:
+    if (name, version, profile) not in counters:
         raise NotFound("module-not-found", f"no module {name} version {version} for {profile}", **fields)
-    if row.release_counter is None:
+    if counters[name, version, profile] is None:
         raise Conflict(
             "module-not-signed",
             f"module {name} version {version} for {profile} is not signed, so no device would take it; "
@@ -144,11 +229,14 @@ async def _check_signed(connection: AsyncConnection, assignment: Assignment) -> 
         )
 
 
-async def _remove(connection: AsyncConnection, device: str, module: str) -> None:
-    await connection.execute(delete(assignments).where(assignments.c.device == device, assignments.c.module == module))
+async def _remove(connection: AsyncConnection, ids: Collection[str], module: str) -> None:
+    for some in in_slices(sorted(ids)):
+        await connection.execute(
+            delete(assignments).where(assignments.c.device.in_(some), assignments.c.module == module)
+        )
 
 
-async def _raise_version(connection: AsyncConnection, device: str) -> int:
-    change = update(devices).where(devices.c.id == device)
-    change = change.values(director_version=devices.c.director_version + 1)
-    return int((await connection.execute(change.returning(devices.c.director_version))).scalar_one())
+async def _raise_versions(connection: AsyncConnection, ids: Collection[str]) -> None:
+    for some in in_slices(sorted(ids)):
+        change = update(devices).where(devices.c.id.in_(some))
+        await connection.execute(change.values(director_version=devices.c.director_version + 1))

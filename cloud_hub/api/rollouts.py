@@ -8,8 +8,8 @@ import msgspec
 
 from cloud_hub.api.route import Call, Route
 from cloud_hub.roles import Role
-from cloud_hub.rollouts.controller import NewRollout
-from cloud_hub.rollouts.plan import Rollout
+from cloud_hub.rollouts.new import NewRollout
+from cloud_hub.rollouts.states import Rollout
 from cloud_hub.rollouts.status import RolloutStatus
 from cloud_hub.rooms import Rooms
 
@@ -39,7 +39,8 @@ async def list_rollouts(rooms: Rooms, call: Call) -> list[Rollout]:
 
 
 async def show_rollout(rooms: Rooms, call: Call) -> RolloutStatus:
-    return await call.access.shown_status(await rooms.rollouts.get(call.path["id"]))
+    found = await rooms.rollouts.get(call.path["id"], await call.access.devices())
+    return await call.access.shown_status(found)
 
 
 async def start_rollout(rooms: Rooms, call: Call) -> RolloutStatus:

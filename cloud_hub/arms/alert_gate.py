@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cloud_hub.monitoring.alert_book import LIVE
 from cloud_hub.rollouts.gate import AlertGate, Answer
-from cloud_hub.rollouts.plan import Rollout
+from cloud_hub.rollouts.states import Rollout
 from cloud_hub.store.engine import among
 from cloud_hub.store.tables import alerts, executions
 

@@ -18,10 +18,10 @@ from cloud_hub.arms.compare import Comparison, MeasuredDifference
 from cloud_hub.arms.comparisons import Comparisons, Question
 from cloud_hub.clock import Clock
 from cloud_hub.errors import HubError
-from cloud_hub.rollouts import records
+from cloud_hub.rollouts import reading
 from cloud_hub.rollouts.controller import Controller
 from cloud_hub.rollouts.gate import CompareGate, GateState, GateWord
-from cloud_hub.rollouts.plan import ExecutionState, Rollout, RolloutState
+from cloud_hub.rollouts.states import ExecutionState, Rollout, RolloutState
 from cloud_hub.store.engine import Store, among
 from cloud_hub.store.tables import executions
 
@@ -55,7 +55,7 @@ class Gates:
     async def tick(self) -> None:
         """One round. A rollout whose gate cannot be answered keeps waiting, up to the gate's deadline."""
         async with self._store.read() as connection:
-            running = await records.newest(connection, str(RolloutState.RUNNING), 1000)
+            running = await reading.newest(connection, str(RolloutState.RUNNING), 1000)
         for rollout in running:
             if rollout.plan.gate is not None and rollout.gate is not None and rollout.gate.group == rollout.group_index:
                 await self._answer(rollout, rollout.plan.gate, rollout.gate)

@@ -27,7 +27,8 @@ from cloud_hub.configuration.resolving import matching, resolved_by, target_quer
 from cloud_hub.errors import BadRequest, Conflict, HubError, NotFound
 from cloud_hub.events import Events
 from cloud_hub.query import Moment, parse
-from cloud_hub.rollouts.controller import Controller, NewRollout
+from cloud_hub.rollouts.controller import Controller
+from cloud_hub.rollouts.new import NewRollout
 from cloud_hub.store.engine import Store, among
 from cloud_hub.store.tables import assignments, configurations, devices, modules, rollouts
 from modules.configuration import config_digest

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cloud_hub.operator.render import table, when
-from cloud_hub.rollouts.plan import FAILURES, IN_PROGRESS, Execution, ExecutionState, Rollout, RolloutState
+from cloud_hub.rollouts.states import FAILURES, IN_PROGRESS, Execution, ExecutionState, Rollout, RolloutState
 from cloud_hub.rollouts.status import GroupStatus, RolloutStatus
 
 BAR_CHARS = 30

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from cloud_hub.api.rollouts import AbortRequest
 from cloud_hub.operator.transport import Transport, path_of
-from cloud_hub.rollouts.controller import NewRollout
-from cloud_hub.rollouts.plan import Rollout
+from cloud_hub.rollouts.new import NewRollout
+from cloud_hub.rollouts.states import Rollout
 from cloud_hub.rollouts.status import RolloutStatus
 
 

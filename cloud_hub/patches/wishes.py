@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from cloud_hub.blobs import Blobs
 from cloud_hub.errors import NotFound
 from cloud_hub.patch_settings import PatchSettings
-from cloud_hub.rollouts.plan import DONE, ENDED, NOT_ELIGIBLE
+from cloud_hub.rollouts.states import DONE, ENDED, NOT_ELIGIBLE
 from cloud_hub.store.engine import Store
 from cloud_hub.store.tables import assignments, devices, executions, model_versions, modules, rollouts
 from modules.bundle import FileEntry

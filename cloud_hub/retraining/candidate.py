@@ -26,8 +26,9 @@ from cloud_hub.retraining.judge import JudgeRequest, judge_models
 from cloud_hub.retraining.judging import Verdict
 from cloud_hub.retraining.plan import RetrainPlan
 from cloud_hub.retraining.records import Run
-from cloud_hub.rollouts.controller import Controller, NewRollout
-from cloud_hub.rollouts.plan import Rollout
+from cloud_hub.rollouts.controller import Controller
+from cloud_hub.rollouts.new import NewRollout
+from cloud_hub.rollouts.states import Rollout
 from cloud_hub.store.engine import Store
 from cloud_hub.store.tables import modules, rollouts
 from cloud_hub.trust.image import ImageRepository

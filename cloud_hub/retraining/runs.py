@@ -26,8 +26,8 @@ from cloud_hub.retraining.candidate import ACTOR, Candidates, signing_command
 from cloud_hub.retraining.champion import Champions
 from cloud_hub.retraining.plan import DAY_S, RetrainPlan
 from cloud_hub.retraining.records import ENDED, Result, Run, RunState
-from cloud_hub.rollouts.plan import ENDED as ROLLOUT_ENDED
-from cloud_hub.rollouts.plan import RolloutState
+from cloud_hub.rollouts.states import ENDED as ROLLOUT_ENDED
+from cloud_hub.rollouts.states import RolloutState
 from cloud_hub.store.engine import Store
 
 _log = logging.getLogger(__name__)

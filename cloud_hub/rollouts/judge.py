@@ -1,28 +1,32 @@
 """What a device's report says about its execution. Pure.
 
 Only the report counts: success is the module itself, named with its digest and deployment, after probation. Called by
-`controller` for each report.
+`turn` for each report.
 """
 
 from __future__ import annotations
 
 import msgspec
 
-from cloud_hub.rollouts.plan import IN_PROGRESS, Execution, ExecutionState
+from cloud_hub.agents import older
+from cloud_hub.rollouts.states import IN_PROGRESS, Execution, ExecutionState
+from modules.manifest import NEWER_AGENT
 from modules.messages import DeviceReport, ModuleReport, UpdateReport
 
 # The new module served in these steps, so failing after them means that the device went back.
 _SERVED = frozenset({"activating", "probation", "reverting"})
+_ENDED_BADLY = frozenset({"failed", "rejected", "reverting"})
 MAX_REASON = 500
 
 
 class Wanted(msgspec.Struct, frozen=True):
-    """What an execution waits for. The digest is the manifest's of the device's profile."""
+    """What an execution waits for. The digests are the manifest's of the device's profile, and the configuration's."""
 
     deployment: str
     module: str
     version: int
     manifest_sha256: str
+    config_sha256: str = ""
 
 
 def judge(execution: Execution, wanted: Wanted, report: DeviceReport, now: float) -> Execution:
@@ -31,7 +35,7 @@ def judge(execution: Execution, wanted: Wanted, report: DeviceReport, now: float
         return execution
     if brought(wanted, report):
         return execution.ended(ExecutionState.VERIFIED, now)
-    if _about(report.last, execution, wanted) and report.last.state in ("failed", "rejected", "reverting"):
+    if _about(report.last, execution, wanted) and report.last.state in _ENDED_BADLY:
         state = _failure(report.last, execution)
         return execution.ended(state, now, report.last.reason_key or str(state), report.last.reason[:MAX_REASON])
     if _about(report.current, execution, wanted) and report.current.state != "idle":
@@ -44,14 +48,33 @@ def judge(execution: Execution, wanted: Wanted, report: DeviceReport, now: float
     return execution
 
 
+def judge_return(
+    execution: Execution, module: str, before: Wanted | None, report: DeviceReport, now: float
+) -> Execution:
+    """As `judge`, for a device that is directed to what it had `before` (None: not this module at all)."""
+    if execution.state is not ExecutionState.RETURNING:
+        return execution
+    back = runs(before, report) if before is not None else all(one.name != module for one in report.modules)
+    # A report from before it was directed back cannot know of it.
+    if back and report.director_version >= execution.director_version:
+        return execution.ended(ExecutionState.RETURNED, now)
+    last = report.last
+    if last.state in _ENDED_BADLY and last.director_version >= execution.director_version:
+        return execution.ended(ExecutionState.STUCK, now, last.reason_key or "failed", last.reason[:MAX_REASON])
+    return execution
+
+
 def runs(wanted: Wanted, report: DeviceReport) -> bool:
     """Whether the device already runs exactly this module, verified, whichever deployment brought it."""
-    return any(_holds(module, wanted) for module in report.modules)
+    return any(_holds(module, wanted) and _configured(module, wanted, report) for module in report.modules)
 
 
 def brought(wanted: Wanted, report: DeviceReport) -> bool:
     """Whether the device runs the module because of this very deployment."""
-    return any(_holds(module, wanted) and module.deployment == wanted.deployment for module in report.modules)
+    return any(
+        _holds(module, wanted) and module.deployment == wanted.deployment and _configured(module, wanted, report)
+        for module in report.modules
+    )
 
 
 def _holds(module: ModuleReport, wanted: Wanted) -> bool:
@@ -61,6 +84,11 @@ def _holds(module: ModuleReport, wanted: Wanted) -> bool:
         and module.manifest_sha256 == wanted.manifest_sha256
         and module.verified
     )
+
+
+def _configured(module: ModuleReport, wanted: Wanted, report: DeviceReport) -> bool:
+    """Whether it has the configuration; older agents do not say which they have, and are given no new one."""
+    return module.config_sha256 == wanted.config_sha256 or older(report.agent_version, NEWER_AGENT)
 
 
 def _about(update: UpdateReport, execution: Execution, wanted: Wanted) -> bool:

@@ -1,22 +1,25 @@
-"""Rollouts and executions as rows, and what a rollout needs to know of devices and modules. Every query of this room.
+"""Rollouts, executions and their counts as rows. Every query that changes them, or decides over them.
 
-All functions take the caller's connection, so that a decision and what it rests on are one transaction. Called by
-`controller` and `targeting`.
+All functions take the caller's connection, so that a decision and what it rests on are one transaction. Nothing here
+reads all executions of a rollout at once, but for its cancellation, which is one statement. `reading` is what people
+look at, `targets` what is known of devices. Called by `turn` and `controller`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Row, Select, func, insert, select, update
+from sqlalchemy import ColumnElement, Row, Select, Text, and_, bindparam, cast, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cloud_hub.desired import Assignment
 from cloud_hub.errors import NotFound
-from cloud_hub.rollouts.plan import (
-    IN_PROGRESS,
+from cloud_hub.rollouts.states import (
+    ACTIVE,
+    BUSY,
     NOT_ELIGIBLE,
     UNDONE,
     Execution,
@@ -24,28 +27,26 @@ from cloud_hub.rollouts.plan import (
     Rollout,
     RolloutState,
 )
-from cloud_hub.store.engine import among
-from cloud_hub.store.tables import devices, executions, modules, rollouts
-from modules.messages import DeviceReport, decode_report
+from cloud_hub.store.bulk import in_slices, insert_many, upsert
+from cloud_hub.store.tables import devices, executions, rollout_counts, rollouts
 
-_ACTIVE = (str(RolloutState.RUNNING), str(RolloutState.PAUSED))
+LATE: Final = "device-late"  # the reason of a device that was put back, and stayed with what it had committed
+EVERYONE: Final = 1_000_000  # where a person asks for all of them
+_ACTIVE: Final = tuple(str(state) for state in ACTIVE)
+_BUSY: Final = tuple(str(state) for state in BUSY)
+_UNDONE: Final = tuple(str(state) for state in UNDONE)
+StateCounts = dict[int, Counter[ExecutionState]]
 
 
-class Target(msgspec.Struct, frozen=True):
-    """A device as a rollout sees it. `report` is the last that it sent, null before the first."""
+class Member(msgspec.Struct, frozen=True):
+    """An execution with what acting on it needs: the device's profile ("" when it is gone) and time zone, and what
+    stood on it before, to go back to.
+    """
 
-    id: str
+    execution: Execution
     profile: str
-    tags: Mapping[str, str]
-    director_version: int
-    report: DeviceReport | None
-
-
-class Build(msgspec.Struct, frozen=True):
-    """A module for one profile. `release_counter` is 0 until it is signed."""
-
-    manifest_sha256: str
-    release_counter: int
+    timezone: str = ""
+    previous: Assignment | None = None
 
 
 async def next_id(connection: AsyncConnection) -> str:
@@ -54,113 +55,212 @@ async def next_id(connection: AsyncConnection) -> str:
     return f"r{count + 1}"
 
 
-async def add(connection: AsyncConnection, rollout: Rollout, parts: Sequence[Execution]) -> None:
+async def add(connection: AsyncConnection, rollout: Rollout, parts: Sequence[Execution]) -> StateCounts:
+    """The new rollout with its executions; how many of them stand where."""
     await connection.execute(insert(rollouts).values(**_rollout_values(rollout)))
-    rows = [msgspec.to_builtins(part) | {"rollout": rollout.id, "previous": None} for part in parts]
-    await connection.execute(insert(executions), rows)
+    counts = await add_parts(connection, rollout.id, parts)
+    await save_counts(connection, rollout.id, counts)
+    return counts
 
 
-async def load(connection: AsyncConnection, rollout_id: str) -> tuple[Rollout, list[Execution]]:
-    """The rollout with its executions by group and device. Raises NotFound `rollout-not-found`."""
+async def add_parts(connection: AsyncConnection, rollout_id: str, parts: Sequence[Execution]) -> StateCounts:
+    """More executions; how many of them stand where, which the caller has to save."""
+    rows = [msgspec.to_builtins(part) | {"rollout": rollout_id, "previous": None} for part in parts]
+    for some in in_slices(rows):
+        await insert_many(connection, executions, some)
+    counts: StateCounts = defaultdict(Counter)
+    for part in parts:
+        if part.group_index != NOT_ELIGIBLE:
+            counts[part.group_index][part.state] += 1
+    return counts
+
+
+async def load(connection: AsyncConnection, rollout_id: str) -> Rollout:
+    """Raises NotFound `rollout-not-found`."""
     row = (await connection.execute(select(rollouts).where(rollouts.c.id == rollout_id))).one_or_none()
     if row is None:
         raise NotFound("rollout-not-found", f"no rollout {rollout_id[:80]}", id=rollout_id[:80])
-    query = select(executions).where(executions.c.rollout == rollout_id)
-    rows = await connection.execute(query.order_by(executions.c.group_index, executions.c.device))
-    return _rollout(row), [_execution(part) for part in rows]
+    return to_rollout(row)
 
 
-async def newest(
-    connection: AsyncConnection, state: str, limit: int, ids: Collection[str] | None = None
-) -> list[Rollout]:
-    """Newest first; of one state, or of all when empty; of these ids where given."""
-    query = select(rollouts).order_by(rollouts.c.created_at.desc(), rollouts.c.id.desc()).limit(limit)
-    if state:
-        query = query.where(rollouts.c.state == state)
-    if ids is not None:
-        query = query.where(among(rollouts.c.id, ids))
-    return [_rollout(row) for row in await connection.execute(query)]
+async def counts(connection: AsyncConnection, rollout_id: str) -> StateCounts:
+    """Executions by group and state; states that nobody is in may be there with 0."""
+    found: StateCounts = defaultdict(Counter)
+    query = select(rollout_counts.c.group_index, rollout_counts.c.state, rollout_counts.c.count.label("number"))
+    for row in await connection.execute(query.where(rollout_counts.c.rollout == rollout_id)):
+        found[row.group_index][ExecutionState(row.state)] = row.number
+    return found
 
 
-async def active_ids(connection: AsyncConnection) -> list[str]:
-    """Rollouts that are running or paused."""
-    query = select(rollouts.c.id).where(rollouts.c.state.in_(_ACTIVE)).order_by(rollouts.c.created_at)
+async def save(connection: AsyncConnection, rollout: Rollout, next_at: float | None) -> None:
+    values = _rollout_values(rollout) | {"next_at": next_at}
+    await connection.execute(update(rollouts).where(rollouts.c.id == rollout.id).values(**values))
+
+
+async def save_counts(connection: AsyncConnection, rollout_id: str, counts: StateCounts) -> None:
+    rows = [
+        {"rollout": rollout_id, "group_index": group, "state": str(state), "count": count}
+        for group, states in counts.items()
+        for state, count in states.items()
+    ]
+    await upsert(connection, rollout_counts, rows)
+
+
+async def save_parts(connection: AsyncConnection, rollout_id: str, parts: Sequence[Execution]) -> None:
+    if not parts:
+        return
+    key = and_(executions.c.rollout == bindparam("of"), executions.c.device == bindparam("who"))
+    names = [name for name in Execution.__struct_fields__ if name not in ("device", "group_index")]
+    change = update(executions).where(key).values({name: bindparam(f"to_{name}") for name in names})
+    rows = []
+    for part in parts:
+        values = msgspec.to_builtins(part)
+        rows.append({"of": rollout_id, "who": part.device} | {f"to_{name}": values[name] for name in names})
+    await connection.execute(change, rows)
+
+
+async def cancel_waiting(connection: AsyncConnection, rollout_id: str, now: float, key: str, reason: str) -> None:
+    """All that have not begun, at once."""
+    values = {"state": str(ExecutionState.CANCELLED), "reason_key": key, "reason": reason, "finished_at": now}
+    where = (executions.c.rollout == rollout_id) & (executions.c.state == str(ExecutionState.WAITING))
+    await connection.execute(update(executions).where(where).values(**values))
+
+
+async def set_previous(connection: AsyncConnection, rollout_id: str, stood: Mapping[str, Assignment | None]) -> None:
+    """Remembers what stood on the devices at the moment of their assignment."""
+    if not stood:
+        return
+    key = and_(executions.c.rollout == bindparam("of"), executions.c.device == bindparam("who"))
+    change = update(executions).where(key).values(previous=bindparam("stood"))
+    rows = [{"of": rollout_id, "who": device, "stood": msgspec.to_builtins(one)} for device, one in stood.items()]
+    await connection.execute(change, rows)
+
+
+async def previous_kinds(connection: AsyncConnection, rollout_id: str) -> list[Assignment]:
+    """What stood on the verified devices before, each kind of it once."""
+    text = cast(executions.c.previous, Text)
+    query = select(text).where(executions.c.rollout == rollout_id, executions.c.state == str(ExecutionState.VERIFIED))
+    found = [value for value in (await connection.execute(query.distinct())).scalars() if value not in (None, "null")]
+    return [msgspec.json.decode(value, type=Assignment) for value in found]
+
+
+# --- which executions ---------------------------------------------------------------------------------------------
+async def members(connection: AsyncConnection, rollout_id: str, ids: Collection[str]) -> list[Member]:
+    """Of these devices, those that take part."""
+    found: list[Member] = []
+    for some in in_slices(sorted(ids)):
+        query = _members(rollout_id).where(executions.c.device.in_(some), executions.c.group_index != NOT_ELIGIBLE)
+        found += [_member(row) for row in await connection.execute(query)]
+    return found
+
+
+async def standing(
+    connection: AsyncConnection, rollout_id: str, states: Iterable[ExecutionState], limit: int
+) -> list[Member]:
+    """Some that are in one of the states."""
+    return await _those(connection, rollout_id, executions.c.state.in_([str(state) for state in states]), limit)
+
+
+async def overdue(connection: AsyncConnection, rollout_id: str, now: float, limit: int) -> list[Member]:
+    """Some whose deadline has passed."""
+    return await _those(
+        connection, rollout_id, executions.c.state.in_(_BUSY) & (executions.c.deadline_at <= now), limit
+    )
+
+
+async def ready(connection: AsyncConnection, rollout: Rollout, now: float, limit: int) -> list[Member]:
+    """Those of the open groups that wait and whose time has come, in their order."""
+    query = _members(rollout.id).where(
+        executions.c.state == str(ExecutionState.WAITING),
+        executions.c.group_index.between(0, rollout.group_index),
+        executions.c.ready_at <= now,
+    )
+    query = query.order_by(executions.c.group_index, executions.c.device).limit(limit)
+    return [_member(row) for row in await connection.execute(query)]
+
+
+async def next_moment(connection: AsyncConnection, rollout: Rollout, now: float) -> float | None:
+    """The next deadline of an execution, or the next moment at which one that waits may begin."""
+    mine = executions.c.rollout == rollout.id
+    deadlines = select(func.min(executions.c.deadline_at)).where(mine, executions.c.state.in_(_BUSY))
+    moments = [(await connection.execute(deadlines)).scalar_one()]
+    if rollout.state is RolloutState.RUNNING:
+        waiting = executions.c.state == str(ExecutionState.WAITING)
+        opened = executions.c.group_index.between(0, rollout.group_index)
+        beginnings = select(func.min(executions.c.ready_at)).where(mine, waiting, opened, executions.c.ready_at > now)
+        moments.append((await connection.execute(beginnings)).scalar_one())
+    return min((moment for moment in moments if moment is not None), default=None)
+
+
+# --- which rollouts -----------------------------------------------------------------------------------------------
+async def due_ids(connection: AsyncConnection, now: float, limit: int) -> list[str]:
+    """Rollouts whose time has come, the longest waiting first."""
+    query = select(rollouts.c.id).where(rollouts.c.next_at <= now).order_by(rollouts.c.next_at).limit(limit)
     return list((await connection.execute(query)).scalars())
 
 
-async def due_ids(connection: AsyncConnection, now: float) -> list[str]:
-    """Active rollouts with a device past its deadline, or (their own deadline stands in the plan) all with a start."""
-    late = (
-        select(executions.c.rollout)
-        .join(rollouts, rollouts.c.id == executions.c.rollout)
-        .where(rollouts.c.state.in_(_ACTIVE), executions.c.state.in_([str(s) for s in IN_PROGRESS]))
-        .where(executions.c.deadline_at <= now)
-        .distinct()
-    )
-    found = list((await connection.execute(late)).scalars())
-    running = await connection.execute(select(rollouts).where(rollouts.c.state.in_(_ACTIVE)))
-    over = [
-        r.id for r in map(_rollout, running) if r.started_at is not None and now >= r.started_at + r.plan.deadline_s
-    ]
-    return sorted({*found, *over})
+async def active(connection: AsyncConnection) -> list[Rollout]:
+    """Those that are running, paused or rolling back, oldest first."""
+    query = select(rollouts).where(rollouts.c.state.in_(_ACTIVE)).order_by(rollouts.c.created_at)
+    return [to_rollout(row) for row in await connection.execute(query)]
 
 
-async def concerned_ids(connection: AsyncConnection, device: str, deployments: set[str]) -> list[str]:
-    """Rollouts in which the device is in progress, and those whose deployment it runs though it should not.
+async def concerned(connection: AsyncConnection, deployments: Mapping[str, Collection[str]]) -> dict[str, list[str]]:
+    """Devices by rollout: in which each is busy, and whose deployment it runs though it should not.
 
-    What came to a good end needs no report more: else every report of a whole fleet would take the writer's turn.
+    `deployments` are those that each device reports. What came to a good end needs no report more: else every report
+    of a whole fleet would take the writer's turn.
     """
-    undone = executions.c.state.in_([str(s) for s in UNDONE]) & executions.c.rollout.in_(deployments)
-    query = select(executions.c.rollout).where(
-        executions.c.device == device,
-        executions.c.state.in_([str(s) for s in IN_PROGRESS]) | undone,
-        executions.c.group_index != NOT_ELIGIBLE,
-    )
-    return list((await connection.execute(query.order_by(executions.c.rollout))).scalars())
+    found: dict[str, list[str]] = defaultdict(list)
+    columns = (executions.c.rollout, executions.c.device, executions.c.state)
+    undone = executions.c.state.in_(_UNDONE) & (executions.c.reason_key != LATE)
+    for some in in_slices(sorted(deployments)):
+        query = select(*columns).where(
+            executions.c.device.in_(some),
+            executions.c.state.in_(_BUSY) | undone,
+            executions.c.group_index != NOT_ELIGIBLE,
+        )
+        for rollout, device, state in await connection.execute(query.order_by(executions.c.rollout)):
+            if state in _BUSY or rollout in deployments[device]:
+                found[rollout].append(device)
+    return found
 
 
-async def save(
-    connection: AsyncConnection, before: tuple[Rollout, Sequence[Execution]], after: tuple[Rollout, Sequence[Execution]]
-) -> None:
-    """Writes what differs."""
-    rollout = after[0]
-    if rollout != before[0]:
-        await connection.execute(update(rollouts).where(rollouts.c.id == rollout.id).values(**_rollout_values(rollout)))
-    for old, new in zip(before[1], after[1], strict=True):
-        if old != new:
-            key = (executions.c.rollout == rollout.id, executions.c.device == new.device)
-            await connection.execute(update(executions).where(*key).values(**msgspec.to_builtins(new)))
-
-
-async def set_previous(connection: AsyncConnection, rollout_id: str, device: str, previous: Assignment | None) -> None:
-    """Remembers what stood on the device at the moment of its assignment."""
-    change = update(executions).where(executions.c.rollout == rollout_id, executions.c.device == device)
-    await connection.execute(change.values(previous=msgspec.to_builtins(previous)))
-
-
-async def previous(connection: AsyncConnection, rollout_id: str, device: str) -> Assignment | None:
-    """What stood on the device before, to go back to."""
-    query = select(executions.c.previous).where(executions.c.rollout == rollout_id, executions.c.device == device)
-    value = (await connection.execute(query)).scalar_one()
-    return None if value is None else msgspec.convert(value, Assignment)
+async def busy_devices(connection: AsyncConnection) -> list[str]:
+    """Devices from which some rollout expects a report."""
+    query = select(executions.c.device).where(executions.c.state.in_(_BUSY)).distinct()
+    return list((await connection.execute(query)).scalars())
 
 
 async def elsewhere(connection: AsyncConnection, module: str, rollout_id: str, ids: Sequence[str]) -> dict[str, str]:
-    """Which of the devices take part in another active rollout of the module: device -> rollout."""
+    """The rollout of the module, other than this one, that is under way on each device, or has yet to be undone."""
+    open_for_it = rollouts.c.state.in_(_ACTIVE) & (executions.c.state != str(ExecutionState.CANCELLED))
     query = (
         select(executions.c.device, executions.c.rollout)
         .join(rollouts, rollouts.c.id == executions.c.rollout)
-        .where(rollouts.c.module == module, rollouts.c.state.in_(_ACTIVE), rollouts.c.id != rollout_id)
-        .where(executions.c.group_index != NOT_ELIGIBLE)
+        .where(rollouts.c.module == module, rollouts.c.id != rollout_id, executions.c.group_index != NOT_ELIGIBLE)
+        .where(open_for_it | executions.c.state.in_(_BUSY))
     )
     wanted = set(ids)
     return {row.device: row.rollout for row in await connection.execute(query) if row.device in wanted}
 
 
-async def targets(connection: AsyncConnection) -> list[Target]:
-    """Every device that is not retired, by id."""
-    query = _target_columns().where(devices.c.retired_at.is_(None)).order_by(devices.c.id)
-    return [_target(row) for row in await connection.execute(query)]
+async def overlap(connection: AsyncConnection, rollout_id: str, module: str) -> dict[str, str]:
+    """As `elsewhere`, for the devices of a rollout."""
+    others = executions.alias("others")
+    open_for_it = rollouts.c.state.in_(_ACTIVE) & (others.c.state != str(ExecutionState.CANCELLED))
+    query = (
+        select(others.c.device, others.c.rollout)
+        .select_from(
+            executions.join(others, others.c.device == executions.c.device).join(
+                rollouts, rollouts.c.id == others.c.rollout
+            )
+        )
+        .where(executions.c.rollout == rollout_id, executions.c.group_index != NOT_ELIGIBLE)
+        .where(others.c.rollout != rollout_id, others.c.group_index != NOT_ELIGIBLE, rollouts.c.module == module)
+        .where(open_for_it | others.c.state.in_(_BUSY))
+    )
+    return {row.device: row.rollout for row in await connection.execute(query)}
 
 
 async def unheard(connection: AsyncConnection) -> dict[str, int]:
@@ -168,32 +268,28 @@ async def unheard(connection: AsyncConnection) -> dict[str, int]:
     query = (
         select(devices.c.id, devices.c.director_version)
         .join(executions, executions.c.device == devices.c.id)
-        .where(executions.c.state == str(ExecutionState.ASSIGNED), devices.c.retired_at.is_(None))
+        .where(executions.c.state.in_((str(ExecutionState.ASSIGNED), str(ExecutionState.RETURNING))))
+        .where(devices.c.retired_at.is_(None))
     )
     return {row.id: row.director_version for row in await connection.execute(query)}
 
 
-async def target(connection: AsyncConnection, device: str) -> Target | None:
-    row = (await connection.execute(_target_columns().where(devices.c.id == device))).one_or_none()
-    return None if row is None else _target(row)
+async def _those(connection: AsyncConnection, rollout_id: str, which: ColumnElement[bool], limit: int) -> list[Member]:
+    query = _members(rollout_id).where(which, executions.c.group_index != NOT_ELIGIBLE)
+    query = query.order_by(executions.c.group_index, executions.c.device).limit(limit)
+    return [_member(row) for row in await connection.execute(query)]
 
 
-async def builds(connection: AsyncConnection, module: str, version: int) -> dict[str, Build]:
-    """Builds of the module version, by profile."""
-    query = select(modules.c.profile, modules.c.manifest_sha256, modules.c.release_counter).where(
-        modules.c.name == module, modules.c.version == version
-    )
-    rows = await connection.execute(query)
-    return {row.profile: Build(row.manifest_sha256, row.release_counter or 0) for row in rows}
+def _members(rollout_id: str) -> Select[Any]:
+    about = executions.outerjoin(devices, devices.c.id == executions.c.device)
+    query = select(executions, devices.c.profile, devices.c.tags).select_from(about)
+    return query.where(executions.c.rollout == rollout_id)
 
 
-def _target_columns() -> Select[Any]:
-    return select(devices.c.id, devices.c.profile, devices.c.tags, devices.c.director_version, devices.c.report)
-
-
-def _target(row: Row[Any]) -> Target:
-    report = None if row.report is None else decode_report(row.report)
-    return Target(row.id, row.profile, dict(row.tags), row.director_version, report)
+def _member(row: Row[Any]) -> Member:
+    previous = None if row.previous is None else msgspec.convert(row.previous, Assignment)
+    timezone = (row.tags or {}).get("timezone", "")
+    return Member(to_execution(row), row.profile or "", timezone, previous)
 
 
 def _rollout_values(rollout: Rollout) -> dict[str, Any]:
@@ -201,9 +297,9 @@ def _rollout_values(rollout: Rollout) -> dict[str, Any]:
     return values
 
 
-def _rollout(row: Row[Any]) -> Rollout:
+def to_rollout(row: Row[Any]) -> Rollout:
     return msgspec.convert(row, Rollout, from_attributes=True)
 
 
-def _execution(row: Row[Any]) -> Execution:
+def to_execution(row: Row[Any]) -> Execution:
     return msgspec.convert(row, Execution, from_attributes=True)

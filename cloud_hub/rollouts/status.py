@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from cloud_hub.rollouts.plan import NOT_ELIGIBLE, Execution, ExecutionState, Rollout
+from cloud_hub.rollouts.decide import Counts
+from cloud_hub.rollouts.states import NOT_ELIGIBLE, Execution, ExecutionState, Rollout
+
+MAX_SHOWN = 200
 
 
 class GroupStatus(msgspec.Struct, frozen=True):
-    """One group: its devices by state. States that nobody is in are left out. `open` once its devices are assigned."""
+    """One group: its devices by state. States that nobody is in are left out. `open` once its devices may begin."""
 
     index: int
     size: int
@@ -24,7 +26,10 @@ class GroupStatus(msgspec.Struct, frozen=True):
 
 
 class RolloutStatus(msgspec.Struct, frozen=True):
-    """A rollout with its groups and executions. Those with group_index -1 are devices that the module does not fit."""
+    """A rollout with its groups, and at most MAX_SHOWN executions, those first that need attention.
+
+    Executions with group_index -1 are devices that the module does not fit.
+    """
 
     rollout: Rollout
     groups: tuple[GroupStatus, ...]
@@ -35,13 +40,11 @@ class RolloutStatus(msgspec.Struct, frozen=True):
         return tuple(e for e in self.executions if e.group_index == NOT_ELIGIBLE)
 
 
-def status(rollout: Rollout, executions: Sequence[Execution]) -> RolloutStatus:
-    """Counts the executions by group."""
-    indices = sorted({e.group_index for e in executions} - {NOT_ELIGIBLE})
-    groups = [_group(rollout, index, [e for e in executions if e.group_index == index]) for index in indices]
-    return RolloutStatus(rollout, tuple(groups), tuple(executions))
+def status(rollout: Rollout, counts: Counts, shown: Sequence[Execution]) -> RolloutStatus:
+    groups = [_group(rollout, index, counts[index]) for index in sorted(counts)]
+    return RolloutStatus(rollout, tuple(groups), tuple(shown))
 
 
-def _group(rollout: Rollout, index: int, members: Sequence[Execution]) -> GroupStatus:
-    states = Counter(member.state for member in members)
-    return GroupStatus(index, len(members), index <= rollout.group_index, dict(states))
+def _group(rollout: Rollout, index: int, states: Mapping[ExecutionState, int]) -> GroupStatus:
+    some = {state: count for state, count in states.items() if count}
+    return GroupStatus(index, sum(some.values()), index <= rollout.group_index, some)

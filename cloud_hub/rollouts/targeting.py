@@ -2,79 +2,162 @@
 
 A device without a build for its profile is listed with the reason and takes no part. A device takes part in one active
 rollout of a module at a time: two rollouts that assign different versions of it would undo each other, and neither
-could say what it reached. Called by `controller`.
+could say what it reached. The database applies the queries. Called by `controller` and `preview`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
+import msgspec
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from cloud_hub.clock import Clock
 from cloud_hub.errors import Conflict, NotFound, Unprocessable
-from cloud_hub.query import DeviceFacts, parse
+from cloud_hub.query import Moment, Query, parse
 from cloud_hub.roles import EVERYTHING, Scope
-from cloud_hub.rollouts import records
-from cloud_hub.rollouts.plan import NOT_ELIGIBLE, Execution, ExecutionState, Plan, split
-from cloud_hub.rollouts.records import Build, Target
+from cloud_hub.rollouts import records, targets
+from cloud_hub.rollouts.new import NewRollout
+from cloud_hub.rollouts.plan import Plan, split
+from cloud_hub.rollouts.states import NOT_ELIGIBLE, Execution, ExecutionState
+from cloud_hub.rollouts.targets import Build, Target
 
 SHOWN = 5
+# Puts saved queries in the place of their names. Raises BadRequest for a name that is none.
+Resolve = Callable[[AsyncConnection, Query], Awaitable[Query]]
 
 
-async def executions_for(
-    connection: AsyncConnection,
-    module: str,
-    version: int,
-    target: str,
-    plan: Plan,
-    now: float,
-    scope: Scope = EVERYTHING,
-) -> list[Execution]:
-    """The executions of a new rollout: devices out of `scope` are as if they were not there.
+async def as_written(_connection: AsyncConnection, query: Query) -> Query:
+    """Where there are no saved queries."""
+    return query
 
-    Raises BadRequest `query-invalid`, NotFound `module-not-found`, Unprocessable `no-device-matches`, Conflict
-    `no-device-eligible` or `device-in-rollout`.
-    """
-    builds = await records.builds(connection, module, version)
-    if not builds:
-        raise NotFound("module-not-found", f"no module {module} version {version}; build it first", name=module)
-    query = parse(target)
-    everyone = await records.targets(connection)
-    facts = {target.id: DeviceFacts(target.id, target.profile, target.tags) for target in everyone}
-    devices = [d for d in everyone if query.matches(facts[d.id]) and scope.matches(facts[d.id])]
-    if not devices:
-        raise Unprocessable("no-device-matches", f"target {target!r}: no device matches; nothing was created")
-    rejected = [_rejected(d, module, version, builds, now) for d in devices if not _eligible(d, builds)]
-    eligible = [d.id for d in devices if _eligible(d, builds)]
-    if not eligible:
-        raise Conflict("no-device-eligible", f"no device can take {module} version {version}: {rejected[0].reason}")
-    await refuse_overlap(connection, module, "", eligible)
-    groups = split(eligible, plan)
-    return [Execution(device, index) for index, group in enumerate(groups) for device in group] + rejected
+
+class Chosen(msgspec.Struct, frozen=True):
+    """Devices by group; those that the module does not fit; and on whom another rollout of the module is under way."""
+
+    groups: tuple[tuple[str, ...], ...]
+    rejected: tuple[Execution, ...]
+    elsewhere: Mapping[str, str]
+
+    def executions(self) -> list[Execution]:
+        taking = [Execution(device, index) for index, group in enumerate(self.groups) for device in group]
+        return [*taking, *self.rejected]
+
+
+class Targeting:
+    """Finds devices. `offline_after_s` is how long a device may be quiet before queries call it offline."""
+
+    def __init__(self, clock: Clock, offline_after_s: float = 180.0, resolve: Resolve = as_written) -> None:
+        self._clock, self._offline_after_s, self._resolve = clock, offline_after_s, resolve
+
+    async def chosen(
+        self, connection: AsyncConnection, new: NewRollout, plan: Plan, scope: Scope = EVERYTHING
+    ) -> Chosen:
+        """Devices out of `scope` are as if they were not there.
+
+        Raises BadRequest `query-invalid`, NotFound `module-not-found`, Unprocessable `no-device-matches`, Conflict
+        `no-device-eligible` or `device-in-rollout`.
+        """
+        builds = await _builds(connection, new)
+        query = await self._query(connection, new.target)
+        conditions = [query.where(self._moment)] + ([scope.query.where(self._moment)] if scope.query else [])
+        devices = await targets.matching(connection, *conditions)
+        if not devices and not plan.joining:
+            raise Unprocessable("no-device-matches", f"target {new.target!r}: no device matches; nothing was created")
+        holders = None if new.version else await targets.holders(connection, new.module)
+        rejected = [why for one in devices if (why := _rejected(one, new, builds, holders, self._clock()))]
+        left_out = {one.device for one in rejected}
+        eligible = [one.id for one in devices if one.id not in left_out]
+        if not eligible and not plan.joining:
+            raise Conflict("no-device-eligible", f"no device can take {_named(new)}: {rejected[0].reason}")
+        elsewhere = await records.elsewhere(connection, new.module, "", eligible)
+        if plan.conflict == "skip":
+            rejected += [_busy(device, rollout, self._clock()) for device, rollout in sorted(elsewhere.items())]
+            eligible = [device for device in eligible if device not in elsewhere]
+        groups = split(eligible, plan, await self._members(connection, plan))
+        return Chosen(groups, tuple(rejected), elsewhere)
+
+    async def joins(
+        self, connection: AsyncConnection, new: NewRollout, plan: Plan, device: str, index: int
+    ) -> Execution | None:
+        """The part of one more device in a rollout under way; None where it does not match, or cannot take it."""
+        query = await self._query(connection, new.target)
+        found = await targets.matching(connection, query.where(self._moment), only=device)
+        if not found:
+            return None
+        holders = None if new.version else await targets.holders(connection, new.module)
+        if _rejected(found[0], new, await _builds(connection, new), holders, self._clock()) is not None:
+            return None
+        if await records.elsewhere(connection, new.module, "", [device]):
+            return None
+        return Execution(device, index)
+
+    @property
+    def _moment(self) -> Moment:
+        return Moment(self._clock(), self._offline_after_s)
+
+    async def _query(self, connection: AsyncConnection, text: str) -> Query:
+        return await self._resolve(connection, parse(text))
+
+    async def _members(self, connection: AsyncConnection, plan: Plan) -> dict[str, Collection[str]]:
+        """The devices of each group that is a query."""
+        found: dict[str, Collection[str]] = {}
+        for group in plan.groups:
+            if group.query is not None:
+                query = await self._query(connection, group.query)
+                found[group.query] = {one.id for one in await targets.matching(connection, query.where(self._moment))}
+        return found
+
+
+def refuse(module: str, elsewhere: Mapping[str, str]) -> None:
+    """Raises Conflict `device-in-rollout` when another rollout of the module is under way on some device."""
+    if not elsewhere:
+        return
+    shown = ", ".join(f"{device} (in {elsewhere[device]})" for device in sorted(elsewhere)[:SHOWN])
+    more = f" and {len(elsewhere) - SHOWN} more" if len(elsewhere) > SHOWN else ""
+    raise Conflict(
+        "device-in-rollout",
+        f"another rollout of {module} is under way on {shown}{more}; wait for it, abort it, or leave those devices out",
+        rollouts=sorted(set(elsewhere.values())),
+        devices=sorted(elsewhere)[:100],
+    )
 
 
 async def refuse_overlap(connection: AsyncConnection, module: str, rollout_id: str, ids: Sequence[str]) -> None:
     """Raises Conflict `device-in-rollout` when another active rollout of the module has one of the devices."""
-    taken = await records.elsewhere(connection, module, rollout_id, ids)
-    if not taken:
-        return
-    shown = ", ".join(f"{device} (in {taken[device]})" for device in sorted(taken)[:SHOWN])
-    more = f" and {len(taken) - SHOWN} more" if len(taken) > SHOWN else ""
-    raise Conflict(
-        "device-in-rollout",
-        f"another rollout of {module} is under way on {shown}{more}; wait for it, abort it, or leave those devices out",
-        rollouts=sorted(set(taken.values())),
-        devices=sorted(taken),
-    )
+    refuse(module, await records.elsewhere(connection, module, rollout_id, ids))
 
 
-def _eligible(device: Target, builds: Mapping[str, Build]) -> bool:
-    return device.profile in builds and builds[device.profile].release_counter > 0
+async def _builds(connection: AsyncConnection, new: NewRollout) -> dict[str, Build]:
+    if not new.version:
+        return {}
+    builds = await targets.builds(connection, new.module, new.version)
+    if not builds:
+        text = f"no module {new.module} version {new.version}; build it first"
+        raise NotFound("module-not-found", text, name=new.module)
+    return builds
 
 
-def _rejected(device: Target, module: str, version: int, builds: Mapping[str, Build], now: float) -> Execution:
-    if device.profile in builds:
-        key, reason = "module-not-signed", f"{module} version {version} for {device.profile} is not signed"
+def _named(new: NewRollout) -> str:
+    return f"{new.module} version {new.version}" if new.version else f"configuration {new.config} of {new.module}"
+
+
+def _rejected(
+    device: Target, new: NewRollout, builds: Mapping[str, Build], holders: Collection[str] | None, now: float
+) -> Execution | None:
+    if holders is not None:
+        if device.id in holders:
+            return None
+        key, reason = "not-assigned", f"{new.module} is not assigned to the device"
+    elif device.profile not in builds:
+        key, reason = "no-module-for-profile", f"{_named(new)} is not built for {device.profile}"
+    elif not builds[device.profile].release_counter:
+        key, reason = "module-not-signed", f"{_named(new)} for {device.profile} is not signed"
     else:
-        key, reason = "no-module-for-profile", f"{module} version {version} is not built for {device.profile}"
+        return None
     return Execution(device.id, NOT_ELIGIBLE).ended(ExecutionState.REJECTED, now, key, reason)
+
+
+def _busy(device: str, rollout: str, now: float) -> Execution:
+    reason = f"rollout {rollout} of the module is under way on it"
+    return Execution(device, NOT_ELIGIBLE).ended(ExecutionState.REJECTED, now, "device-in-rollout", reason)

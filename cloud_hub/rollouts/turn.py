@@ -1,229 +1,367 @@
-"""One rollout inside one transaction: takes reports and decisions in, keeps assignments in step, says whom to ring.
+"""One rollout inside one transaction: takes reports and decisions in and carries out what follows, in slices.
 
-What a device shall run follows its execution: assigned with its group, put back to what stood before when the execution
-fails, times out or is cancelled. So the desired set always names either what a running rollout asks for or what runs.
-One exception: a device that was put back, but had already committed the new module, cannot go back to an older
-release (it refuses a lower release counter); the desired set then follows the device. Made by `controller`.
+Executions are loaded when something happens to them, and written with their counts at the end; a turn touches at most
+SLICE devices of its own accord, and says whether there is `more`. What the devices shall run is `handing`'s business.
+Made by `controller`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
 
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from cloud_hub.desired import Assignment, Desired
-from cloud_hub.errors import HubError
-from cloud_hub.events import Events
-from cloud_hub.rollouts import records
+from cloud_hub.desired import Desired
+from cloud_hub.errors import Conflict
+from cloud_hub.events import Events, Happened
+from cloud_hub.roles import Role
+from cloud_hub.rollouts import approval, decide, records
+from cloud_hub.rollouts.decide import Action
 from cloud_hub.rollouts.gate import GateState
-from cloud_hub.rollouts.judge import Wanted, brought, judge, runs
-from cloud_hub.rollouts.plan import (
+from cloud_hub.rollouts.handing import Handing
+from cloud_hub.rollouts.judge import Wanted, brought, judge, judge_return
+from cloud_hub.rollouts.maintenance import next_open
+from cloud_hub.rollouts.rate import allowance
+from cloud_hub.rollouts.records import Member, StateCounts
+from cloud_hub.rollouts.states import (
     DONE,
+    ENDED,
     IN_PROGRESS,
-    NOT_ELIGIBLE,
     UNDONE,
     Execution,
     ExecutionState,
     Rollout,
     RolloutState,
-    StartGroup,
-    apply,
-    decide,
-    end,
 )
-from cloud_hub.rollouts.records import Build
-from cloud_hub.rollouts.status import RolloutStatus, status
-from cloud_hub.rollouts.targeting import refuse_overlap
+from cloud_hub.rollouts.targets import Build
 from modules.messages import DeviceReport
 
-ACTOR = "rollout"  # who did it, in the audit trail, when no person asked
+ACTOR: Final = "rollout"  # who did it, in the audit trail, when no person asked
+SLICE: Final = 500  # devices that are assigned or taken back in one transaction
+RETRIED: Final = frozenset({ExecutionState.FAILED, ExecutionState.TIMED_OUT, ExecutionState.SILENT})
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A rollout, its executions by group and state, and its builds by profile, as they are when a turn begins."""
+
+    rollout: Rollout
+    counts: StateCounts
+    builds: Mapping[str, Build]
 
 
 class Turn:
-    """The rollout as it stands in this transaction; `rings` are director versions to tell devices after the commit."""
+    """The rollout as it stands in this transaction; `rings` are director versions to tell devices after the commit.
+
+    `more` is set when the time for another turn is now, `sign_again` when modules have to be signed before it.
+    """
 
     def __init__(
-        self,
-        connection: AsyncConnection,
-        desired: Desired,
-        events: Events,
-        standing: tuple[Rollout, list[Execution]],
-        builds: Mapping[str, Build],
-        now: float,
+        self, connection: AsyncConnection, desired: Desired, events: Events, standing: Standing, now: float
     ) -> None:
-        self.rings: dict[str, int] = {}
-        self._connection = connection
-        self._desired = desired
-        self._events = events
-        self._before = standing
-        self._rollout, self._parts = standing
-        self._builds = builds
-        self._now = now
+        self.more = self.sign_again = False
+        self.connection, self._events, self._now = connection, events, now
+        self._before = self.rollout = standing.rollout
+        self.counts = standing.counts
+        self._handing = Handing(connection, desired, standing.rollout, standing.builds, now)
+        self._changed: dict[str, Execution] = {}
+        self._happened: list[Happened] = []
+        self._left = SLICE
 
     @property
-    def rollout(self) -> Rollout:
-        return self._rollout
+    def rings(self) -> dict[str, int]:
+        return self._handing.rings
 
-    @property
-    def status(self) -> RolloutStatus:
-        return status(self._rollout, self._parts)
-
-    async def change(self, state: RolloutState, actor: str, kind: str) -> None:
+    # --- what people ask for --------------------------------------------------------------------------------------
+    def change(self, state: RolloutState, actor: str, kind: str) -> None:
         """A person's start, pause or resume."""
-        started_at = self._now if self._rollout.started_at is None else self._rollout.started_at
-        before = self._rollout.state
-        self._rollout = msgspec.structs.replace(self._rollout, state=state, started_at=started_at)
-        await self._events.record(self._connection, kind, actor, self._rollout.id, before=str(before), after=str(state))
+        before = self.rollout.state
+        if kind == "rollout.resumed":
+            self.rollout = decide.pardon(self.rollout, self.counts, actor)
+        started_at = self._now if self.rollout.started_at is None else self.rollout.started_at
+        self.rollout = msgspec.structs.replace(self.rollout, state=state, started_at=started_at)
+        self._record(kind, actor, before=str(before), after=str(state))
 
-    async def abort(self, actor: str, reason: str) -> None:
-        """A person's abort: what has not ended is cancelled and put back."""
-        before = str(self._rollout.state)
-        await self._become(*end(self._rollout, self._parts, RolloutState.ABORTED, reason, self._now))
-        await self._events.record(
-            self._connection, "rollout.aborted", actor, self._rollout.id, reason=reason, before=before, after="aborted"
-        )
+    def end(self, state: RolloutState, actor: str, kind: str, reason: str) -> None:
+        """A person's abort, finish or fleet rollback: what has not ended is cancelled and put back by what follows."""
+        before = str(self.rollout.state)
+        finished_at = self._now if state in ENDED else None
+        self.rollout = msgspec.structs.replace(self.rollout, state=state, reason=reason, finished_at=finished_at)
+        self._record(kind, actor, reason=reason, before=before, after=str(state))
 
-    async def answer_gate(self, answer: GateState) -> None:
+    def approve(self, principal: str, role: Role, stage: str, comment: str) -> None:
+        """Raises Conflict `approval-refused`."""
+        rollout = self.rollout
+        why = approval.refusal(rollout.plan.approval, rollout.approvals, stage, principal, role, rollout.creator)
+        if why:
+            raise Conflict("approval-refused", f"rollout {rollout.id}: {why}; nothing was changed", id=rollout.id)
+        given = approval.Given(principal, role, stage, self._now, comment)
+        self.rollout = msgspec.structs.replace(rollout, approvals=(*rollout.approvals, given))
+        self._record("rollout.approved", principal, stage=stage, role=str(role), comment=comment)
+
+    async def retry(self, actor: str) -> int:
+        """Failed executions begin again, and with an ended rollout those that it cancelled; how many."""
+        states = {*RETRIED, ExecutionState.REVERTED}
+        if self.rollout.state in ENDED:
+            states.add(ExecutionState.CANCELLED)
+        members = await records.standing(self.connection, self.rollout.id, states, records.EVERYONE)
+        for member in members:
+            self._become(member.execution, member.execution.again(self._now))
+        rollout = decide.pardon(self.rollout, self.counts, actor)
+        if rollout.state in ENDED:
+            rollout = msgspec.structs.replace(
+                rollout, state=RolloutState.RUNNING, started_at=self._now, finished_at=None
+            )
+        self.rollout = rollout
+        self._record("rollout.retried", actor, devices=len(members), after=str(rollout.state))
+        return len(members)
+
+    async def roll_back(self, actor: str, reason: str) -> None:
+        """Everybody back to what they had; with a rollout that was rolled back before, those that were stuck."""
+        stuck = await records.standing(self.connection, self.rollout.id, (ExecutionState.STUCK,), records.EVERYONE)
+        for member in stuck:
+            self._become(member.execution, msgspec.structs.replace(member.execution, state=ExecutionState.VERIFIED))
+        self.rollout = msgspec.structs.replace(self.rollout, signed_again=False)
+        self.end(RolloutState.ROLLING_BACK, actor, "rollout.rolling-back", reason)
+
+    async def give_up(self, ids: Collection[str], reason: str) -> None:
+        """These devices belong to another rollout."""
+        members = await records.members(self.connection, self.rollout.id, ids)
+        ours = [one for one in members if one.execution.state not in DONE]
+        for member in ours:
+            ended = member.execution.ended(ExecutionState.CANCELLED, self._now, "device-in-rollout", reason)
+            self._become(member.execution, ended)
+        await self._put_back([one for one in ours if one.execution.state in IN_PROGRESS])
+
+    async def has(self, device: str) -> bool:
+        """Whether the device takes part already."""
+        return bool(await records.members(self.connection, self.rollout.id, [device]))
+
+    async def join(self, parts: Sequence[Execution]) -> None:
+        """Devices that match the target by now."""
+        for group, states in (await records.add_parts(self.connection, self.rollout.id, parts)).items():
+            self.counts[group].update(states)
+        for part in parts:
+            self._record("rollout.joined", ACTOR, device=part.device, group=part.group_index)
+
+    # --- what devices and gates say -------------------------------------------------------------------------------
+    def answer_gate(self, answer: GateState) -> None:
         """Takes the gate's word in; one about another group, or of a rollout that does not wait, is an old one."""
-        state = self._rollout.gate
-        if state is None or state.group != answer.group or self._rollout.state is not RolloutState.RUNNING:
+        state = self.rollout.gate
+        if state is None or state.group != answer.group or self.rollout.state is not RolloutState.RUNNING:
             return
-        self._rollout = msgspec.structs.replace(self._rollout, gate=answer)
+        self.rollout = msgspec.structs.replace(self.rollout, gate=answer)
         if answer.word != state.word:
-            await self._events.record(
-                self._connection, "rollout.gate", ACTOR, self._rollout.id, group=answer.group, before=state.word,
-                after=answer.word, reason=answer.reason,
-            )  # fmt: skip
+            self._record(
+                "rollout.gate", ACTOR, group=answer.group, before=state.word, after=answer.word, reason=answer.reason
+            )
 
-    async def refuse_overlap(self) -> None:
-        """Raises Conflict `device-in-rollout` when another active rollout of the module has one of the devices."""
-        ids = [part.device for part in self._parts if part.group_index != NOT_ELIGIBLE]
-        await refuse_overlap(self._connection, self._rollout.module, self._rollout.id, ids)
+    def signed_again(self) -> None:
+        """What can be signed again here has been."""
+        self.rollout = msgspec.structs.replace(self.rollout, signed_again=True)
 
-    async def report(self, device: str, report: DeviceReport) -> None:
-        """Takes the device's report in."""
-        target = await records.target(self._connection, device)
-        build = self._builds.get(target.profile) if target else None
-        part = next((part for part in self._parts if part.device == device), None)
-        if target is None or build is None or part is None:
-            return
-        wanted = Wanted(self._rollout.id, self._rollout.module, self._rollout.version, build.manifest_sha256)
-        after = judge(part, wanted, report, self._now)
-        await self._become(self._rollout, [after if p is part else p for p in self._parts])
-        if part.state in UNDONE and brought(wanted, report):
-            await self._follow(device, target.profile, build)
+    async def take_in(self, reports: Mapping[str, DeviceReport]) -> None:
+        """Takes the devices' reports in."""
+        members = await records.members(self.connection, self.rollout.id, reports)
+        wanted = await self._handing.wanted(members)
+        undone: list[Member] = []
+        for member in members:
+            part, after = member.execution, await self._judged(member, wanted[member.execution.device], reports)
+            self._become(part, after)
+            if part.state in IN_PROGRESS and after.state not in {*IN_PROGRESS, ExecutionState.VERIFIED}:
+                undone.append(member)
+        await self._put_back(undone)
 
+    async def _judged(self, member: Member, wanted: Wanted | None, reports: Mapping[str, DeviceReport]) -> Execution:
+        part, report = member.execution, reports[member.execution.device]
+        if part.state is ExecutionState.RETURNING:
+            return judge_return(part, self.rollout.module, wanted, report, self._now)
+        if wanted is None:
+            return part
+        if part.state in UNDONE and brought(wanted, report) and await self._handing.follow(member):
+            self._record("rollout.device-late", ACTOR, device=part.device, version=self.rollout.version)
+            return msgspec.structs.replace(part, reason_key=records.LATE)
+        return self._tried_again(judge(part, wanted, report, self._now))
+
+    # --- what follows ---------------------------------------------------------------------------------------------
     async def settle(self) -> None:
-        """Carries out what the plan says until it says nothing more."""
-        while actions := decide(self._rollout, self._parts, self._now):
-            for action in actions:
-                begun: dict[str, Execution] = {}
-                if isinstance(action, StartGroup):
-                    begun = await self._begin(action.index)
-                await self._become(*apply(self._rollout, self._parts, action, self._now, begun))
+        """Carries out what the plan says until it says nothing more, or the slice is used up."""
+        while True:
+            await self._end_overdue()
+            action = decide.decide(self.rollout, self.counts, self._now)
+            if action is None:
+                return
+            if self._left <= 0:
+                self.more = True
+                return
+            if not await self._carry_out(action):
+                return
 
     async def save(self) -> None:
         """Writes what differs from the beginning of the turn."""
-        await records.save(self._connection, self._before, (self._rollout, self._parts))
-        old, new = self._before[0], self._rollout
-        if new.state is not old.state and new.state in (RolloutState.FINISHED, RolloutState.FAILED):
-            await self._events.record(self._connection, f"rollout.{new.state}", ACTOR, new.id, reason=new.reason)
+        await self._flush()
+        await records.save_counts(self.connection, self.rollout.id, self.counts)
+        next_at = self._now if self.more else await self._next_at()
+        await records.save(self.connection, self.rollout, next_at)
+        old, new = self._before, self.rollout
+        if new.state is not old.state and new.state in (
+            RolloutState.FINISHED, RolloutState.FAILED, RolloutState.ROLLED_BACK
+        ):  # fmt: skip
+            self._record(f"rollout.{new.state}".replace("_", "-"), ACTOR, reason=new.reason)
+        await self._events.record_many(self.connection, self._happened)
 
-    async def _become(self, rollout: Rollout, parts: Sequence[Execution]) -> None:
-        """The next standing. Executions that end go into the audit trail, and what they assigned is put back."""
-        before, self._rollout, self._parts = self._parts, rollout, list(parts)
-        for old, new in zip(before, parts, strict=True):
-            if new.state not in DONE or old.state in DONE:
-                continue
-            await self._events.record(
-                self._connection,
-                "rollout.device-ended",
-                ACTOR,
-                rollout.id,
-                device=new.device,
-                state=str(new.state),
-                reason_key=new.reason_key,
-                reason=new.reason,
-            )
-            if old.state in IN_PROGRESS and new.state in UNDONE:
-                await self._put_back(new.device)
+    async def _carry_out(self, action: Action) -> bool:
+        """Whether something may follow at once."""
+        rollout, replace = self.rollout, msgspec.structs.replace
+        match action:
+            case decide.OpenGroup(index):
+                self.rollout = replace(rollout, group_index=index)
+                self._record("rollout.group-started", ACTOR, group=index, devices=sum(self.counts[index].values()))
+            case decide.WaitAtGate(group):
+                self.rollout = replace(rollout, gate=GateState(group, self._now))
+            case decide.Pause(reason):
+                self.rollout = replace(rollout, state=RolloutState.PAUSED, reason=reason)
+                self._record("rollout.paused", ACTOR, reason=reason, before="running", after="paused")
+            case decide.Stop(_, reason):
+                self.rollout = replace(rollout, state=RolloutState.FAILED, reason=reason, finished_at=self._now)
+            case decide.RollBack(reason):
+                self.end(RolloutState.ROLLING_BACK, ACTOR, "rollout.rolling-back", reason)
+            case decide.Finish():
+                self.rollout = replace(rollout, state=RolloutState.FINISHED, reason="", finished_at=self._now)
+            case decide.RolledBack():
+                self.rollout = replace(rollout, state=RolloutState.ROLLED_BACK, finished_at=self._now)
+            case decide.SignAgain():
+                self.sign_again = self.more = True
+                return False
+            case decide.Cancel():
+                await self._cancel()
+            case decide.Return():
+                await self._return()
+            case decide.Assign(limit):
+                return await self._assign(min(limit, self._left))
+        return True
 
-    async def _begin(self, index: int) -> dict[str, Execution]:
-        group = [part for part in self._parts if part.group_index == index and part.state is ExecutionState.WAITING]
-        await self._events.record(
-            self._connection, "rollout.group-started", ACTOR, self._rollout.id, group=index, devices=len(group)
-        )
-        return {part.device: await self._assign(part) for part in group}
+    async def _end_overdue(self) -> None:
+        while self._left > 0:
+            await self._flush()
+            late = await records.overdue(self.connection, self.rollout.id, self._now, self._left)
+            if not late:
+                return
+            self._left -= len(late)
+            for member in late:
+                self._become(
+                    member.execution, self._tried_again(member.execution.overdue(self._now, self.rollout.plan))
+                )
+            await self._put_back([one for one in late if one.execution.state in IN_PROGRESS])
+        self.more = True
 
-    async def _assign(self, part: Execution) -> Execution:
-        target = await records.target(self._connection, part.device)
-        build = self._builds.get(target.profile) if target else None
-        if target is None or build is None:
-            return part.ended(ExecutionState.REJECTED, self._now, "device-not-found", "the device is no longer there")
-        stands = await self._desired.current(self._connection, part.device, self._rollout.module)
-        assignment = self._assignment(target.profile, stands)
-        if stands is not None and _same(stands, assignment) and target.report is not None:
-            wanted = Wanted(self._rollout.id, assignment.module, assignment.version, build.manifest_sha256)
-            if runs(wanted, target.report):
-                begun = part.begun(target.director_version, self._now, self._rollout.plan)
-                return begun.ended(ExecutionState.VERIFIED, self._now, "already-runs", "ran it before the rollout")
-        try:
-            version = await self._desired.assign(self._connection, part.device, assignment)
-        except HubError as error:
-            return part.ended(ExecutionState.REJECTED, self._now, error.key, error.message)
-        await records.set_previous(self._connection, self._rollout.id, part.device, stands)
-        self.rings[part.device] = version
-        return part.begun(version, self._now, self._rollout.plan)
+    async def _cancel(self) -> None:
+        """All that wait, and a slice of what is in progress."""
+        await self._flush()
+        key = f"rollout-{self.rollout.state}"
+        why = f"the rollout is {self.rollout.state}" + (f": {self.rollout.reason}" if self.rollout.reason else "")
+        waiting = decide.totals(self.counts)[ExecutionState.WAITING]
+        if waiting:
+            for states in self.counts.values():
+                states[ExecutionState.CANCELLED] += states[ExecutionState.WAITING]
+                states[ExecutionState.WAITING] = 0
+            await records.cancel_waiting(self.connection, self.rollout.id, self._now, key, why)
+            self._record("rollout.cancelled", ACTOR, devices=waiting, reason=why)
+        members = await records.standing(self.connection, self.rollout.id, IN_PROGRESS, self._left)
+        self._left -= len(members)
+        for member in members:
+            self._become(member.execution, member.execution.ended(ExecutionState.CANCELLED, self._now, key, why))
+        await self._put_back(members)
 
-    async def _put_back(self, device: str) -> None:
-        """What stood before the rollout stands again, unless somebody has assigned something else since."""
-        module = self._rollout.module
-        stands = await self._desired.current(self._connection, device, module)
-        if stands is None or stands.deployment != self._rollout.id:
-            return
-        before = await records.previous(self._connection, self._rollout.id, device)
-        try:
-            if before is None:
-                self.rings[device] = await self._desired.unassign(self._connection, device, module)
-            else:
-                if stands.sampling != self._rollout.plan.sampling:  # set for this device meanwhile
-                    before = msgspec.structs.replace(before, sampling=stands.sampling)
-                self.rings[device] = await self._desired.assign(self._connection, device, before)
-        except HubError as error:
+    async def _return(self) -> None:
+        await self._flush()
+        members = await records.standing(self.connection, self.rollout.id, (ExecutionState.VERIFIED,), self._left)
+        self._left -= len(members)
+        for member, after in await self._handing.give_back(members):
+            self._become(member.execution, after)
+
+    async def _assign(self, limit: int) -> bool:
+        """Whether some device was there to be assigned, or to be told when it may begin."""
+        await self._flush()
+        waiting = await records.ready(self.connection, self.rollout, self._now, limit)
+        open_now = [member for member in waiting if self._may_begin(member)]
+        rate = self.rollout.plan.rate
+        if rate is not None:
+            verified = decide.totals(self.counts)[ExecutionState.VERIFIED]
+            left = allowance(rate, self.rollout.allowance, verified, self._now).spent(len(open_now))
+            self.rollout = msgspec.structs.replace(self.rollout, allowance=left)
+        for member, after in await self._handing.hand_out(open_now):
+            self._become(member.execution, after)
+            if after.state is ExecutionState.ASSIGNED:
+                self._record(
+                    "rollout.assigned", ACTOR, device=after.device, group=after.group_index,
+                    director_version=after.director_version,
+                )  # fmt: skip
+        self._left -= len(waiting)
+        return bool(waiting)
+
+    def _may_begin(self, member: Member) -> bool:
+        """Whether its maintenance window is open; one that is not puts it off, one that never is ends it."""
+        part, windows = member.execution, self.rollout.plan.windows
+        if not windows or (part.ready_until is not None and self._now < part.ready_until):
+            return True
+        opening = next_open(windows, member.timezone, self._now)
+        if opening is None:
+            reason = "none of the maintenance windows opens within two weeks"
+            self._become(part, part.ended(ExecutionState.REJECTED, self._now, "no-window", reason))
+            return False
+        opens_at, closes_at = opening
+        if opens_at <= self._now:
+            return True
+        self._become(part, msgspec.structs.replace(part, ready_at=opens_at, ready_until=closes_at))
+        return False
+
+    def _tried_again(self, after: Execution) -> Execution:
+        """Another attempt in the place of a failure that may pass, while the rollout goes on."""
+        plan, goes_on = self.rollout.plan, self.rollout.state in (RolloutState.RUNNING, RolloutState.PAUSED)
+        if after.state not in RETRIED or after.attempt >= plan.retries or not goes_on:
+            return after
+        return after.again(self._now + plan.retry_after_s)
+
+    async def _put_back(self, members: Sequence[Member]) -> None:
+        for device, reason in (await self._handing.put_back(members)).items():
             # A retired device, or a version that was deleted meanwhile: the device keeps serving its old slot.
-            await self._events.record(
-                self._connection, "rollout.not-put-back", ACTOR, self._rollout.id, device=device, reason=error.message
-            )
+            self._record("rollout.not-put-back", ACTOR, device=device, reason=reason)
 
-    async def _follow(self, device: str, profile: str, build: Build) -> None:
-        """The device committed the module before it heard that it should not: direct it to what it runs."""
-        before = await records.previous(self._connection, self._rollout.id, device)
-        stands = await self._desired.current(self._connection, device, self._rollout.module)
-        if before is None or stands != before:
+    def _become(self, before: Execution, after: Execution) -> None:
+        """The execution's next standing, counted; its end goes into the audit trail."""
+        if after == before:
             return
-        older = (await records.builds(self._connection, before.module, before.version)).get(before.profile)
-        if older is not None and older.release_counter >= build.release_counter:
-            return  # it was signed again since: the device goes back by itself
-        self.rings[device] = await self._desired.assign(self._connection, device, self._assignment(profile, stands))
-        await self._events.record(
-            self._connection,
-            "rollout.device-late",
-            ACTOR,
-            self._rollout.id,
-            device=device,
-            version=self._rollout.version,
+        self._changed[after.device] = after
+        if after.state is before.state:
+            return
+        states = self.counts[after.group_index]
+        states[before.state] -= 1
+        states[after.state] += 1
+        told = {
+            "device": after.device,
+            "state": str(after.state),
+            "reason_key": after.reason_key,
+            "reason": after.reason,
+        }
+        if after.state in DONE and before.state not in DONE:
+            self._record("rollout.device-ended", ACTOR, group=after.group_index, **told)
+        elif after.state is ExecutionState.WAITING:
+            self._record("rollout.device-retried", ACTOR, attempt=after.attempt, **told)
+
+    async def _flush(self) -> None:
+        await records.save_parts(self.connection, self.rollout.id, list(self._changed.values()))
+        self._changed.clear()
+
+    async def _next_at(self) -> float | None:
+        moments = (
+            decide.due_at(self.rollout, self.counts, self._now),
+            await records.next_moment(self.connection, self.rollout, self._now),
         )
+        return min((moment for moment in moments if moment is not None), default=None)
 
-    def _assignment(self, profile: str, stands: Assignment | None) -> Assignment:
-        """With the sampling policy that the device has of its own, unless the rollout brings one: another version must
-        not let out what somebody has redacted.
-        """
-        rollout = self._rollout
-        own = stands.sampling if stands is not None else None
-        return Assignment(rollout.module, rollout.version, profile, rollout.id, sampling=rollout.plan.sampling or own)
-
-
-def _same(stands: Assignment, assignment: Assignment) -> bool:
-    return msgspec.structs.replace(stands, deployment=assignment.deployment) == assignment
+    def _record(self, kind: str, actor: str, /, **details: object) -> None:
+        self._happened.append(Happened(kind, actor, self.rollout.id, details))

@@ -14,26 +14,19 @@ from cloud_hub.blobs import Blobs
 from cloud_hub.desired import Assignment, Desired
 from cloud_hub.errors import BadRequest, NotFound
 from cloud_hub.events import Events
-from cloud_hub.rollouts.controller import Controller, NewRollout
+from cloud_hub.rollouts.controller import Controller
+from cloud_hub.rollouts.decide import OpenGroup, Stop, WaitAtGate, decide
 from cloud_hub.rollouts.gate import CompareGate, GateState
-from cloud_hub.rollouts.plan import (
-    Execution,
-    ExecutionState,
-    Group,
-    Plan,
-    Rollout,
-    RolloutState,
-    StartGroup,
-    Stop,
-    WaitAtGate,
-    decide,
-)
+from cloud_hub.rollouts.new import NewRollout
+from cloud_hub.rollouts.plan import Group, Plan
+from cloud_hub.rollouts.states import Execution, ExecutionState, Rollout, RolloutState
 from cloud_hub.store.engine import Store
 from cloud_hub.store.tables import devices, modules, outcomes
 from firmware_profiles.profile import DeviceProfile
 from modules.messages import DeviceReport, ModuleReport, UpdateReport
 from support.clock import SetClock
 from support.monitoring import LOOK_S, Built, Monitored, build_module, make_window
+from support.rollouts import counted
 
 RANDOM = np.random.default_rng(23)
 IDS = tuple(f"cam-{number:03}" for number in range(8))
@@ -52,7 +45,7 @@ class Fleet:
         self.gates = Gates(store, self.comparisons, self.rollouts, clock, LOOK_S)
         self.builds: dict[int, Built] = {}
 
-    async def _ring(self, device: str, director_version: int) -> None:
+    async def _ring(self, _versions: Mapping[str, int]) -> None:
         """Nobody hears it."""
 
     async def furnish(self) -> None:
@@ -200,19 +193,19 @@ def _rollout(gate: CompareGate, state: GateState | None) -> Rollout:
         (None, 5.0, WaitAtGate(0)),
         (GateState(0, 0.0), 5.0, None),
         (GateState(0, 0.0, "undecided"), 5.0, None),
-        (GateState(0, 0.0, "fine"), 5.0, StartGroup(1)),
+        (GateState(0, 0.0, "fine"), 5.0, OpenGroup(1)),
         (GateState(0, 0.0, "worse", "why"), 5.0, Stop("gate-worse", "gate after group 1: why")),
         (GateState(0, 0.0), 11.0, Stop("gate-undecided", "gate after group 1: no answer within 10 s; no data")),
-        (GateState(0, 0.0, "fine"), 11.0, StartGroup(1)),
+        (GateState(0, 0.0, "fine"), 11.0, OpenGroup(1)),
     ],
 )
 def test_what_follows_from_the_gate(state: GateState | None, now: float, expected: object) -> None:
     parts = [Execution("cam-1", 0, ExecutionState.VERIFIED), Execution("cam-2", 1)]
-    found = decide(_rollout(CompareGate(deadline_s=10.0), state), parts, now)
-    assert found == ([] if expected is None else [expected])
+    found = decide(_rollout(CompareGate(deadline_s=10.0), state), counted(parts), now)
+    assert found == expected
     if isinstance(expected, Stop) and expected.key == "gate-undecided":
-        opened = decide(_rollout(CompareGate(deadline_s=10.0, undecided="open"), state), parts, now)
-        assert opened == [StartGroup(1)]
+        opened = decide(_rollout(CompareGate(deadline_s=10.0, undecided="open"), state), counted(parts), now)
+        assert opened == OpenGroup(1)
 
 
 @pytest.mark.parametrize("fields", [{"alpha": 0.0}, {"alpha": 0.9}, {"deadline_s": 0.0}, {"deadline_s": float("inf")}])

@@ -9,8 +9,10 @@ from cloud_hub.monitoring.verdict import FeatureEvidence, RateEvidence
 from cloud_hub.operator import render, render_drift, render_rollout
 from cloud_hub.operator.render_rollout import BAR_CHARS
 from cloud_hub.rollouts.gate import GateState
-from cloud_hub.rollouts.plan import Execution, ExecutionState, Group, Plan, Rollout, RolloutState
-from cloud_hub.rollouts.status import status
+from cloud_hub.rollouts.plan import Group, Plan
+from cloud_hub.rollouts.states import Execution, ExecutionState, Rollout, RolloutState
+from cloud_hub.rollouts.status import RolloutStatus, status
+from support.rollouts import counted
 
 
 def text(renderable: RenderableType) -> str:
@@ -75,9 +77,13 @@ def standing(*states: ExecutionState) -> tuple[Rollout, list[Execution]]:
     return rollout, [first, *(Execution(f"cam-{n:03}", 1, state) for n, state in enumerate(states, 1))]
 
 
+def standing_status(rollout: Rollout, parts: list[Execution]) -> RolloutStatus:
+    return status(rollout, counted(parts), parts)
+
+
 def test_a_group_shows_its_bar_its_count_and_what_became_of_the_others() -> None:
     states = [ExecutionState.VERIFIED, ExecutionState.FAILED, ExecutionState.UPDATING, ExecutionState.WAITING]
-    shown = text(render_rollout.rollout(status(*standing(*states))))
+    shown = text(render_rollout.rollout(standing_status(*standing(*states))))
     assert shown.count("━") == 2 * BAR_CHARS
     assert "group 1  (1)" in shown
     assert "group 2  (rest)" in shown
@@ -87,7 +93,7 @@ def test_a_group_shows_its_bar_its_count_and_what_became_of_the_others() -> None
 def test_what_others_wrote_is_shown_as_it_is() -> None:
     rollout, parts = standing(ExecutionState.FAILED)
     parts[1] = msgspec.structs.replace(parts[1], reason_key="load-failed", reason="[bold]x[/bold] [/nonsense]")
-    shown = text(render_rollout.rollout(status(rollout, parts)))
+    shown = text(render_rollout.rollout(standing_status(rollout, parts)))
     assert "site=[red]lab[/red]" in shown
     assert "[bold]x[/bold] [/nonsense]" in shown
 
@@ -95,7 +101,7 @@ def test_what_others_wrote_is_shown_as_it_is() -> None:
 def test_a_rollout_that_waits_at_its_gate_says_for_what() -> None:
     rollout, parts = standing(ExecutionState.WAITING)
     waiting = msgspec.structs.replace(rollout, gate=GateState(0, 0.0, "undecided", "errors is not yet known"))
-    shown = text(render_rollout.rollout(status(waiting, parts)))
+    shown = text(render_rollout.rollout(standing_status(waiting, parts)))
     assert "gate after group 1: undecided (errors is not yet known)" in shown
 
 

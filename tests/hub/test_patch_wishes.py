@@ -1,6 +1,6 @@
 """What the hub builds patches for: from what devices really hold to what they are to have, the most wanted first."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 
 import pytest
 
@@ -8,7 +8,8 @@ from cloud_hub.config import HubPaths
 from cloud_hub.desired import Desired
 from cloud_hub.patch_settings import PatchSettings
 from cloud_hub.registry import Registry
-from cloud_hub.rollouts.controller import Controller, NewRollout
+from cloud_hub.rollouts.controller import Controller
+from cloud_hub.rollouts.new import NewRollout
 from support.clock import SetClock
 from support.devices import PROFILE
 from support.patch_fleet import MODULE, Fleet, digest, weights
@@ -49,7 +50,7 @@ async def test_a_rollout_that_has_not_begun_counts_its_devices(fleet: Fleet) -> 
     await fleet.device("cam-1", holds=1)
     world = fleet.world
 
-    async def ring(_device: str, _version: int) -> None:
+    async def ring(_versions: Mapping[str, int]) -> None:
         pass
 
     controller = Controller(world.store, world.events, Desired(world.store, lambda: 0.0), ring, lambda: 0.0)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
 import pytest
 from sqlalchemy import insert, select, text, update
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cloud_hub.desired import Assignment, Desired
 from cloud_hub.errors import Conflict, HubError, NotFound, Unprocessable
 from cloud_hub.events import Events
-from cloud_hub.rollouts.controller import Controller, NewRollout
-from cloud_hub.rollouts.plan import Execution, ExecutionState, RolloutState
+from cloud_hub.rollouts.controller import Controller
+from cloud_hub.rollouts.new import NewRollout
+from cloud_hub.rollouts.states import Execution, ExecutionState, RolloutState
 from cloud_hub.rollouts.status import RolloutStatus
 from cloud_hub.store.engine import Store
 from cloud_hub.store.tables import devices, modules
@@ -41,12 +43,13 @@ class Fleet:
         """Another process on the same database."""
         return Controller(self.store, self.events, self.desired, self._ring, self.clock)
 
-    async def _ring(self, device: str, version: int) -> None:
+    async def _ring(self, versions: Mapping[str, int]) -> None:
         # The ring comes after the commit: what it announces can be read.
         async with self.store.read() as connection:
-            query = select(devices.c.director_version).where(devices.c.id == device)
-            assert (await connection.execute(query)).scalar_one() == version
-        self.rung.append((device, version))
+            for device, version in versions.items():
+                query = select(devices.c.director_version).where(devices.c.id == device)
+                assert (await connection.execute(query)).scalar_one() == version
+        self.rung += versions.items()
 
     async def furnish(self) -> None:
         async with self.store.write() as connection:
@@ -205,7 +208,7 @@ async def test_silence_ends_at_the_deadline(fleet: Fleet) -> None:
     assert (await fleet.stands(rollout))["cam-500"] == "assigned"
     fleet.clock.advance(1)
     await fleet.rollouts.tick()
-    assert (await fleet.stands(rollout))["cam-500"] == "timed_out"
+    assert (await fleet.stands(rollout))["cam-500"] == "silent"
     assert (await fleet.rollouts.get(rollout)).rollout.state is RolloutState.FINISHED
     assert await fleet.assigned("cam-500") == []
 
@@ -353,7 +356,7 @@ async def test_reports_of_a_device_that_is_verified_do_not_wait_for_the_writer(f
 
 
 async def test_rings_that_a_crash_swallowed_are_rung_after_a_restart(fleet: Fleet) -> None:
-    async def dead(_device: str, _version: int) -> None:
+    async def dead(_versions: Mapping[str, int]) -> None:
         raise ConnectionResetError("the process died here")
 
     fleet.rollouts = Controller(fleet.store, fleet.events, fleet.desired, dead, fleet.clock)
@@ -372,15 +375,13 @@ async def test_a_crash_inside_the_transaction_changes_nothing(fleet: Fleet) -> N
         pass
 
     class CutOff(Desired):
-        """The power goes at the second assignment of a group."""
+        """The power goes when the next group has been assigned."""
 
-        left = 1
-
-        async def assign(self, connection: object, device: str, assignment: Assignment) -> int:
-            if self.left == 0:
-                raise PowerCut
-            self.left -= 1
-            return await super().assign(connection, device, assignment)  # type: ignore[arg-type]
+        async def assign_many(
+            self, connection: AsyncConnection, wanted: Mapping[str, Assignment]
+        ) -> dict[str, int | HubError]:
+            await super().assign_many(connection, wanted)
+            raise PowerCut
 
     fleet.rollouts = Controller(fleet.store, fleet.events, CutOff(fleet.store, fleet.clock), fleet._ring, fleet.clock)
     with pytest.raises(PowerCut):

@@ -1,34 +1,39 @@
 """The plan, its decisions and the judgement of reports: pure, so time and fate are arguments."""
 
-from collections.abc import Sequence
+from collections import Counter
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from cloud_hub.rollouts.judge import Wanted, judge
-from cloud_hub.rollouts.plan import (
-    DONE,
-    ENDED,
-    FAILURES,
-    IN_PROGRESS,
+from cloud_hub.rollouts.approval import Approval
+from cloud_hub.rollouts.decide import (
     Action,
-    Execution,
-    ExecutionState,
+    Assign,
+    Cancel,
     Finish,
-    Group,
-    Plan,
-    Rollout,
-    RolloutState,
-    StartGroup,
+    OpenGroup,
+    Pause,
+    Return,
+    RollBack,
+    RolledBack,
+    SignAgain,
     Stop,
-    apply,
+    WaitAtGate,
     decide,
-    split,
+    due_at,
+    pardon,
 )
+from cloud_hub.rollouts.gate import CompareGate, GateState
+from cloud_hub.rollouts.judge import Wanted, judge
+from cloud_hub.rollouts.plan import Group, OnFailure, Plan, Threshold, split
+from cloud_hub.rollouts.rate import Rate, allowance, next_at
+from cloud_hub.rollouts.records import StateCounts
+from cloud_hub.rollouts.states import Execution, ExecutionState, Rollout, RolloutState
 from firmware_profiles.profile import DeviceProfile
 from modules.messages import DeviceReport, ModuleReport, UpdateReport, UpdateState
+from support.rollouts import counted
 
 DIGEST = "a" * 64
 WANTED = Wanted("r1", "digits", 2, DIGEST)
@@ -84,6 +89,13 @@ def test_a_split_takes_every_device_once_in_order_and_has_no_empty_group(count: 
     assert all(parts)
 
 
+def test_a_group_may_be_a_query_which_takes_those_of_it_that_are_left() -> None:
+    plan = Plan(groups=(Group.parse("1"), Group.parse("site = lab"), Group.parse("50%")))
+    assert str(plan.groups[1]) == "site = lab"
+    parts = split(["a", "b", "c", "d"], plan, {"site = lab": {"a", "c"}})
+    assert parts == (("a",), ("c",), ("b", "d"))
+
+
 def test_devices_left_over_after_the_last_group_are_one_more() -> None:
     assert split(["a", "b", "c"], Plan(groups=(Group(count=1),))) == (("a",), ("b", "c"))
 
@@ -136,166 +148,145 @@ def running(plan: Plan, index: int = 0) -> Rollout:
     return Rollout("r1", "digits", 2, "all", plan, RolloutState.RUNNING, NOW, group_index=index, started_at=NOW)
 
 
-def parts(*states: tuple[int, ExecutionState]) -> list[Execution]:
-    return [
-        Execution(f"cam-{number:03}", group, state, 5, deadline_at=NOW + 60 if state in IN_PROGRESS else None)
-        for number, (group, state) in enumerate(states)
-    ]
-
-
 V, W, A, F = ExecutionState.VERIFIED, ExecutionState.WAITING, ExecutionState.ASSIGNED, ExecutionState.FAILED
+S, R, C = ExecutionState.SILENT, ExecutionState.REJECTED, ExecutionState.CANCELLED
+
+
+def counts(*states: tuple[int, ExecutionState]) -> StateCounts:
+    return counted([Execution(f"cam-{number:03}", group, state) for number, (group, state) in enumerate(states)])
 
 
 @pytest.mark.parametrize(
     ("plan", "standing", "expected"),
     [
-        (Plan(), parts((0, V), (1, W)), [StartGroup(1)]),
-        (Plan(), parts((0, A), (1, W)), []),
-        (Plan(success_threshold=50), parts((0, V), (0, A), (1, W)), [StartGroup(1)]),
-        (Plan(), parts((0, V)), [Finish()]),
-        (Plan(success_threshold=50), parts((0, V), (0, A)), []),
-        (Plan(error_threshold=50, success_threshold=50), parts((0, V), (0, F)), [Finish()]),
-        (Plan(error_threshold=50, min_count=3), parts((0, F), (0, A)), []),
+        (Plan(), counts((0, V), (1, W)), OpenGroup(1)),
+        (Plan(), counts((0, A), (1, W)), None),
+        (Plan(), counts((0, W), (0, W), (1, W)), Assign(2)),
+        (Plan(rate=Rate(60)), counts((0, W), (0, W), (1, W)), Assign(1)),
+        (Plan(success_threshold=50), counts((0, V), (0, A), (1, W)), OpenGroup(1)),
+        (Plan(), counts((0, V)), Finish()),
+        (Plan(joining=True), counts((0, V)), None),
+        (Plan(success_threshold=50), counts((0, V), (0, A)), None),
+        (Plan(error_threshold=50, success_threshold=50), counts((0, V), (0, F)), Finish()),
+        (Plan(error_threshold=50, min_count=3), counts((0, F), (0, A)), None),
+        (Plan(approval=Approval(stages=("group:2",))), counts((0, V), (1, W)), None),
+        (Plan(soak_s=60), counts((0, V), (1, W)), WaitAtGate(0)),
+        (Plan(soak_s=60), counts((0, V)), WaitAtGate(0)),
+        (Plan(gate=CompareGate()), counts((0, V)), Finish()),
     ],
 )
-def test_the_next_action_follows_from_thresholds(plan: Plan, standing: list[Execution], expected: list[Action]) -> None:
+def test_the_next_action_follows_from_counts(plan: Plan, standing: StateCounts, expected: Action | None) -> None:
     assert decide(running(plan), standing, NOW) == expected
 
 
+def test_a_soak_holds_the_next_group_for_its_time() -> None:
+    rollout = msgspec.structs.replace(running(Plan(soak_s=60)), gate=GateState(0, NOW))
+    standing = counts((0, V), (1, W))
+    assert decide(rollout, standing, NOW + 59) is None
+    assert due_at(rollout, standing, NOW) == NOW + 60
+    assert decide(rollout, standing, NOW + 60) == OpenGroup(1)
+
+
 def test_one_failure_stops_a_rollout_that_allows_none() -> None:
-    [stop] = decide(running(Plan()), parts((0, A), (0, F), (1, W)), NOW)
+    stop = decide(running(Plan()), counts((0, A), (0, F), (1, W)), NOW)
     assert isinstance(stop, Stop)
     assert stop.key == "error-threshold"
     assert "1 of the 1 devices that ended did not succeed (1 failed)" in stop.reason
 
 
+@pytest.mark.parametrize(("on_failure", "kind"), [("stop", Stop), ("pause", Pause), ("roll_back", RollBack)])
+def test_what_a_failure_leads_to_is_the_plans_choice(on_failure: OnFailure, kind: type) -> None:
+    assert isinstance(decide(running(Plan(on_failure=on_failure)), counts((0, F)), NOW), kind)
+
+
+def test_each_class_of_failures_has_a_threshold_of_its_own() -> None:
+    thresholds = (Threshold("silent", 50), Threshold("failed", 10, min_count=4))
+    plan = Plan(success_threshold=0, error_threshold=100, thresholds=thresholds)
+    assert isinstance(decide(running(plan), counts((0, V), (0, S), (0, F), (1, W)), NOW), OpenGroup)
+    stop = decide(running(plan), counts((0, V), (0, V), (0, S), (0, F), (1, W)), NOW)
+    assert isinstance(stop, Stop)
+    assert "1 of the 4 devices that ended did not succeed (1 failed); at most 10 % is allowed" in stop.reason
+
+
+def test_who_resumes_lets_pass_what_was_there_and_nothing_that_comes_after() -> None:
+    plan = Plan(on_failure="pause", success_threshold=50)
+    standing = counts((0, V), (0, V), (0, F), (1, W))
+    assert isinstance(decide(running(plan), standing, NOW), Pause)
+    resumed = pardon(running(plan), standing, "ann")
+    assert decide(resumed, standing, NOW) == OpenGroup(1)
+    standing[0][F] += 1
+    assert isinstance(decide(resumed, standing, NOW), Pause)
+
+
 def test_a_group_that_cannot_reach_its_threshold_any_more_stops_the_rollout() -> None:
-    [stop] = decide(running(Plan(error_threshold=100)), parts((0, V), (0, F), (1, W)), NOW)
+    plan = Plan(error_threshold=100)
+    standing = counts((0, V), (0, F), (1, W))
+    stop = decide(running(plan), standing, NOW)
     assert isinstance(stop, Stop)
     assert "group 1: 50 % of its devices verified, 100 % were needed" in stop.reason
+    assert decide(pardon(running(plan), standing, "ann"), standing, NOW) == OpenGroup(1)
 
 
 def test_a_paused_rollout_opens_nothing_but_its_deadline_holds() -> None:
     paused = msgspec.structs.replace(running(Plan(deadline_s=100)), state=RolloutState.PAUSED)
-    assert decide(paused, parts((0, V), (1, W)), NOW) == []
-    assert decide(paused, parts((0, V), (1, W)), NOW + 100) == [Stop("deadline", "not finished within 100 s")]
+    assert decide(paused, counts((0, V), (1, W)), NOW) is None
+    assert decide(paused, counts((0, V), (1, W)), NOW + 100) == Stop("deadline", "not finished within 100 s")
 
 
-# --- any sequence of reports, silence, duplicates, pauses -------------------------------------------------------
-
-plans = st.builds(
-    Plan,
-    groups=st.lists(st.sampled_from(["1", "2", "30%", "rest"]), min_size=1, max_size=4).map(
-        lambda texts: tuple(map(Group.parse, texts))
-    ),
-    success_threshold=st.sampled_from([0.0, 50.0, 80.0, 100.0]),
-    error_threshold=st.sampled_from([0.0, 25.0, 100.0]),
-    min_count=st.integers(1, 4),
-    device_deadline_s=st.just(50.0),
-    deadline_s=st.sampled_from([120.0, 1000.0]),
-)
-FATES = ("verified", "unverified", "updating", "probation", "failed", "rejected", "stale", "silence", "pause", "resume")
-steps = st.lists(st.tuples(st.integers(0, 6), st.sampled_from(FATES)), max_size=40)
+def test_at_its_deadline_a_rollout_that_devices_join_is_finished_unless_somebody_is_at_work() -> None:
+    rollout = running(Plan(deadline_s=100, joining=True))
+    assert decide(rollout, counts((0, V), (0, C)), NOW + 100) == Finish()
+    assert decide(rollout, counts((0, V), (0, A)), NOW + 100) == Stop("deadline", "not finished within 100 s")
 
 
-def fate_report(device: str, fate: str) -> DeviceReport:
-    match fate:
-        case "verified":
-            return report_of(device, module=module_of())
-        case "unverified":
-            return report_of(device, module=module_of(verified=False))
-        case "updating":
-            return report_of(device, current=UpdateReport("fetching", 5, ("r1",)))
-        case "probation":
-            return report_of(device, current=UpdateReport("probation", 5, ("r1",)))
-        case "failed":
-            return report_of(device, last=UpdateReport("failed", 5, ("r1",)))
-        case "rejected":
-            return report_of(device, last=UpdateReport("rejected", 5))
-        case _:
-            return report_of(device, module=module_of(deployment="r0", version=1))
+def test_a_rollout_that_has_ended_clears_up_and_one_that_rolls_back_goes_on_until_nobody_has_it() -> None:
+    failed = msgspec.structs.replace(running(Plan()), state=RolloutState.FAILED)
+    assert decide(failed, counts((0, V), (0, A)), NOW) == Cancel()
+    assert decide(failed, counts((0, V), (0, C)), NOW) is None
+    back = msgspec.structs.replace(failed, state=RolloutState.ROLLING_BACK)
+    assert decide(back, counts((0, V), (1, W)), NOW) == Cancel()
+    assert decide(back, counts((0, V), (1, C)), NOW) == SignAgain()
+    assert decide(msgspec.structs.replace(back, signed_again=True), counts((0, V)), NOW) == Return()
+    assert decide(back, counts((0, ExecutionState.RETURNING)), NOW) is None
+    assert decide(back, counts((0, ExecutionState.RETURNED), (0, ExecutionState.STUCK)), NOW) == RolledBack()
 
 
-class Simulation:
-    """A rollout whose actions are carried out at once, watched for contradictions."""
-
-    def __init__(self, plan: Plan, count: int) -> None:
-        self.devices = [f"cam-{number:03}" for number in range(count)]
-        groups = split(self.devices, plan)
-        self.parts = [Execution(device, index) for index, group in enumerate(groups) for device in group]
-        self.rollout = running(plan, index=-1)
-        self.now = NOW
-        self.settle()
-
-    def settle(self) -> None:
-        for _ in range(100):
-            actions = decide(self.rollout, self.parts, self.now)
-            if not actions:
-                return
-            for action in actions:
-                self.carry_out(action)
-        raise AssertionError("decisions never come to rest")
-
-    def carry_out(self, action: Action) -> None:
-        begun: dict[str, Execution] = {}
-        if isinstance(action, StartGroup):
-            self.check_may_open(action.index)
-            members = [part for part in self.parts if part.group_index == action.index]
-            assert all(part.state is ExecutionState.WAITING for part in members)
-            begun = {part.device: part.begun(5, self.now, self.rollout.plan) for part in members}
-        self.become(*apply(self.rollout, self.parts, action, self.now, begun))
-
-    def check_may_open(self, index: int) -> None:
-        assert index == self.rollout.group_index + 1
-        before = [part for part in self.parts if part.group_index == index - 1]
-        if before:
-            verified = sum(part.state is ExecutionState.VERIFIED for part in before)
-            assert 100 * verified / len(before) >= self.rollout.plan.success_threshold
-
-    def become(self, rollout: Rollout, parts: Sequence[Execution]) -> None:
-        assert self.rollout.state not in ENDED, "an ended rollout changed"
-        for old, new in zip(self.parts, parts, strict=True):
-            assert old.state not in DONE or old == new, "an ended execution changed"
-        self.rollout, self.parts = rollout, list(parts)
-
-    def report(self, device: str, fate: str) -> None:
-        judged = [
-            judge(p, WANTED, fate_report(p.device, fate), self.now) if p.device == device else p for p in self.parts
-        ]
-        if judged != self.parts:
-            self.become(self.rollout, judged)
-        self.settle()
-
-    def turn(self, fate: str) -> None:
-        wanted = RolloutState.PAUSED if fate == "pause" else RolloutState.RUNNING
-        if self.rollout.state not in ENDED:
-            self.rollout = msgspec.structs.replace(self.rollout, state=wanted)
-        self.settle()
+@pytest.mark.parametrize("total", [10, 1_000_000])
+def test_deciding_looks_at_counts_whatever_the_size_of_the_fleet(total: int) -> None:
+    standing: StateCounts = {0: Counter({V: total}), 1: Counter({W: total})}
+    assert decide(running(Plan()), standing, NOW) == OpenGroup(1)
 
 
-@settings(max_examples=300)
-@given(plans, st.integers(1, 7), steps)
-def test_any_history_ends_opens_groups_in_order_and_never_contradicts_itself(
-    plan: Plan, count: int, history: list[tuple[int, str]]
-) -> None:
-    simulation = Simulation(plan, count)
-    for number, fate in history:
-        simulation.now += 3
-        if fate in ("pause", "resume"):
-            simulation.turn(fate)
-        elif fate == "silence":
-            simulation.now += 20
-            simulation.settle()
-        else:
-            simulation.report(simulation.devices[number % count], fate)
-            simulation.report(simulation.devices[number % count], fate)
-    ends_at = NOW + plan.deadline_s
-    while simulation.now < ends_at:
-        simulation.now += plan.device_deadline_s
-        simulation.settle()
-    assert simulation.rollout.state in ENDED
-    assert all(part.state in DONE for part in simulation.parts)
-    if simulation.rollout.state is RolloutState.FINISHED:
-        failed = sum(part.state in FAILURES for part in simulation.parts)
-        assert failed < plan.min_count or 100 * failed <= plan.error_threshold * count
-        assert not any(part.state is ExecutionState.CANCELLED for part in simulation.parts)
+# --- the rate -------------------------------------------------------------------------------------------------
+
+
+def test_the_rate_grows_with_every_so_many_that_are_verified_up_to_its_bound() -> None:
+    rate = Rate(50, factor=2, after=1000, max_per_minute=300)
+    assert [rate.speed(verified) for verified in (0, 999, 1000, 2000, 3000, 10**9)] == [50, 50, 100, 200, 300, 300]
+
+
+@given(st.floats(0.1, 10_000), st.lists(st.tuples(st.floats(0, 30), st.integers(0, 1000)), max_size=50))
+def test_in_no_time_do_more_begin_than_the_rate_allows(per_minute: float, moments: list[tuple[float, int]]) -> None:
+    rate = Rate(per_minute)
+    left, now, begun = allowance(rate, None, 0, NOW), NOW, 0
+    for pause, wanted in moments:
+        now += pause
+        left = allowance(rate, left, 0, now)
+        count = min(wanted, int(left.devices))
+        begun, left = begun + count, left.spent(count)
+    assert begun <= 1 + per_minute / 60 * (now - NOW) + max(1, per_minute / 60 * 5)
+
+
+@given(st.floats(0.1, 10_000), st.integers(0, 10_000))
+def test_the_next_device_may_begin_when_the_rate_says(per_minute: float, verified: int) -> None:
+    rate = Rate(per_minute, factor=1.5, after=100, max_per_minute=20_000)
+    left = allowance(rate, None, verified, NOW).spent(1)
+    then = next_at(rate, left, verified)
+    assert allowance(rate, left, verified, then + 1e-3).devices >= 1
+    assert allowance(rate, left, verified, NOW + 0.9 * (then - NOW)).devices < 1
+
+
+@pytest.mark.parametrize("changes", [{"per_minute": 0}, {"factor": 0.5}, {"after": 0}, {"max_per_minute": 1}])
+def test_a_rate_that_makes_no_sense_is_refused(changes: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="rate"):
+        Rate(**{"per_minute": 10.0, **changes})  # type: ignore[arg-type]

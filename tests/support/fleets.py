@@ -29,7 +29,7 @@ from cloud_hub.initialise import free_ports, initialise
 from cloud_hub.limits import Rate
 from cloud_hub.oidc import Provider
 from cloud_hub.roles import Role, Scope
-from cloud_hub.rollouts.controller import NewRollout
+from cloud_hub.rollouts.new import NewRollout
 from cloud_hub.rooms import Rooms
 from cloud_hub.service import open_hub
 from cloud_hub.store.tables import devices, modules

@@ -15,7 +15,7 @@ from cloud_hub.building.request import BuildRequest
 from cloud_hub.operator.demo.processes import command, once
 from cloud_hub.operator.errors import Refused
 from cloud_hub.registry import NewModel
-from cloud_hub.rollouts.plan import RolloutState
+from cloud_hub.rollouts.states import RolloutState
 from modules.manifest import Health
 from modules.targets import AGENT_MODULE, AGENT_PUBLISHER
 from support.predict import served_version

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cloud_hub.config import HubPaths
-from cloud_hub.rollouts.plan import ExecutionState, RolloutState
+from cloud_hub.rollouts.states import ExecutionState, RolloutState
 from modules.manifest import decode_manifest
 from system.traffic import predict
 from system.world import MODEL, PROFILE, Device, World

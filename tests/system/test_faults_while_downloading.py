@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 import pytest_asyncio
 
-from cloud_hub.rollouts.plan import RolloutState
+from cloud_hub.rollouts.states import RolloutState
 from support.waiting import until
 from system.relay import Relay
 from system.traffic import predict

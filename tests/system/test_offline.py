@@ -10,7 +10,7 @@ import pytest
 
 from agent.config import AgentConfig
 from cloud_hub.operator.demo.processes import command, once
-from cloud_hub.rollouts.plan import RolloutState
+from cloud_hub.rollouts.states import RolloutState
 from modules.offline import NOTE_FILE, read_note
 from system.world import Device, World
 

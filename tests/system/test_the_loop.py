@@ -9,8 +9,8 @@ import pytest
 
 from cloud_hub.building.request import BuildRequest
 from cloud_hub.operator.errors import Refused
-from cloud_hub.rollouts.controller import NewRollout
-from cloud_hub.rollouts.plan import ExecutionState, RolloutState
+from cloud_hub.rollouts.new import NewRollout
+from cloud_hub.rollouts.states import ExecutionState, RolloutState
 from modules.manifest import Health
 from mooring_client import AsyncClient
 from support.built import rows

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
-from cloud_hub.rollouts.plan import RolloutState
+from cloud_hub.rollouts.states import RolloutState
 from support.waiting import until
 from system.traffic import Traffic
 from system.world import Device, World

@@ -37,8 +37,8 @@ from cloud_hub.operator.demo.fleet import AgentProcess, HubProcess, local_profil
 from cloud_hub.operator.demo.processes import command, once, until
 from cloud_hub.operator.errors import HubUnreachable
 from cloud_hub.registry import NewModel
-from cloud_hub.rollouts.controller import NewRollout
-from cloud_hub.rollouts.plan import ENDED, Execution, RolloutState
+from cloud_hub.rollouts.new import NewRollout
+from cloud_hub.rollouts.states import ENDED, Execution, RolloutState
 from cloud_hub.rollouts.status import RolloutStatus
 from modules.manifest import Health, SamplingPolicy
 from modules.messages import ModuleReport

@@ -69,7 +69,7 @@ def create(
     """
 
     async def work(hub: HubClient) -> RolloutStatus:
-        from cloud_hub.rollouts.controller import NewRollout
+        from cloud_hub.rollouts.new import NewRollout
 
         return await hub.create_rollout(
             NewRollout(
@@ -173,7 +173,7 @@ def _shown(
 
     status = act(context, all_of_it)
     from cloud_hub.operator import render_rollout
-    from cloud_hub.rollouts.plan import RolloutState
+    from cloud_hub.rollouts.states import RolloutState
 
     show(status, output, render_rollout.rollout)
     if watch and status.rollout.state is not RolloutState.FINISHED:
@@ -183,7 +183,7 @@ def _shown(
 async def _follow(hub: HubClient, status: RolloutStatus, live: bool) -> RolloutStatus:
     """Asks until the rollout has ended, drawing it meanwhile on a terminal."""
     from cloud_hub.operator.render_rollout import rollout
-    from cloud_hub.rollouts.plan import ENDED, RolloutState
+    from cloud_hub.rollouts.states import ENDED, RolloutState
 
     console = stdout()
     console.quiet = not live or not console.is_terminal

@@ -28,8 +28,8 @@ from cloud_hub.operator.demo.processes import ProcessFailed
 from cloud_hub.operator.demo.story import Story
 from cloud_hub.operator.demo.traffic import Answers, send
 from cloud_hub.registry import NewModel
-from cloud_hub.rollouts.controller import NewRollout
-from cloud_hub.rollouts.plan import ENDED, RolloutState
+from cloud_hub.rollouts.new import NewRollout
+from cloud_hub.rollouts.states import ENDED, RolloutState
 from cloud_hub.rollouts.status import RolloutStatus
 from modules.manifest import Health, SamplingPolicy
 

@@ -25,7 +25,7 @@ from cloud_hub.operator.demo.digits import (
 )
 from cloud_hub.operator.demo.fleet import AgentProcess, HubProcess
 from cloud_hub.operator.demo.story import Story
-from cloud_hub.rollouts.plan import ExecutionState
+from cloud_hub.rollouts.states import ExecutionState
 from cloud_hub.rollouts.status import RolloutStatus
 
 LOOK_S = 2.0

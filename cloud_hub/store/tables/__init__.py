@@ -23,7 +23,7 @@ from cloud_hub.store.tables.people import api_tokens, users
 from cloud_hub.store.tables.privacy import privacy_spent
 from cloud_hub.store.tables.registry import model_counters, model_files, model_versions, modules, patches
 from cloud_hub.store.tables.replicas import leases
-from cloud_hub.store.tables.rollouts import executions, rollouts
+from cloud_hub.store.tables.rollouts import executions, rollout_counts, rollouts
 from cloud_hub.store.tables.trust import claim_tokens, director_files, image_files, pending_metadata
 
 __all__ = [
@@ -66,6 +66,7 @@ __all__ = [
     "retrain_plans",
     "retrain_runs",
     "revocations",
+    "rollout_counts",
     "rollouts",
     "sample_blobs",
     "samples",

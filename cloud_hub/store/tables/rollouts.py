@@ -1,8 +1,8 @@
-"""Rollouts and their executions."""
+"""Rollouts, their executions, and how many of these stand where."""
 
 from __future__ import annotations
 
-from sqlalchemy import JSON, Column, Float, Index, Integer, String, Table, Text
+from sqlalchemy import JSON, Boolean, Column, Float, Index, Integer, String, Table, Text
 
 from cloud_hub.store.tables.base import metadata
 
@@ -21,6 +21,15 @@ rollouts = Table(
     Column("started_at", Float),
     Column("finished_at", Float),
     Column("gate", JSON),  # how the gate behind the latest group stands
+    Column("creator", String(255), nullable=False, default=""),
+    Column("config", Integer, nullable=False, default=0),  # the revision of the module's configuration that it brings
+    Column("approvals", JSON, nullable=False, default=list),
+    Column("allowance", JSON),  # how many devices may begin, where there is a rate
+    Column("pardoned", JSON, nullable=False, default=dict),  # failures by state that a person let pass
+    Column("pardoned_group", Integer, nullable=False, default=-1),
+    Column("signed_again", Boolean, nullable=False, default=False),
+    # When time alone may change something; null when only reports and people do. Not part of what the API tells.
+    Column("next_at", Float, index=True),
 )
 executions = Table(
     "executions",
@@ -36,5 +45,20 @@ executions = Table(
     Column("started_at", Float),
     Column("deadline_at", Float),
     Column("finished_at", Float),
+    Column("attempt", Integer, nullable=False, default=0),
+    Column("ready_at", Float, nullable=False, default=0.0),  # it does not begin before
+    Column("ready_until", Float),  # nor after: its maintenance window
     Index("ix_executions_device_state", "device", "state"),
+    Index("ix_executions_standing", "rollout", "state", "group_index", "device"),
+    Index("ix_executions_deadline", "rollout", "state", "deadline_at"),
+    Index("ix_executions_ready", "rollout", "state", "ready_at"),
+)
+# Executions by state, changed with them: what follows is decided on these, whatever the size of the fleet.
+rollout_counts = Table(
+    "rollout_counts",
+    metadata,
+    Column("rollout", String(63), primary_key=True),
+    Column("group_index", Integer, primary_key=True),
+    Column("state", String(16), primary_key=True),
+    Column("count", Integer, nullable=False),
 )
