@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from modules.manifest import SamplingPolicy
-from modules.targets import Mode
+from modules.targets import CANDIDATES, Mode
 
 PROCESS = "process"  # the kind that workers run, and of every module that was installed before there were others
 AGENT = "agent"  # the agent itself
@@ -22,7 +22,8 @@ class Installed(msgspec.Struct, frozen=True):
     """One module of a set: which manifest, and what the director wants done with it.
 
     `sampling` is the director's policy; None leaves the manifest's own. `verified` is true after probation. `kind` is
-    that of the manifest (see `kept_as`), known here too, so that a damaged slot does not hide it.
+    that of the manifest (see `kept_as`), known here too, so that a damaged slot does not hide it. `share` and `salt`
+    are a candidate's, see `modules.arms`.
     """
 
     name: str
@@ -35,15 +36,34 @@ class Installed(msgspec.Struct, frozen=True):
     config: Mapping[str, Any] = {}
     verified: bool = False
     kind: str = PROCESS
+    share: float = 1.0
+    salt: str = ""
+
+    @property
+    def candidate(self) -> bool:
+        """Whether it runs beside the version that serves."""
+        return self.mode in CANDIDATES
+
+    @property
+    def key(self) -> str:
+        """What it is kept under on this device: a name may have a version that serves, and a candidate beside it."""
+        return key_of(self.name, self.candidate)
 
     @property
     def proof(self) -> tuple[str, bytes]:
-        """What probation is about: these files with this configuration. A change of either is a new trial."""
-        return self.manifest_sha256, msgspec.json.encode(self.config, order="sorted")
+        """What probation is about: these files with this configuration, serving or beside. A change is a new trial."""
+        config = msgspec.json.encode(self.config, order="sorted")
+        return self.manifest_sha256, config + (b"\0beside" if self.candidate else b"")
 
     @property
     def serves(self) -> bool:
-        return self.mode == "serve"
+        """Whether it has a worker."""
+        return self.mode != "off"
+
+
+def key_of(name: str, candidate: bool) -> str:
+    """Names of modules have no dot."""
+    return f"{name}.candidate" if candidate else name
 
 
 class ModuleSet(msgspec.Struct, frozen=True):
@@ -54,7 +74,8 @@ class ModuleSet(msgspec.Struct, frozen=True):
     modules: tuple[Installed, ...] = ()
 
     def get(self, name: str) -> Installed | None:
-        return next((module for module in self.modules if module.name == name), None)
+        """The version that serves, or is off; not its candidate."""
+        return next((module for module in self.modules if module.key == name), None)
 
     @property
     def digests(self) -> frozenset[str]:

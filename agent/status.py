@@ -88,7 +88,10 @@ def _update(update: UpdateReport) -> str:
 def _module(module: ModuleReport) -> str:
     verified = "verified" if module.verified else "not verified yet"
     counts = f"{module.requests} requests, {module.errors} errors, {module.restarts} restarts"
-    words = [f"{module.name} version {module.version}", module.state, verified, counts, module.execution]
+    beside = f"{module.mode} of {module.share:.0%}" if module.candidate else ""
+    words = [f"{module.name} version {module.version}", beside, module.state, verified, counts, module.execution]
+    if module.beside:
+        words.append(", ".join(f"{what} {count}" for what, count in module.beside.items()))
     if module.sampling:
         words.append(f"no samples: {module.sampling}")
     if module.samples_dropped:

@@ -56,6 +56,8 @@ class DesiredModule(msgspec.Struct, frozen=True):
     mode: Mode
     sampling: SamplingPolicy | None
     config: Mapping[str, Any]
+    share: float = 1.0
+    salt: str = ""
 
 
 class Desired(msgspec.Struct, frozen=True):
@@ -151,7 +153,7 @@ class Trust:
         manifest = read_manifest(assigned, data)
         return DesiredModule(
             path.name, path.version, manifest, data, assigned.sha256, custom.release_counter,
-            custom.deployment, custom.mode, custom.sampling, custom.config,
+            custom.deployment, custom.mode, custom.sampling, custom.config, custom.share, custom.salt,
         )  # fmt: skip
 
 

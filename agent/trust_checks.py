@@ -17,6 +17,7 @@ from modules.manifest import MAX_MANIFEST_BYTES, Manifest, decode_manifest
 from modules.targets import (
     AGENT_MODULE,
     AGENT_PUBLISHER,
+    CANDIDATES,
     DEVICE_ID_FIELD,
     DirectorCustom,
     TargetPath,
@@ -47,25 +48,24 @@ def check_device(targets: Targets, device: str) -> None:
 
 
 def read_director(targets: Targets, hardware_id: str) -> tuple[Assigned, ...]:
-    """Everything the director wants here, by module name.
+    """Everything the director wants here, by module name; a candidate stands behind the version that serves.
 
     Raises TrustError: delegations-in-director, duplicate-module, wrong-hardware, oversized, bad-metadata.
     """
     if targets.delegations is not None:
         raise TrustError("director: expected no delegations, got some", "delegations-in-director")
-    found: dict[str, Assigned] = {}
+    found: dict[tuple[str, bool], Assigned] = {}
     for path, target in targets.targets.items():
         assigned = _assigned(path, target)
         if assigned.custom.hardware_id != hardware_id:
             text = f"director, {path}: expected hardware {hardware_id}, got {assigned.custom.hardware_id[:80]!r}"
             raise TrustError(text, "wrong-hardware")
-        if assigned.path.name in found:
-            text = (
-                f"director: expected module {assigned.path.name} once, got {found[assigned.path.name].path} and {path}"
-            )
+        place = (assigned.path.name, assigned.custom.mode in CANDIDATES)
+        if place in found:
+            text = f"director: expected module {place[0]} once, got {found[place].path} and {path}"
             raise TrustError(text, "duplicate-module")
-        found[assigned.path.name] = assigned
-    return tuple(found[name] for name in sorted(found))
+        found[place] = assigned
+    return tuple(found[place] for place in sorted(found))
 
 
 def check_image(assigned: Assigned, target: TargetFile | None, hardware_id: str, installed: Mapping[str, int]) -> None:

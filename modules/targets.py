@@ -14,12 +14,15 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from firmware_profiles.profile import NAME_PATTERN
+from modules.arms import check_share
 from modules.errors import MALFORMED, ModuleError, TargetError
 from modules.manifest import SamplingPolicy
 
 DEVICE_ID_PATTERN = r"^[a-z0-9][a-z0-9-]{2,62}$"
 DEVICE_ID_FIELD = "device_id"  # top-level field of the director's targets, present also when nothing is targeted
-Mode = Literal["serve", "off"]
+# "shadow" is fed what the serving version is fed, and its answers go to nobody; "arm" answers a share of the requests.
+Mode = Literal["serve", "off", "shadow", "arm"]
+CANDIDATES: frozenset[str] = frozenset({"shadow", "arm"})  # modes beside a version that serves
 # A release of the agent runs with all of the agent's rights. So it has a name and a publisher of its own, which only
 # the offline targets key can delegate: who may sign models may not sign agents.
 AGENT_MODULE = "mooring-agent"
@@ -62,7 +65,8 @@ class ImageCustom(msgspec.Struct, frozen=True):
 class DirectorCustom(msgspec.Struct, frozen=True):
     """In a device's director repository: what this device shall do with the module.
 
-    `deployment` names the rollout that asked for it and comes back in the device's report.
+    `deployment` names the rollout that asked for it and comes back in the device's report. `share` and `salt` are for
+    candidates: which part of the requests, and how it is drawn (`modules.arms`).
     """
 
     hardware_id: str
@@ -71,10 +75,18 @@ class DirectorCustom(msgspec.Struct, frozen=True):
     mode: Mode = "serve"
     sampling: SamplingPolicy | None = None
     config: Mapping[str, Any] = {}
+    share: float = 1.0
+    salt: str = ""
+
+    def __post_init__(self) -> None:
+        check_share(self.share, self.salt)
 
 
 class _DirectorWire(msgspec.Struct, frozen=True):
-    """DirectorCustom as it is signed: what may hold fractions is JSON text, because TUF's canonical JSON has none."""
+    """DirectorCustom as it is signed: what may hold fractions is JSON text, because TUF's canonical JSON has none.
+
+    `share` and `salt` stand there for candidates only.
+    """
 
     hardware_id: str
     release_counter: int
@@ -82,6 +94,8 @@ class _DirectorWire(msgspec.Struct, frozen=True):
     mode: Mode = "serve"
     sampling: str = "null"
     config: str = "{}"
+    share: str = "1.0"
+    salt: str = ""
 
 
 def to_custom(fields: ImageCustom | DirectorCustom) -> dict[str, Any]:
@@ -90,6 +104,9 @@ def to_custom(fields: ImageCustom | DirectorCustom) -> dict[str, Any]:
     if isinstance(fields, DirectorCustom):
         custom["sampling"] = msgspec.json.encode(fields.sampling, order="sorted").decode()
         custom["config"] = msgspec.json.encode(fields.config, order="sorted").decode()
+        share, salt = custom.pop("share"), custom.pop("salt")
+        if fields.mode in CANDIDATES:
+            custom |= {"share": msgspec.json.encode(share).decode(), "salt": salt}
     return custom
 
 
@@ -104,9 +121,12 @@ def director_custom(custom: object) -> DirectorCustom:
     try:
         sampling = msgspec.json.decode(wire.sampling, type=SamplingPolicy | None)
         config = msgspec.json.decode(wire.config, type=dict[str, Any])
+        share = msgspec.json.decode(wire.share, type=float)
     except MALFORMED as error:
         raise TargetError(f"director target: {error}") from error
-    return DirectorCustom(wire.hardware_id, wire.release_counter, wire.deployment, wire.mode, sampling, config)
+    return DirectorCustom(
+        wire.hardware_id, wire.release_counter, wire.deployment, wire.mode, sampling, config, share, wire.salt
+    )
 
 
 def check_device_id(text: str) -> str:

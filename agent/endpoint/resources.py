@@ -42,8 +42,15 @@ class Resources:
     """Answers for one module. The recorder is told after the answer was written."""
 
     def __init__(
-        self, manifest: Manifest, parser: Parser, predictor: Predictor, counters: Counters, recorder: Recorder
+        self,
+        manifest: Manifest,
+        parser: Parser,
+        predictor: Predictor,
+        counters: Counters,
+        recorder: Recorder,
+        route: Callable[[Job], bool] | None = None,
     ) -> None:
+        """`route` may take a request away, to be answered by somebody else."""
         self._manifest = manifest
         self._parser = parser
         self._regions = parser.regions
@@ -51,6 +58,7 @@ class Resources:
         self._predictor = predictor
         self._counters = counters
         self._recorder = recorder
+        self._elsewhere = route
         self._life = os.urandom(8).hex()
         self._made = 0  # ids
         self._limit = manifest.resources.max_request_bytes
@@ -97,7 +105,8 @@ class Resources:
         except Exception as error:
             return self.refused(as_refused(error))
         job = Job(request, call)
-        self._predictor.submit(job)
+        if self._elsewhere is None or not self._elsewhere(job):
+            self._predictor.submit(job)
         return job if job.reply is None else job.reply
 
     # Desk

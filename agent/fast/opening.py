@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 
 from agent.backends import Backend
 from agent.endpoint.counters import Counters
@@ -12,7 +13,6 @@ from agent.endpoint.recorder import Recorder
 from agent.fast.seat import Service
 from agent.fast.server import FastEndpoint
 from agent.sandbox.given import Given
-from agent.sandbox.watch import Watch
 from modules.manifest import Manifest
 
 MIN_AREA_BYTES = 4 * 1024 * 1024
@@ -25,7 +25,7 @@ def open_fast(
     predictor: Predictor,
     counters: Counters,
     recorder: Recorder,
-    watch: Watch,
+    wanted: Callable[[str, int], frozenset[str]],
     not_missing: frozenset[str],
 ) -> FastEndpoint | None:
     """None where the device gave no socket for it. An area holds a largest request and as much of outputs."""
@@ -36,7 +36,7 @@ def open_fast(
         backend=backend,
         predictor=predictor,
         recorder=recorder,
-        wanted=watch.wanted,
+        wanted=wanted,
         not_missing=not_missing,
         refused=counters.answered,
         area_bytes=max(MIN_AREA_BYTES, 2 * manifest.resources.max_request_bytes),

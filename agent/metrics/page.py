@@ -12,9 +12,10 @@ from typing import Final, Literal, get_args
 
 import msgspec
 
+from agent.installed import key_of
 from agent.link import LinkStatus
 from agent.sandbox.protocol import Stats
-from modules.messages import DeviceReport, UpdateState
+from modules.messages import DeviceReport, ModuleReport, UpdateState
 from modules.sources import MAX_SOURCES
 
 Kind = Literal["counter", "gauge"]
@@ -106,13 +107,13 @@ def _update(report: DeviceReport) -> Iterator[Family]:
 
 def _modules(facts: Facts) -> Iterator[Family]:
     held = facts.report.modules[:MAX_MODULES]
-    named = [(module, {"module": module.name, "version": str(module.version)}) for module in held]
+    named = [(module, _labels(module)) for module in held]
 
     def each(name: str, kind: Kind, words: str, values: list[float]) -> Family:
         samples = (Sample(value, labels) for (_, labels), value in zip(named, values, strict=True))
         return Family(name, kind, words, tuple(samples))
 
-    stats = [facts.stats.get(module.name, Stats()) for module in held]
+    stats = [facts.stats.get(key_of(module.name, module.candidate), Stats()) for module in held]
     serving = [float(module.state == "serving") for module in held]
     yield each("module_serving", "gauge", "Whether the module serves.", serving)
     yield each("module_verified", "gauge", "Whether it came through probation.", [m.verified for m in held])
@@ -135,7 +136,19 @@ def _modules(facts: Facts) -> Iterator[Family]:
         for reason, count in sorted(module.samples_dropped.items())[:MAX_WORDS]
     )
     yield Family("module_samples_dropped_total", "counter", "Samples that could not be given, by reason.", dropped)
+    beside = tuple(
+        Sample(count, {**labels, "outcome": outcome})
+        for module, labels in named
+        for outcome, count in sorted(module.beside.items())[:MAX_WORDS]
+    )
+    yield Family("module_beside_total", "counter", "Predictions given to a candidate, by what came of them.", beside)
     yield from _sources([(stat, labels) for stat, (_, labels) in zip(stats, named, strict=True)])
+
+
+def _labels(module: ModuleReport) -> dict[str, str]:
+    """A candidate has the name of the version that serves."""
+    labels = {"module": module.name, "version": str(module.version)}
+    return labels | ({"mode": module.mode} if module.candidate else {})
 
 
 def _sources(held: list[tuple[Stats, dict[str, str]]]) -> Iterator[Family]:

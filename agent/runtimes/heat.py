@@ -1,6 +1,7 @@
 """Backs off before the machine throttles or ends itself: what modules may do depends on how warm it is.
 
     cool   everything
+    warm   candidates rest: they get no inputs, and answer nothing
     warm   modules of low priority get a part of the processors
     hot    modules of low priority answer 503 and their sources wait; sources of normal priority wait, too, and their
            modules get a part of the processors. High priority goes on in any case: the firmware has the last word
@@ -62,9 +63,11 @@ def judged(before: Warmth, celsius: float | None, held_back: bool, settings: Hea
     return max(lowest, Warmth.HOT if celsius >= hot else Warmth.WARM if celsius >= warm else Warmth.COOL)
 
 
-def burden(warmth: Warmth, priority: Priority) -> Burden:
-    if warmth is Warmth.COOL or priority == "high":
+def burden(warmth: Warmth, priority: Priority, candidate: bool = False) -> Burden:
+    if warmth is Warmth.COOL or (priority == "high" and not candidate):
         return NO_BURDEN
+    if candidate:
+        return Burden(slow=True, requests=True, sources=True)
     if warmth is Warmth.WARM:
         return Burden(slow=priority == "low")
     return Burden(slow=True, requests=priority == "low", sources=True)

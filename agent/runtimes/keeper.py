@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from agent.config import ServingSettings
-from agent.errors import AgentError
+from agent.errors import AgentError, WorkerError
 from agent.installed import Installed, ModuleSet
 from agent.news import Tell, nobody
 from agent.runtimes.heat import Warmth
@@ -28,6 +28,7 @@ from modules.messages import ModuleReport
 from modules.sampling import SamplingPolicy
 
 MAX_SAMPLING_WORDS = 300
+MAX_WORD, MAX_WORDS = 40, 32  # of what went between a version and its candidate
 _logger = logging.getLogger(__name__)
 
 
@@ -74,12 +75,12 @@ class Keeper:
         """
         try:
             if self._runtime.displaces(module):
-                await self._step_aside(module.name)
+                await self._step_aside(module.key)
             return await self._runtime.load(module, quietly=True)
         except BaseException:
-            self._come_back(module.name)
-            if module.name not in self._units:
-                self._runtime.forget(module.name)
+            self._come_back(module.key)
+            if module.key not in self._units:
+                self._runtime.forget(module.key)
             raise
 
     async def _step_aside(self, name: str) -> None:
@@ -114,11 +115,43 @@ class Keeper:
             for module in target.modules:
                 if module.serves:
                     await self._bring(module, spares)
-            serving = {module.name for module in target.modules if module.serves}
+            serving = {module.key for module in target.modules if module.serves}
             for name in sorted(set(self._units) - serving):
                 self._leave(self._units.pop(name))
                 self._runtime.forget(name)
         await self._drained()
+        self._changed()
+
+    async def replace(self, name: str) -> None:
+        """Another worker for a module, with no moment in which none serves; the one before it drains.
+
+        Raises WorkerError, SlotError or EndpointError where it does not load, or `superseded` where the module has
+        changed meanwhile; then what serves goes on.
+        """
+        unit = self._units[name]
+        spare = await self.spare(unit.module)
+        held = {name: spare}
+        try:
+            async with self._lock:
+                now = self._units.get(name)
+                wanted = self.set.get(name)
+                if now not in (unit, None) or wanted is None or wanted.proof != unit.module.proof:
+                    raise WorkerError(f"module {name}: it has changed meanwhile; nothing was restarted", "superseded")
+                self._aside.pop(name, None)
+                await _unbroken(self._take_over(wanted, spare, held))
+        finally:
+            for worker in held.values():
+                await self.drop(worker)
+        self._runtime.evidence.release(name)
+        await self._drained()
+        self._changed()
+
+    async def begin_again(self, name: str) -> None:
+        """Drains a module's worker and starts another one: between the two requests wait, or are refused."""
+        async with self._lock:
+            self._runtime.evidence.release(name)
+            await _unbroken(self._step_aside(name))
+            self._come_back(name)
         self._changed()
 
     async def poll(self, name: str) -> Stats:
@@ -147,8 +180,8 @@ class Keeper:
             return None
 
     def reports(self) -> tuple[ModuleReport, ...]:
-        """One for each module of the set, sorted by name."""
-        return tuple(self._report(module) for module in sorted(self.set.modules, key=lambda module: module.name))
+        """One for each module of the set, sorted by name, a candidate behind the version that serves."""
+        return tuple(self._report(module) for module in sorted(self.set.modules, key=lambda module: module.key))
 
     def stats(self) -> dict[str, Stats]:
         """What workers counted, as they said last, by module."""
@@ -171,7 +204,7 @@ class Keeper:
 
     async def _bring(self, module: Installed, spares: dict[str, WorkerProcess]) -> None:
         """Makes `module` the one that serves under its name; the unit that it replaces is left to drain."""
-        unit, spare = self._units.get(module.name), spares.get(module.name)
+        unit, spare = self._units.get(module.key), spares.get(module.key)
         if spare is not None:
             await _unbroken(self._take_over(module, spare, spares))
         elif unit is None:
@@ -186,10 +219,10 @@ class Keeper:
         own: dict[str, WorkerProcess] = {}
         try:
             if self._runtime.displaces(module):
-                await self._step_aside(module.name)
-                del self._aside[module.name]
-            own[module.name] = await self._runtime.load(module)
-            await _unbroken(self._take_over(module, own[module.name], own))
+                await self._step_aside(module.key)
+                del self._aside[module.key]
+            own[module.key] = await self._runtime.load(module)
+            await _unbroken(self._take_over(module, own[module.key], own))
         except AgentError as error:
             _logger.error("module does not load, its unit goes on trying", extra={"why": str(error), "key": error.key})
             self._replace(module, None)
@@ -200,18 +233,18 @@ class Keeper:
     async def _take_over(self, module: Installed, worker: WorkerProcess, held: dict[str, WorkerProcess]) -> None:
         """Between serving and being kept there is no moment at which a cancellation could lose the worker."""
         await self._runtime.serve(worker)
-        del held[module.name]
+        del held[module.key]
         self._replace(module, worker)
 
     def _replace(self, module: Installed, worker: WorkerProcess | None) -> None:
-        old = self._units.get(module.name)
+        old = self._units.get(module.key)
         self._begin(module, worker)
         if old is not None:
             self._leave(old)
 
     def _leave(self, unit: Unit) -> None:
         """The unit drains and ends by itself, within its deadlines, whoever waits for it or not."""
-        task = asyncio.create_task(unit.end(self._settings.drain_s), name=f"drain-{unit.module.name}")
+        task = asyncio.create_task(unit.end(self._settings.drain_s), name=f"drain-{unit.module.key}")
         self._leaving.add(task)
         task.add_done_callback(self._left)
 
@@ -228,7 +261,7 @@ class Keeper:
         unit = Unit(
             module, self._runtime, self._settings, self._changed, self._tell, self._damaged, self._warmth
         )  # fmt: skip
-        self._units[module.name] = unit
+        self._units[module.key] = unit
         unit.begin(worker)
 
     def _report(self, module: Installed) -> ModuleReport:
@@ -242,7 +275,9 @@ class Keeper:
             verified=module.verified,
             config_sha256=config_digest(module.config),
         )
-        unit = self._units.get(module.name)
+        if module.candidate:
+            held = msgspec.structs.replace(held, mode=module.mode, share=module.share)
+        unit = self._units.get(module.key)
         if unit is None:
             return held
         return msgspec.structs.replace(
@@ -257,9 +292,16 @@ class Keeper:
             sources=unit.sources,
             samples_dropped=unit.samples_dropped,
             sampling=unit.stats.sampling[:MAX_SAMPLING_WORDS],
-            endpoint=self._runtime.address(module.name),
+            endpoint=self._runtime.address(module.key),
             level=unit.ready.level.value if unit.ready is not None else "",
+            beside=self._beside(module.name, unit.stats) if module.candidate else {},
         )
+
+    def _beside(self, name: str, stats: Stats) -> dict[str, int]:
+        """What a candidate was given, by the version that serves, and what it made of it; a worker's words, and few."""
+        main = self._units.get(name)
+        counts = {**(main.stats.beside if main is not None else {}), **stats.beside}
+        return {word[:MAX_WORD]: count for word, count in sorted(counts.items())[:MAX_WORDS]}
 
 
 async def _unbroken(work: Coroutine[Any, Any, None]) -> None:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import msgspec
 
+from agent.candidates.introductions import Introductions
+from agent.candidates.tap import Tap
 from agent.config import ServingSettings, StatePaths
 from agent.containers.options import seen_at
 from agent.containers.runtime import Containers
@@ -34,6 +36,7 @@ from agent.sandbox.cage import NO_CAGE, Cage, Cages
 from agent.sandbox.given import Given
 from agent.sandbox.host import OnItem, WorkerProcess, spawn
 from agent.sandbox.level import namespaces
+from agent.sandbox.log import unstamped
 from agent.sandbox.nursery import Nursery
 from agent.sandbox.protocol import Start
 from agent.sandbox.room import room_for, with_places
@@ -42,7 +45,7 @@ from agent.slots import Slot, Slots
 from agent.sources.allowed import check_allowed, places
 from agent.sources.door import Door, Doors
 from agent.store import AgentStore
-from modules.manifest import SamplingPolicy
+from modules.manifest import Resources, SamplingPolicy
 from modules.messages import Stream
 from modules.runtime import CPU
 
@@ -57,16 +60,18 @@ _logger = logging.getLogger(__name__)
 class Loan:
     """What one worker is lent of the device; `cache` is None where it has none."""
 
-    endpoint: Endpoint
+    endpoint: Endpoint | None  # a candidate has none
     uid: int
     cache: Path | None
     circuit: Circuit
     door: Door
+    tap: Tap
 
     @property
     def handles(self) -> tuple[int, ...]:
         """The descriptors that it inherits."""
-        return (*self.endpoint.inherited, *self.circuit.handles, *self.door.handles)
+        inherited = self.endpoint.inherited if self.endpoint is not None else ()
+        return (*inherited, *self.circuit.handles, *self.door.handles, self.tap.handle)
 
 
 class ProcessRuntime:
@@ -106,6 +111,7 @@ class ProcessRuntime:
         self.evidence = Evidence(paths.evidence)
         self._endpoints = Endpoints(paths.endpoints, settings.host, store, self._access)
         self._users = Users(settings, store)
+        self._introductions = Introductions()
 
     async def endpoint(self, name: str) -> Endpoint:
         """The module's endpoint, made on first use. Raises EndpointError."""
@@ -136,6 +142,7 @@ class ProcessRuntime:
     def close(self) -> None:
         self._endpoints.close()
         self._doors.close()
+        self._introductions.close()
         if self._nursery is not None:
             self._nursery.close()
 
@@ -146,17 +153,23 @@ class ProcessRuntime:
         Raises WorkerError, SlotError, EndpointError; no process is left behind then.
         """
         slot = self._slots.open(module.manifest_sha256)
-        endpoint = await self.endpoint(module.name)
-        uid = await self._users.uid(module.name)
+        endpoint = None if module.candidate else await self.endpoint(module.name)
+        uid = await self._users.uid(module.key)
         check_allowed(slot.manifest, self._settings.sources)
         cache = await asyncio.to_thread(self._caches.open, slot, uid)
         async with self._fabric.lend(slot.manifest, slot.path) as circuit:
-            loan = Loan(endpoint, uid, cache, circuit, self._doors.open(module.name, slot.manifest.runtime.sources))
+            sources = () if module.candidate else slot.manifest.runtime.sources
+            loan = Loan(endpoint, uid, cache, circuit, self._doors.open(module.name, sources), _tap())
             try:
-                worker, cage = await self._spawn(slot, loan, module.sampling or slot.manifest.sampling)
+                worker, cage = await self._spawn(module, slot, loan)
+            except BaseException:
+                loan.tap.close()
+                raise
             finally:
                 loan.door.given()
+                loan.tap.given()
             self._fabric.used_by(worker, circuit)
+        self._introductions.expects(worker, loan.tap, module)
         deadline_s = slot.manifest.health.load_deadline_s
         try:
             async with quiet(worker, deadline_s * QUIET_SHARE if quietly else 0.0):
@@ -174,16 +187,17 @@ class ProcessRuntime:
         slot = self._slots.open(module.manifest_sha256)
         return self._fabric.displaces(slot.manifest, slot.path)
 
-    async def _spawn(self, slot: Slot, loan: Loan, policy: SamplingPolicy) -> tuple[WorkerProcess, Cage]:
+    async def _spawn(self, module: Installed, slot: Slot, loan: Loan) -> tuple[WorkerProcess, Cage]:
         """As its manifest says: a process in a cage, or a container."""
-        name, resources = slot.manifest.name, slot.manifest.resources
+        name, resources, policy = module.key, _resources(module, slot), module.sampling or slot.manifest.sampling
         log = self._log(name)
         if slot.manifest.runtime.container is not None:
             if self._containers is None:
                 raise WorkerError(f"module {name}: this agent runs no containers", "engine-absent")
             pinned = cpus(resources, sorted(os.sched_getaffinity(0)), self._settings.pin == "on", capped=True)
             worker = await self._containers.spawn(slot, loan.uid, loan.handles, log, pinned, loan.cache)
-            return self._ranked(worker, slot), NO_CAGE
+            worker.resources = resources
+            return worker, NO_CAGE
         room = room_for(
             slot.manifest.requires.accelerators,
             loan.cache,
@@ -197,28 +211,29 @@ class ProcessRuntime:
         files = [file for file in (box, ring) if file is not None]
         try:
             inherited = (*loan.handles, *(file.handle for file in files))
-            worker = await spawn(name, inherited, log, partial(self._pass_on, name), cage=cage, nursery=self._forks())
+            passed = partial(self._pass_on, module, policy)
+            worker = await spawn(name, inherited, log, passed, cage=cage, nursery=self._forks())
         except BaseException:
             for file in files:
                 file.close()
             raise
         worker.keep(box)
         worker.lend(ring)
-        return self._ranked(worker, slot), cage
+        worker.resources = resources
+        return worker, cage
 
-    def _pass_on(self, name: str, stream: Stream, item: bytes) -> None:
+    def _pass_on(self, module: Installed, policy: SamplingPolicy, stream: Stream, item: bytes) -> None:
+        """What a candidate would spend of a module's privacy is kept for the version that serves."""
+        if module.candidate and stream == "window" and policy.privacy:
+            return
         if self._spending is not None:
-            self._spending.passed(name, stream, len(item))
+            self._spending.passed(module.key, stream, len(item))
         self._on_item(stream, item)
 
     def _forks(self) -> Nursery | None:
         """Who forks the next worker. For a single module, the process that forks costs more memory than it saves."""
         alone = self._settings.preload == "auto" and len(self._endpoints) < MANY
         return None if alone else self._nursery
-
-    def _ranked(self, worker: WorkerProcess, slot: Slot) -> WorkerProcess:
-        worker.resources = slot.manifest.resources
-        return worker
 
     def last_words(self, name: str) -> str:
         """The last line that a worker of the module has printed, empty where it has said nothing."""
@@ -228,7 +243,7 @@ class ProcessRuntime:
                 lines = log.read(MAX_LAST_WORDS).decode(errors="replace").split("\n")
         except OSError:
             return ""
-        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+        return next((said for line in reversed(lines) if (said := unstamped(line).strip())), "")
 
     async def recheck(self, module: Installed) -> str:
         """What is wrong with the module's files on the disk, or nothing; a damaged slot is removed, to be made anew."""
@@ -238,14 +253,26 @@ class ProcessRuntime:
         """The director's word, or else the manifest's own, which counts from now on. Raises SlotError."""
         policy = module.sampling or self._slots.open(module.manifest_sha256).manifest.sampling
         if self._spending is not None:
-            self._spending.left(module.name, policy)
+            self._spending.left(module.key, policy)
         return policy
 
     async def serve(self, worker: WorkerProcess) -> None:
-        """From now on the worker takes connections of its module's endpoint. Raises WorkerError."""
+        """From now on the worker takes connections of its module's endpoint, or what the version that serves gives it.
+        Raises WorkerError.
+        """
         await restore(worker)
-        (await self.endpoint(worker.name)).listen()
+        if not self._introductions.beside(worker):
+            (await self.endpoint(worker.name)).listen()
         await worker.serve()
+        self._introductions.serves(worker)
+
+    def changed(self, worker: WorkerProcess, module: Installed) -> None:
+        """The same files under new wishes: a candidate's share and mode count from now on."""
+        self._introductions.changed(worker, module)
+
+    def rest(self, worker: WorkerProcess, rests: bool) -> None:
+        """A candidate that rests is given nothing."""
+        self._introductions.rest(worker, rests)
 
     def _log(self, name: str) -> Path:
         return self._paths.root / "logs" / f"{name}.log"
@@ -255,40 +282,56 @@ class ProcessRuntime:
             slot=seen_at(slot.manifest, slot.path),
             manifest=slot.manifest_bytes,
             sampling=module.sampling or slot.manifest.sampling,  # as in policy(), without reading the slot twice
-            listen=loan.endpoint.handles,
+            listen=loan.endpoint.handles if loan.endpoint is not None else (),
             uid=loan.uid,
             confine=self._settings.confine,
             config=msgspec.json.encode(module.config),
             outside=namespaces(),
             around=cage.words,
             floor=self._settings.floor,
-            given=self._sampled(module, slot, self._given(slot, loan, cage)),
+            given=self._sampled(module, slot, self._given(module, slot, loan, cage)),
         )
 
     def _sampled(self, module: Installed, slot: Slot, given: Given) -> Given:
         if self._spending is None:
             return given
-        left = self._spending.left(module.name, module.sampling or slot.manifest.sampling)
+        left = self._spending.left(module.key, module.sampling or slot.manifest.sampling)
         return msgspec.structs.replace(given, quota_left=left, secret=self._spending.secret)
 
-    def _given(self, slot: Slot, loan: Loan, cage: Cage) -> Given:
+    def _given(self, module: Installed, slot: Slot, loan: Loan, cage: Cage) -> Given:
         settings = self._settings
         given = Given(
             providers=self._providers,
             cache=str(loan.cache or ""),
             cache_bytes=self._caches.each_bytes if loan.cache else 0,
             circuit=loan.circuit,
-            fast=loan.endpoint.fast_handle,
+            fast=loan.endpoint.fast_handle if loan.endpoint is not None else -1,
             dial=loan.door.handle,
             places=places(slot.manifest.runtime.sources),
+            tap=loan.tap.handle,
+            candidate=module.candidate,
         )
         return limited(
             self._access.given(given),
-            slot.manifest.resources,
+            _resources(module, slot),
             settings.pin == "on",
             cage.limits_processors,
             settings.gpu_memory_mib,
         )
+
+
+def _tap() -> Tap:
+    """Raises WorkerError."""
+    try:
+        return Tap()
+    except OSError as error:
+        raise WorkerError(f"no socket for a worker: {error}", "spawn-failed") from error
+
+
+def _resources(module: Installed, slot: Slot) -> Resources:
+    """A candidate gives way to everything else, whatever its manifest says."""
+    resources = slot.manifest.resources
+    return msgspec.structs.replace(resources, priority="low") if module.candidate else resources
 
 
 def _with_files(order: Start, worker: WorkerProcess) -> Start:

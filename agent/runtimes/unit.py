@@ -20,7 +20,7 @@ from agent.backoff import longest_s
 from agent.config import ServingSettings
 from agent.errors import AgentError, WorkerError
 from agent.installed import Installed
-from agent.news import Tell, nobody
+from agent.news import Level, Tell, nobody
 from agent.runtimes.evidence import Crash, Crashes, Quarantine
 from agent.runtimes.heat import Warmth, burden
 from agent.runtimes.past import Before, Past
@@ -88,11 +88,13 @@ class Unit:
         """Keeps `worker`, which serves already, running; or starts one first."""
         if worker is not None:
             self._take(worker)
-        self._task = asyncio.create_task(self._keep(), name=f"module-{self.module.name}")
+        self._task = asyncio.create_task(self._keep(), name=f"module-{self.module.key}")
 
     async def adopt(self, module: Installed) -> None:
         """The same files under new wishes: the worker goes on, with the new sampling policy."""
         before, self.module = self.module, module
+        if self._worker is not None:
+            self._runtime.changed(self._worker, module)
         if module.sampling != before.sampling and self._worker is not None:
             # A worker that has just ended starts again with the new one; a damaged slot is the next update's affair,
             # and must not keep this one from being written down.
@@ -120,7 +122,9 @@ class Unit:
 
     async def _bear(self, worker: WorkerProcess) -> None:
         """Raises WorkerError."""
-        bears = burden(self._warmth, worker.resources.priority)
+        bears = burden(self._warmth, worker.resources.priority, self.module.candidate)
+        if self.module.candidate:
+            self._runtime.rest(worker, bears.requests)
         await (slow if bears.slow else restore)(worker)
         await worker.hold(bears.requests, bears.sources)
 
@@ -184,34 +188,34 @@ class Unit:
         if error is None or error.key not in _CRASHES:
             return False
         crash = _crash(error, module, self.stats)
-        self._runtime.evidence.note(module.name, crash)
+        self._runtime.evidence.note(module.key, crash)
         if not self._crashes.note(time.monotonic()):
             return False
         self._runtime.evidence.hold(
-            module.name, Quarantine(module.manifest_sha256, time.time() + settings.quarantine_s, str(crash))
+            module.key, Quarantine(module.manifest_sha256, time.time() + settings.quarantine_s, str(crash))
         )
         text = (
             f"{settings.quarantine_after} crashes in {settings.quarantine_window_s:g} s: left alone for "
-            f"{settings.quarantine_s / 3600:g} h, until another version, or mooring-agent retry {module.name}; {crash}"
+            f"{settings.quarantine_s / 3600:g} h, until another version, or mooring-agent retry {module.key}; {crash}"
         )
-        self._tell("error", "module-quarantined", text, module.name)
+        self._say("error", "module-quarantined", text)
         return True
 
     async def _sit_out(self) -> None:
         """Waits while the module is in quarantine: until its time is over, or somebody ends it."""
         evidence, module = self._runtime.evidence, self.module
-        while held := evidence.held(module.name, module.manifest_sha256, time.time(), self._settings.quarantine_s):
+        while held := evidence.held(module.key, module.manifest_sha256, time.time(), self._settings.quarantine_s):
             if self.state != "failed" or self.failure is None:
                 self.failure = self.failure or WorkerError(f"in quarantine: {held.why}", "module-quarantined")
                 self._set("failed")
             await asyncio.sleep(min(QUARANTINE_LOOK_S, max(0.05, held.until - time.time())))
-        evidence.release(module.name)
+        evidence.release(module.key)
 
     async def _recheck(self) -> None:
         """What never comes up may lie on a bad disk: then it is fetched again."""
         wrong = await self._runtime.recheck(self.module)
         if wrong:
-            self._tell("error", "slot-damaged", f"it is fetched again: {wrong}", self.module.name)
+            self._say("error", "slot-damaged", f"it is fetched again: {wrong}")
             self._damaged()
 
     async def _serve(self) -> None:
@@ -236,12 +240,19 @@ class Unit:
             self._note(await worker.ping(self._settings.ping_timeout_s))
 
     def _report_failure(self, loaded: bool) -> None:
-        words = self._runtime.last_words(self.module.name)
+        words = self._runtime.last_words(self.module.key)
         text = f"{self.failure}; it said last: {words}" if words else str(self.failure)
         if self._failures == FAILED_AFTER:
-            self._tell("error", "module-failed", f"{FAILED_AFTER} failures in a row: {text}", self.module.name)
+            self._say("error", "module-failed", f"{FAILED_AFTER} failures in a row: {text}")
         else:
-            self._tell("warning", "worker-crashed" if loaded else "worker-not-started", text, self.module.name)
+            self._say("warning", "worker-crashed" if loaded else "worker-not-started", text)
+
+    def _say(self, level: Level, key: str, text: str) -> None:
+        """What befalls a candidate is told apart, and is no more than a warning: nobody's answers depend on it."""
+        if self.module.candidate:
+            level, key = "warning", f"candidate-{key}"
+            text = f"version {self.module.version}, beside the one that serves: {text}"
+        self._tell(level, key, text, self.module.name)
 
     def _take(self, worker: WorkerProcess) -> None:
         self._worker = worker

@@ -94,6 +94,11 @@ class Sampler:
         self.policy = policy
         self._tail = _tail(self._digest, policy.salt)  # hashed for every prediction
 
+    def choose_as(self, digest: str) -> None:
+        """From now on, by the hash that another build chooses with: of what both predict, both keep the same."""
+        self._digest = digest
+        self._tail = _tail(digest, self.policy.salt)
+
     def choose(self, ids: list[str], rows: Rows) -> list[Choice]:
         """Which of the rows are kept; `ids` are their own. To be asked once per row."""
         first = min(len(ids), max(0, self.policy.first - self._seen))

@@ -103,6 +103,10 @@ class Taking:
         self._quota.change(_bound(policy), time.monotonic())
         self._kept = open_ring(self._kept, self._given.ring, policy if redactor is not None else None, self._batched)
 
+    def choose_as(self, digest: str) -> None:
+        """As the build of this digest chooses, which predicts the same beside us."""
+        self._sampler.choose_as(digest)
+
     def wanted(self, prediction_id: str, rows: int) -> frozenset[str]:
         """The inputs that `observe` will look at, which may then be all that the prediction has; from any thread."""
         whole = self._kept is not None or self._sampler.may_choose(prediction_id, rows)

@@ -23,7 +23,9 @@ class Given(msgspec.Struct, frozen=True, omit_defaults=True):
     shared memory. `black_box`: a
     page where it writes what it is about to run (-1: none). `circuit`: the devices of its FPGA, or why there are none.
     `ring`: the file for its last predictions (-1: none). `quota_left`: the bytes of samples that it may send at once
-    (None: it begins anew). `secret`: this device's own, with which redaction hashes.
+    (None: it begins anew). `secret`: this device's own, with which redaction hashes. `tap`: the descriptor on which it
+    hears of the other version of its module (-1: none); `candidate`: whether it is the one beside, which takes nothing
+    but what the serving one gives it.
     """
 
     providers: tuple[str, ...] = (CPU,)
@@ -43,3 +45,5 @@ class Given(msgspec.Struct, frozen=True, omit_defaults=True):
     ring: int = -1
     quota_left: float | None = None
     secret: bytes = b""
+    tap: int = -1
+    candidate: bool = False

@@ -145,7 +145,8 @@ class SourceSeen(msgspec.Struct, frozen=True, array_like=True):
 class Stats(msgspec.Struct, frozen=True):
     """Counts since the worker started; latency percentiles in microseconds over all predictions so far, and the counts
     that they are of, see `agent.latency`. `thinned` predictions were left out for the quota alone; `sampling` says why
-    no samples are taken, where the policy does not fit the module.
+    no samples are taken, where the policy does not fit the module. `beside` counts, by word, what went between the
+    version that serves and its candidate, see `agent.candidates`.
     """
 
     requests: int = 0
@@ -162,6 +163,7 @@ class Stats(msgspec.Struct, frozen=True):
     dropped_why: dict[str, int] = {}
     sampling: str = ""
     sources: tuple[SourceSeen, ...] = ()
+    beside: dict[str, int] = {}
 
 
 class Pong(msgspec.Struct, frozen=True, tag="pong"):

@@ -22,6 +22,8 @@ from agent.backends import Array, BackendError
 from agent.backends.choice import open_backend, whole
 from agent.backends.environment import use_libraries
 from agent.backends.place import Place
+from agent.candidates.beside import Beside
+from agent.candidates.intake import Intake
 from agent.endpoint.batches import built_for_shapes, has_rows
 from agent.endpoint.codec import DTYPES
 from agent.endpoint.counters import Counters
@@ -30,12 +32,13 @@ from agent.endpoint.exchange import Guard, Handler, Limits
 from agent.endpoint.http import Endpoint
 from agent.endpoint.oip import Parser, never_missing
 from agent.endpoint.predictor import Predictor
-from agent.endpoint.recorder import Recorder
+from agent.endpoint.recorder import Prediction, Recorder, Together
 from agent.endpoint.regions import Regions
 from agent.endpoint.resources import Resources
 from agent.endpoint.score import Score
 from agent.fast.opening import open_fast
 from agent.formats import check_formats
+from agent.sampling.sampler import scores_output
 from agent.sandbox.blackbox import Recorded
 from agent.sandbox.confine import ConfineError, confine
 from agent.sandbox.given import Given
@@ -92,14 +95,17 @@ class Session:
             manifest, manifest_digest(order.manifest), reference, reference_digest, order.sampling, self.counters,
             time.time, send, order.given,
         )  # fmt: skip
-        self._recorder = Recorder(self.counters, self.watch.observe, self.watch.observe_together)
+        self._recorder = Recorder(self.counters, self._observe, self._observe_together)
         complete = never_missing(manifest, _complete_tensors(reference))
+        self._parser = Parser(manifest, complete, Regions(allowed=order.given.shares_memory))
+        self._beside = self._open_beside(order.given)
         self._score: Score | None = None
-        self._endpoint = Endpoint(self._handler(order.given, complete), _limits(manifest), guard=_guard(order.given))
+        self._endpoint = Endpoint(self._handler(), _limits(manifest), guard=_guard(order.given))
         self._fast = open_fast(
-            order.given, manifest, backend, self._predictor, self.counters, self._recorder, self.watch, complete
+            order.given, manifest, backend, self._predictor, self.counters, self._recorder, self._wanted, complete
         )
         self._sources = self._open_sources(order, complete)
+        self._intake = self._open_intake(order.given, scores_output(manifest, reference))
         self._sockets = [socket.socket(fileno=fd) for fd in order.listen]
         self._warm_up()
         ran = backend.execution()
@@ -136,12 +142,17 @@ class Session:
             self._fast.start()
         if self._sources is not None:
             self._sources.start()
+        for one in (self._beside, self._intake):
+            if one is not None:
+                one.start()
 
     async def drain(self, deadline_s: float) -> int:
         """How many connections were cut."""
-        beside = [one.drain(deadline_s) for one in (self._fast, self._sources) if one is not None]
-        cut = sum(await asyncio.gather(self._endpoint.drain(deadline_s), *beside))
+        others = [one.drain(deadline_s) for one in (self._fast, self._sources, self._intake) if one is not None]
+        cut = sum(await asyncio.gather(self._endpoint.drain(deadline_s), *others))
         await self._recorder.stop()
+        if self._beside is not None:
+            await self._beside.stop()
         await self.watch.stop()
         return cut
 
@@ -159,7 +170,9 @@ class Session:
             self._sources.hold(sources)
 
     def stats(self) -> Stats:
-        stats = msgspec.structs.replace(self.counters.stats(), sampling=self.watch.taking.unfit)
+        other = self._beside or self._intake
+        counts = dict(other.counts) if other is not None else {}
+        stats = msgspec.structs.replace(self.counters.stats(), sampling=self.watch.taking.unfit, beside=counts)
         return msgspec.structs.replace(stats, sources=self._sources.seen()) if self._sources is not None else stats
 
     def close(self) -> None:
@@ -169,7 +182,7 @@ class Session:
         self._backend.close()
 
     def _open_sources(self, order: Start, complete: frozenset[str]) -> Sources | None:
-        if not self._manifest.runtime.sources:
+        if not self._manifest.runtime.sources or order.given.candidate:
             return None
         from agent.sources.opened import open_sources
 
@@ -178,18 +191,49 @@ class Session:
         self.counters.sources = made.seen
         return made
 
-    def _handler(self, given: Given, not_missing: frozenset[str]) -> Handler:
+    def _open_beside(self, given: Given) -> Beside | None:
+        if given.tap < 0 or given.candidate:
+            return None
+        submit, typical_us = self._predictor.submit, self._predictor.typical_us
+        return Beside(self._manifest, given.tap, self._parser.regions, submit, typical_us)
+
+    def _open_intake(self, given: Given, scores: str) -> Intake | None:
+        """Last, because from then on the predictor's answers are the intake's."""
+        if given.tap < 0 or not given.candidate:
+            return None
+        met = self.watch.taking.choose_as
+        return Intake(
+            self._manifest, given.tap, self._parser, self._predictor, self.counters, self._recorder, scores,
+            lambda terms: met(terms.manifest_sha256),
+        )  # fmt: skip
+
+    def _observe(self, prediction: Prediction) -> None:
+        self.watch.observe(prediction)
+        if self._beside is not None:
+            self._beside.observe(prediction)
+
+    def _observe_together(self, together: Together) -> None:
+        self.watch.observe_together(together)
+        if self._beside is not None:
+            self._beside.observe_together(together)
+
+    def _wanted(self, prediction_id: str, rows: int) -> frozenset[str]:
+        """The inputs that somebody will look at; from any thread."""
+        if self._beside is not None and self._beside.wants(prediction_id):
+            return frozenset(spec.name for spec in self._manifest.inputs)
+        return self.watch.wanted(prediction_id, rows)
+
+    def _handler(self) -> Handler:
         """With `/score` beside the protocol where a script takes requests as they come."""
-        resources = self._resources(given, not_missing)
+        route = self._beside.route if self._beside is not None else None
+        resources = Resources(
+            self._manifest, self._parser, self._predictor, self.counters, self._recorder, route
+        )  # fmt: skip
         if not getattr(self._backend, "scores", False):
             return resources
         here = self._predictor.run_here
         self._score = Score(resources, here, self._recorder, self.counters, self._manifest, self._backend.parallel)
         return self._score
-
-    def _resources(self, given: Given, not_missing: frozenset[str]) -> Resources:
-        parser = Parser(self._manifest, not_missing, Regions(allowed=given.shares_memory))
-        return Resources(self._manifest, parser, self._predictor, self.counters, self._recorder)
 
     def _warm_up(self) -> None:
         """One row of zeros, to learn how long a run takes. A model that cannot take zeros tells it by its golden; a

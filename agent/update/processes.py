@@ -5,6 +5,7 @@ Holds what lives between two states and may be lost: the spare workers. One of `
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import msgspec
@@ -36,16 +37,20 @@ class Processes:
         """A spare worker for each. Raises WorkerError, SlotError, EndpointError."""
         await self.discard()
         for module in trial:
-            self._spares[module.name] = await self._keeper.spare(module)
+            self._spares[module.key] = await self._keeper.spare(module)
 
     async def activate(self, target: ModuleSet, trial: Sequence[Installed]) -> dict[str, Before]:
         """Raises WorkerError when a spare does not take over."""
-        before = {module.name: was for module in trial if (was := await self._keeper.record(module.name)) is not None}
+        mains = [module for module in trial if not module.candidate]  # a candidate replaces nobody
+        before = {module.key: was for module in mains if (was := await self._keeper.record(module.key)) is not None}
         await self._keeper.switch(target, self._spares)
         return before
 
     async def judge(self, module: Installed, before: Before | None, elapsed_s: float) -> Judgement:
         health = self._health(module)
+        if module.candidate:  # it is asked for a part of what is asked for
+            enough = math.ceil(health.probation_inferences * module.share)
+            health = msgspec.structs.replace(health, probation_inferences=enough)
         return judge(module.name, health, await self._look(module), elapsed_s, before, self._factors(health))
 
     async def revert(self, current: ModuleSet) -> None:
@@ -80,8 +85,8 @@ class Processes:
         )
 
     async def _look(self, module: Installed) -> Seen:
-        stats = await self._keeper.poll(module.name)
-        unit = self._keeper.unit(module.name)
+        stats = await self._keeper.poll(module.key)
+        unit = self._keeper.unit(module.key)
         if unit is None:
             return Seen(stats, 1, "it is not kept any more")
         return Seen(stats, unit.restarts, str(unit.failure or ""))

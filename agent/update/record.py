@@ -85,9 +85,9 @@ class Ledger:
     async def commit(self, modules: ModuleSet) -> None:
         """`modules` is what this device serves from now on; release counters rise in the same transaction.
 
-        Repeating it changes nothing.
+        Repeating it changes nothing. A candidate raises no counter: the version that serves beside it is older.
         """
         previous = self.current if self.current.digests != modules.digests else self.previous
-        raised = {module.name: module.release_counter for module in modules.modules}
+        raised = {module.name: module.release_counter for module in modules.modules if not module.candidate}
         await self._store.put_all({_CURRENT: modules, _PREVIOUS: previous}, raised)
         self.current, self.previous = modules, previous

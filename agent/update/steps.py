@@ -30,8 +30,10 @@ from agent.update.budget import Budget, Kept, allocated
 from agent.update.kinds import Kinds
 from agent.update.probation import Verdict
 from firmware_profiles.profile import Requirements, why_not
+from modules.arms import why_not_beside
 from modules.bundle import FileEntry
 from modules.manifest import Manifest, decode_manifest, manifest_digest
+from modules.targets import CANDIDATES
 
 PROGRESS_EVERY_S = 2.0  # each is a report to the hub
 TRIAL_MARGIN_S = 30.0  # beside a module's own deadlines: spawning, reading, comparing
@@ -77,6 +79,7 @@ class Steps:
     def admit(self, desired: Desired, current: ModuleSet) -> None:
         """That every module new to this device fits it. Raises UpdateError with every reason why not; FormatError."""
         held = current.digests
+        _check_candidates(desired)
         for module in desired.modules:
             if module.manifest_sha256 in held:
                 continue
@@ -166,7 +169,7 @@ class Steps:
         pause_s = min((self._kinds.of(module).look_every_s(module) for module in waiting), default=0.0)
         while waiting:
             await asyncio.sleep(pause_s)
-            waiting = [m for m in waiting if await self._waits(m, before.get(m.name), time.monotonic() - started)]
+            waiting = [m for m in waiting if await self._waits(m, before.get(m.key), time.monotonic() - started)]
 
     async def revert(self, current: ModuleSet) -> None:
         """Serves what was committed, whatever stands."""
@@ -260,6 +263,19 @@ async def _in_thread(work: Callable[[Stop], object]) -> None:
         raise
 
 
+def _check_candidates(desired: Desired) -> None:
+    """Each has a version beside it that serves, with the same tensors: it is fed with those, and answers with these."""
+    serving = {module.name: module.manifest for module in desired.modules if module.mode == "serve"}
+    for module in desired.modules:
+        if module.mode not in CANDIDATES:
+            continue
+        what, main = f"module {module.name}: version {module.version} as a candidate", serving.get(module.name)
+        if main is None:
+            raise UpdateError(f"{what}: expected a version that serves beside it, got none", "lone-candidate")
+        if unlike := why_not_beside(main, module.manifest):
+            raise UpdateError(f"{what} of {main.version}: {unlike}", "unlike-candidate")
+
+
 def _with_floor(manifest: Manifest, config: AgentConfig) -> Requirements:
     """What the module requires, and what this device requires of every module."""
     wanted = manifest.requires.confinement
@@ -283,6 +299,8 @@ def to_set(desired: Desired) -> ModuleSet:
                 sampling=module.sampling,
                 config=module.config,
                 kind=kept_as(module.manifest.runtime.kind),
+                share=module.share,
+                salt=module.salt,
             )
             for module in desired.modules
         ),
