@@ -17,6 +17,7 @@ from cloud_hub.operator.cli import (
     devices,
     exports,
     fpga,
+    groups,
     keys,
     labels,
     models,
@@ -27,6 +28,7 @@ from cloud_hub.operator.cli import (
     retraining,
     rollouts,
     sampling,
+    simulate,
     trust,
     webhooks,
 )
@@ -46,6 +48,8 @@ app.add_typer(fpga.app, name="fpga")
 app.add_typer(keys.app, name="key")
 app.add_typer(trust.app, name="trust")
 app.add_typer(devices.app, name="device")
+app.add_typer(groups.groups, name="group")
+app.add_typer(groups.queries, name="query")
 app.add_typer(rollouts.app, name="rollout")
 app.add_typer(arms.app)
 app.add_typer(alerts.drift, name="drift")
@@ -101,6 +105,9 @@ def _all(
 ) -> None:
     del version
     context.obj = Settings(context_file, reason)
+
+
+app.command(epilog=simulate.EPILOG)(simulate.simulate)
 
 
 @app.command(
