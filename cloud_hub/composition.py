@@ -28,6 +28,8 @@ from cloud_hub.desired import Desired
 from cloud_hub.devices import Devices
 from cloud_hub.events import Events
 from cloud_hub.expulsion import Expulsion
+from cloud_hub.groups.book import Groups
+from cloud_hub.groups.saved import SavedQueries
 from cloud_hub.images.bases import Bases
 from cloud_hub.intake.waiting import Intake
 from cloud_hub.labels.room import LabelRoom, label_room
@@ -175,6 +177,8 @@ def compose(ground: Ground) -> Rooms:
         ca=identity.ca,
         devices=identity.devices,
         presence=presence,
+        groups=Groups(store, events, clock, config.offline_after_s),
+        saved=SavedQueries(store, events, clock),
         claims=identity.claims,
         capabilities=delivery.capabilities,
         revocations=identity.revocations,

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from cloud_hub.link import HubLink
     from cloud_hub.metrics.room import Metrics
     from cloud_hub.mirror import Mirror
+    from cloud_hub.groups.book import Groups
+    from cloud_hub.groups.saved import SavedQueries
     from cloud_hub.monitoring.alerts import Alerts
     from cloud_hub.monitoring.ingest import Ingest
     from cloud_hub.monitoring.samples import Samples
@@ -70,6 +72,8 @@ class Rooms:
     ca: CertificateAuthority
     devices: Devices
     presence: PresenceBook
+    groups: Groups
+    saved: SavedQueries
     claims: Claims
     capabilities: Capabilities
     revocations: Revocations

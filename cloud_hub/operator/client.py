@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Final, Self
+from typing import BinaryIO, Self
 
 from cloud_hub.api.devices import DeviceDetail, NewTags, Readmitted
 from cloud_hub.api.models import FileReference, RegisterModel
@@ -32,10 +32,15 @@ from cloud_hub.operator.asking_calls import AskingCalls
 from cloud_hub.operator.context import HubContext
 from cloud_hub.operator.dataset_calls import DataSetCalls
 from cloud_hub.operator.errors import Refused
+from cloud_hub.operator.following import Following
+from cloud_hub.operator.group_calls import GroupCalls
 from cloud_hub.operator.label_calls import LabelCalls
+from cloud_hub.operator.long_work import Watch, unwatched, work_out
+from cloud_hub.operator.operation_calls import OperationCalls
 from cloud_hub.operator.privacy_calls import PrivacyCalls
 from cloud_hub.operator.retrain_calls import RetrainCalls
 from cloud_hub.operator.rollout_calls import RolloutCalls
+from cloud_hub.operator.stream_calls import StreamCalls
 from cloud_hub.operator.transport import Progress, Transport, path_of
 from cloud_hub.operator.webhook_calls import WebhookCalls
 from cloud_hub.packaging import ModuleRelease
@@ -47,14 +52,13 @@ from cloud_hub.roles import Role
 from cloud_hub.trust.ceremony import Outcome, Pending
 from cloud_hub.trust.standing import Repository
 
-BUILD_S: Final = 3600.0  # libraries are resolved, images made, models asked
-
 
 def no_progress(_more: int) -> None:
     """For callers who show none."""
 
 
 class HubClient(
+    GroupCalls,
     AskingCalls,
     AlertCalls,
     LabelCalls,
@@ -64,6 +68,9 @@ class HubClient(
     DataSetCalls,
     RetrainCalls,
     RolloutCalls,
+    OperationCalls,
+    StreamCalls,
+    Following,
 ):
     """Raises `errors.Refused` for what the hub refuses, `HubUnreachable` when it does not answer."""
 
@@ -167,8 +174,9 @@ class HubClient(
         await self._http.raw("DELETE", path_of("models", name, version))
 
     # --- modules ------------------------------------------------------------------------------------------------
-    async def build(self, request: BuildRequest) -> ModuleRelease:
-        return await self._http.ask(ModuleRelease, "POST", "/modules", request, answer_s=BUILD_S)
+    async def build(self, request: BuildRequest, watch: Watch = unwatched) -> ModuleRelease:
+        """As a long operation: `watch` hears how far it is."""
+        return await work_out(self._http, ModuleRelease, "/modules", request, watch)
 
     async def sign(self, name: str, version: int, profile: str) -> ModuleRelease:
         return await self._http.ask(ModuleRelease, "POST", path_of("modules", name, version, profile, "sign"))

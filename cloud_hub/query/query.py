@@ -51,10 +51,14 @@ class Query:
         """
         return condition(self.node, moment)
 
+    def values(self, fact: str) -> frozenset[str]:
+        """The texts that it names of a fact."""
+        named = (leaf.values for leaf, _ in leaves(self.node) if isinstance(leaf, Among) and leaf.fact == fact)
+        return frozenset(value for values in named for value in values)
+
     def saved(self) -> frozenset[str]:
         """The saved queries that it names."""
-        named = (leaf.values for leaf, _ in leaves(self.node) if isinstance(leaf, Among) and leaf.fact == "query")
-        return frozenset(name for names in named for name in names)
+        return self.values("query")
 
     def with_saved(self, queries: Mapping[str, Query]) -> Query:
         """With these queries (which name no others) in the place of their names; the text stays.
