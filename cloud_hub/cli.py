@@ -234,6 +234,24 @@ def doctor(folder: Folder) -> None:
         raise typer.Exit(1)
 
 
+@app.command(epilog="Example:  mooring-hub replica /var/lib/mooring-hub /var/lib/mooring-hub-b --name b")
+def replica(
+    folder: Folder,
+    new: Annotated[Path, typer.Argument(metavar="NEW", help="The directory to make.", show_default=False)],
+    name: Annotated[str, typer.Option(help="What the new one is called among the replicas.", show_default=False)],
+) -> None:
+    """Make the directory of one more replica of the hub in DIR, which must share database, bucket and broker.
+
+    Bring NEW to the machine that shall serve it by a way that keeps secrets: all keys of the hub are in it.
+    """
+    from cloud_hub.replicas.joining import add_replica
+
+    with _told():
+        made = add_replica(HubPaths(folder), new, name)
+    out.print(f"replica {escape(name)} made in {escape(str(made.root))}", highlight=False)
+    out.print(f"  start it:    mooring-hub serve {escape(str(made.root))}", highlight=False)
+
+
 @blobs_app.command("move", epilog="Example:  mooring-hub blobs move /var/lib/mooring-hub s3://models/fleet")
 def blobs_move(
     folder: Folder,

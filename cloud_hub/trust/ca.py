@@ -108,10 +108,10 @@ def new_server(authority: Identity, names: Iterable[str], now: float) -> Identit
     return Identity(leaf.sign(authority.key, hashes.SHA256()), key)
 
 
-def new_hub_client(authority: Identity, now: float) -> Identity:
-    """The hub's own MQTT client."""
+def new_hub_client(authority: Identity, now: float, name: str = HUB_CLIENT_NAME) -> Identity:
+    """The hub's own MQTT client, or that of one of its replicas."""
     key = ec.generate_private_key(ec.SECP256R1())
-    leaf = _leaf(authority, HUB_CLIENT_NAME, key.public_key(), now, SERVER_LIFE, ExtendedKeyUsageOID.CLIENT_AUTH)
+    leaf = _leaf(authority, name, key.public_key(), now, SERVER_LIFE, ExtendedKeyUsageOID.CLIENT_AUTH)
     return Identity(leaf.sign(authority.key, hashes.SHA256()), key)
 
 
