@@ -79,11 +79,12 @@ class AskSamples(msgspec.Struct, frozen=True, omit_defaults=True):
 class AskLogs(msgspec.Struct, frozen=True, omit_defaults=True):
     """Of `logs`: the newest `limit` lines that fit all that is said, of a module or (empty) of the agent itself.
 
-    Times are by the device's clock, `since` counts and `until` does not. `level` is the lowest that is sent. Lines are
-    left out from the oldest on until they take at most `max_bytes`.
+    Times are by the device's clock, `since` counts and `until` does not; `last_s` are seconds before it is answered (0:
+    all). `level` is the lowest that is sent. Lines are left out from the oldest on until they take at most `max_bytes`.
     """
 
     module: str = ""
+    last_s: float = 0.0
     since: float = 0.0
     until: float = 0.0
     level: Literal["debug", "info", "warning", "error"] = "debug"
@@ -95,8 +96,9 @@ class AskLogs(msgspec.Struct, frozen=True, omit_defaults=True):
             raise ValueError(f"limit: expected 1 to {MAX_LINES} lines, got {self.limit}")
         if not 1024 <= self.max_bytes <= MAX_RESULT_BYTES:
             raise ValueError(f"max_bytes: expected 1024 to {MAX_RESULT_BYTES}, got {self.max_bytes}")
-        if self.until and self.since >= self.until:
-            raise ValueError(f"times: expected since before until, got {self.since} and {self.until}")
+        if self.last_s < 0 or (self.until and self.since >= self.until):
+            got = f"{self.since}, {self.until} and {self.last_s}"
+            raise ValueError(f"times: expected since before until, and last_s of 0 or more, got {got}")
 
 
 class AskRestart(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
+from collections.abc import Callable
 from pathlib import Path
+
+import msgspec
 
 from agent.asked.lines import Picked, kept, pick
 from agent.commands import Answer
@@ -19,8 +23,8 @@ from modules.commands import LOGS, AskLogs, Command, CommandResult, decode_body
 class LogRequests:
     """`folder` is where logs lie."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, clock: Callable[[], float] = time.time) -> None:
+        self._folder, self._clock = folder, clock
 
     async def do(self, command: Command) -> Answer:
         """Raises MessageError."""
@@ -32,6 +36,8 @@ class LogRequests:
         if not path.exists() and not path.with_name(f"{path.name}.1").exists():
             whose = f"module {asked.module}" if asked.module else "the agent (commands.log_bytes is 0)"
             return Answer(CommandResult(command.id, "refused", "no-log", f"{whose}: no {LOGS} are kept here"))
+        if asked.last_s:
+            asked = msgspec.structs.replace(asked, since=max(asked.since, self._clock() - asked.last_s), until=0.0)
         picked = await asyncio.to_thread(_picked, path, asked)
         result = CommandResult(command.id, "done", count=len(picked.lines), found=picked.found)
         return Answer(result, "".join(f"{line}\n" for line in picked.lines).encode())

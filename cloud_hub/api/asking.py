@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import msgspec
 from aiohttp import web
 
@@ -11,21 +9,11 @@ from cloud_hub.api.route import Call, Route
 from cloud_hub.asking.book import AskedCommand
 from cloud_hub.asking.commands import NewSampleRequest
 from cloud_hub.asking.policies import DevicePolicy, PolicyChange
-from cloud_hub.bounds import Limit
 from cloud_hub.errors import NotFound
 from cloud_hub.roles import Role
 from cloud_hub.rooms import Rooms
 
 PIECE_BYTES = 256 * 1024
-
-
-class CommandQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Newest first; empty texts mean any."""
-
-    device: str = ""
-    module: str = ""
-    state: Literal["", "pending", "done", "refused", "failed", "expired"] = ""
-    limit: Limit = 100
 
 
 class PolicyQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -39,18 +27,6 @@ async def ask_samples(rooms: Rooms, call: Call) -> AskedCommand:
     new: NewSampleRequest = call.body
     await call.access.require_known_device(new.device)
     return await rooms.asking.commands.ask_samples(new, call.actor)
-
-
-async def list_commands(rooms: Rooms, call: Call) -> list[AskedCommand]:
-    query: CommandQuery = call.query
-    mine = await call.access.devices()
-    return await rooms.asking.commands.listed(query.device, query.module, query.state, query.limit, mine)
-
-
-async def show_command(rooms: Rooms, call: Call) -> AskedCommand:
-    found = await rooms.asking.commands.get(call.path["id"])
-    await call.access.require_device(found.device)
-    return found
 
 
 async def show_policies(rooms: Rooms, call: Call) -> list[DevicePolicy]:
@@ -89,23 +65,6 @@ ROUTES = (
         body=NewSampleRequest,
         status=201,
         role=Role.OPERATOR,
-    ),
-    Route(
-        "GET",
-        "/commands",
-        list_commands,
-        "What devices were asked to do, and what became of it",
-        returns=list[AskedCommand],
-        query=CommandQuery,
-        role=Role.VIEWER,
-    ),
-    Route(
-        "GET",
-        "/commands/{id}",
-        show_command,
-        "One command",
-        returns=AskedCommand,
-        role=Role.VIEWER,
     ),
     Route(
         "GET",

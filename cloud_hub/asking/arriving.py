@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from cloud_hub.asking import book
 from cloud_hub.asking.pieces import keep_pieces
 from cloud_hub.monitoring.intake import KeptSample, Parsed
+from modules.commands import CommandResult
 from modules.messages import AgentEvent
 from modules.pieces import BlobPiece
 
@@ -27,7 +28,15 @@ async def keep_asked(connection: AsyncConnection, items: Iterable[tuple[str, Par
         elif isinstance(item, KeptSample) and item.sample.request:
             arrived[device][item.sample.request] += 1
         elif isinstance(item, AgentEvent) and item.command is not None:
-            await book.end(connection, device, item.command, now)
+            ended = await book.end(connection, device, item.command, now)
+            pieces += [(device, piece) for piece in (_within(item.command) if ended else ())]
     for device, counts in arrived.items():
         await book.arrived(connection, device, counts)
     await keep_pieces(connection, pieces, now)
+
+
+def _within(result: CommandResult) -> list[BlobPiece]:
+    """What came in the result itself, as the one piece that it is; its digest is checked with all others."""
+    if not result.data or not book.brings(result) or len(result.data) != result.size:
+        return []
+    return [BlobPiece(result.sha256, result.size, 0, result.data)]

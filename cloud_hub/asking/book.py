@@ -11,14 +11,18 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Row, delete, func, insert, select, update
+from sqlalchemy import Row, delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from cloud_hub.store.bulk import in_slices, insert_many
 from cloud_hub.store.engine import among
 from cloud_hub.store.tables import commands
+from modules.bundle import DIGEST_PATTERN
 from modules.commands import COMMAND_ID, Command, CommandResult
+from modules.pieces import MAX_BLOB_BYTES
 
 PENDING: Final = "pending"
+GIVEN_UP: Final = ("expired", "cancelled")  # by the hub: the device may still have a word
 MAX_TEXT: Final = 500
 MAX_PENDING: Final = 100  # of one device
 
@@ -26,8 +30,9 @@ MAX_PENDING: Final = 100  # of one device
 class AskedCommand(msgspec.Struct, frozen=True):
     """One command, and what became of it.
 
-    `state`: pending (the device has not answered), done, refused, failed or expired; `text` says why. `count` is how
-    many things the device says it has sent of `found`, `arrived` how many of them are here.
+    `state`: pending (the device has not answered), done, refused, failed, expired or cancelled; `text` says why.
+    `count` is how many things the device says it has sent of `found`, `arrived` how many of them are here. `batch`
+    names those that were asked together. What it brought is a blob (gzip) of `result_size` bytes.
     """
 
     id: str
@@ -46,10 +51,13 @@ class AskedCommand(msgspec.Struct, frozen=True):
     count: int
     found: int
     arrived: int
+    batch: str = ""
+    result_sha256: str = ""
+    result_size: int = 0
 
 
-async def put(connection: AsyncConnection, asked: AskedCommand, body: bytes) -> None:
-    await connection.execute(insert(commands).values(**msgspec.structs.asdict(asked), body=body))
+async def put(connection: AsyncConnection, asked: Sequence[AskedCommand], body: bytes) -> None:
+    await insert_many(connection, commands, [{**msgspec.structs.asdict(one), "body": body} for one in asked])
 
 
 async def get(connection: AsyncConnection, id_: str) -> AskedCommand | None:
@@ -64,24 +72,35 @@ async def listed(
     state: str,
     limit: int,
     devices: Collection[str] | None = None,
+    *,
+    kind: str = "",
+    batch: str = "",
+    after: tuple[float, str] | None = None,
 ) -> list[AskedCommand]:
-    """Newest first; empty texts mean any; with `devices` only theirs."""
-    query = select(commands).order_by(commands.c.created_at.desc(), commands.c.id).limit(limit)
-    for column, value in ((commands.c.device, device), (commands.c.module, module), (commands.c.state, state)):
+    """Newest first; empty texts mean any; with `devices` only theirs, with `after` those behind that time and id."""
+    c = commands.c
+    query = select(commands).order_by(c.created_at.desc(), c.id).limit(limit)
+    for column, value in ((c.device, device), (c.module, module), (c.state, state), (c.kind, kind), (c.batch, batch)):
         if value:
             query = query.where(column == value)
+    if after is not None:
+        query = query.where((c.created_at < after[0]) | ((c.created_at == after[0]) & (c.id > after[1])))
     if devices is not None:
         query = query.where(among(commands.c.device, devices))
     return [to_asked(row) for row in await connection.execute(query)]
 
 
 async def pending(
-    connection: AsyncConnection, now: float, limit: int, device: str = "", sent_before: float | None = None
+    connection: AsyncConnection,
+    now: float,
+    limit: int,
+    devices: Collection[str] | None = None,
+    sent_before: float | None = None,
 ) -> list[tuple[str, Command]]:
     """Commands that have no answer yet, each with its device; those that were sent longest ago first."""
     query = select(commands).where(commands.c.state == PENDING, commands.c.expires_at > now)
-    if device:
-        query = query.where(commands.c.device == device)
+    if devices is not None:
+        query = query.where(commands.c.device.in_(devices))
     if sent_before is not None:
         query = query.where((commands.c.sent_at.is_(None)) | (commands.c.sent_at < sent_before))
     oldest = func.coalesce(commands.c.sent_at, 0.0)  # what was never sent first, whatever the database
@@ -95,12 +114,12 @@ async def sent(connection: AsyncConnection, ids: Sequence[str], now: float) -> N
 
 
 async def end(connection: AsyncConnection, device: str, result: CommandResult, now: float) -> bool:
-    """Write down how it ended, the first time only. Whether it was pending, or had expired unheard."""
+    """Write down how it ended, the first time only. Whether it was pending, or had been given up unheard."""
     if not re.fullmatch(COMMAND_ID, result.id):
         return False
     change = (
         update(commands)
-        .where(commands.c.id == result.id, commands.c.device == device, commands.c.state.in_((PENDING, "expired")))
+        .where(commands.c.id == result.id, commands.c.device == device, commands.c.state.in_((PENDING, *GIVEN_UP)))
         .values(
             state=result.outcome,
             ended_at=now,
@@ -108,9 +127,30 @@ async def end(connection: AsyncConnection, device: str, result: CommandResult, n
             text=_plain(result.text)[:MAX_TEXT],
             count=max(0, min(result.count, 2**31 - 1)),
             found=max(0, min(result.found, 2**31 - 1)),
+            result_sha256=result.sha256 if brings(result) else "",
+            result_size=result.size if brings(result) else 0,
         )
     )
     return (await connection.execute(change)).rowcount > 0
+
+
+def brings(result: CommandResult) -> bool:
+    """Whether it names a blob that can be one."""
+    return re.fullmatch(DIGEST_PATTERN, result.sha256) is not None and 0 < result.size <= MAX_BLOB_BYTES
+
+
+async def cancel(connection: AsyncConnection, id_: str, now: float) -> bool:
+    """Whether it was pending. A device that has it already may do it all the same: then its result counts."""
+    text = "it was cancelled; a device that had it already may have done it"
+    change = update(commands).where(commands.c.id == id_, commands.c.state == PENDING)
+    change = change.values(state="cancelled", ended_at=now, key="cancelled", text=text)
+    return (await connection.execute(change)).rowcount > 0
+
+
+async def waiting_devices(connection: AsyncConnection, now: float, limit: int) -> set[str]:
+    """Devices for which something waits."""
+    query = select(commands.c.device).where(commands.c.state == PENDING, commands.c.expires_at > now)
+    return set((await connection.execute(query.distinct().limit(limit))).scalars())
 
 
 async def arrived(connection: AsyncConnection, device: str, counts: Mapping[str, int]) -> None:
@@ -118,6 +158,18 @@ async def arrived(connection: AsyncConnection, device: str, counts: Mapping[str,
     for id_, count in counts.items():
         change = update(commands).where(commands.c.id == id_, commands.c.device == device)
         await connection.execute(change.values(arrived=commands.c.arrived + count))
+
+
+async def counted(connection: AsyncConnection, now: float, devices: Collection[str]) -> dict[str, int]:
+    """How many commands wait for each of the devices."""
+    found: dict[str, int] = {}
+    for some in in_slices(sorted(devices)):
+        query = select(commands.c.device, func.count()).where(
+            commands.c.state == PENDING, commands.c.expires_at > now, commands.c.device.in_(some)
+        )
+        rows = await connection.execute(query.group_by(commands.c.device))
+        found.update((row[0], row[1]) for row in rows)
+    return found
 
 
 async def expire(connection: AsyncConnection, now: float, limit: int) -> list[AskedCommand]:
