@@ -41,6 +41,7 @@ async def look(connection: AsyncConnection, rollout: Rollout, gate: AlertGate) -
     found = await _of_rollout(connection, rollout.id, (await connection.execute(query)).all())
     if not found:
         return Answer("fine", f"no alert about version {rollout.version}")
+    found.sort(key=lambda row: row.severity != "critical")
     shown = ", ".join(f"{row.severity} {row.kind} of {row.scope} (alert {row.id})" for row in found[:SHOWN])
     more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
     return Answer("worse", f"alerts about version {rollout.version}: {shown}{more}")

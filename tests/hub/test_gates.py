@@ -1,103 +1,34 @@
 """Rollouts that wait at a gate, on real counts: a candidate that is worse stops, one that is as good goes on."""
 
-from collections.abc import Mapping
-
-import msgspec
-import numpy as np
 import pytest
-from sqlalchemy import insert, update
+from sqlalchemy import insert
 
-from cloud_hub.arms.comparisons import Comparisons, Question
-from cloud_hub.arms.gates import Gates
+from cloud_hub.arms.comparisons import Question
 from cloud_hub.arms.margins import Margins
 from cloud_hub.blobs import Blobs
-from cloud_hub.desired import Assignment, Desired
 from cloud_hub.errors import BadRequest, NotFound
 from cloud_hub.events import Events
-from cloud_hub.rollouts.controller import Controller
 from cloud_hub.rollouts.decide import OpenGroup, Stop, WaitAtGate, decide
 from cloud_hub.rollouts.gate import CompareGate, GateState
-from cloud_hub.rollouts.new import NewRollout
 from cloud_hub.rollouts.plan import Group, Plan
 from cloud_hub.rollouts.states import Execution, ExecutionState, Rollout, RolloutState
 from cloud_hub.store.engine import Store
-from cloud_hub.store.tables import devices, modules, outcomes
-from firmware_profiles.profile import DeviceProfile
-from modules.messages import DeviceReport, ModuleReport, UpdateReport
+from cloud_hub.store.tables import outcomes
 from support.clock import SetClock
-from support.monitoring import LOOK_S, Built, Monitored, build_module, make_window
+from support.gated import CANARIES, IDS, GatedFleet
+from support.monitoring import LOOK_S
 from support.rollouts import counted
-
-RANDOM = np.random.default_rng(23)
-IDS = tuple(f"cam-{number:03}" for number in range(8))
-CANARIES = 4
-
-
-class Fleet:
-    """Eight devices that run version 1, version 2 signed, and a rollout to the first four with a gate behind them."""
-
-    def __init__(self, store: Store, blobs: Blobs, events: Events, clock: SetClock) -> None:
-        self.monitored = Monitored(store, blobs, events, clock)
-        self.store, self.clock, self.blobs = store, clock, blobs
-        self.desired = Desired(store, clock)
-        self.comparisons = Comparisons(store, self.monitored.references, clock, LOOK_S)
-        self.rollouts = Controller(store, events, self.desired, self._ring, clock)
-        self.gates = Gates(store, self.comparisons, self.rollouts, clock, LOOK_S)
-        self.builds: dict[int, Built] = {}
-
-    async def _ring(self, _versions: Mapping[str, int]) -> None:
-        """Nobody hears it."""
-
-    async def furnish(self) -> None:
-        for version in (1, 2):
-            self.builds[version] = await build_module(self.store, self.blobs, RANDOM.normal(size=(500, 2)), version)
-        async with self.store.write() as connection:
-            await connection.execute(update(modules).values(release_counter=1, signed_at=0.0))
-            for device in IDS:
-                row = {"id": device, "profile": "edge", "tags": {}, "certificate": "", "created_at": 0.0}
-                await connection.execute(insert(devices).values(**row, director_version=1, report_counter=0))
-                await self.desired.assign(connection, device, Assignment("digits", 1, "edge", "r0"))
-
-    async def count(self, looks: int, versions: Mapping[str, int], errors: Mapping[int, float]) -> None:
-        ends = [self.clock() + LOOK_S * (look + 1) for look in range(looks)]
-        self.clock.advance(LOOK_S * looks)
-        for device, version in versions.items():
-            windows = [make_window(self.builds[version], RANDOM.normal(size=(200, 2)), end) for end in ends]
-            failed = RANDOM.binomial(200, errors[version], looks).tolist()
-            await self.monitored.send(
-                device, *(msgspec.structs.replace(w, errors=count) for w, count in zip(windows, failed, strict=True))
-            )
-
-    async def canaries(self, gate: CompareGate) -> str:
-        """A rollout whose first group has the candidate, verified."""
-        new = NewRollout("digits", 2, "all", groups=(str(CANARIES), "rest"), gate=gate, start=True)
-        status = await self.rollouts.create(new, "ann")
-        rollout = status.rollout.id
-        for part in status.executions:
-            if part.group_index == 0:
-                await self.verified(part.device, rollout)
-        return rollout
-
-    async def verified(self, device: str, rollout: str) -> None:
-        module = ModuleReport("digits", 2, self.builds[2].manifest_sha256, 2, rollout, "serving", True)
-        idle, profile = UpdateReport("idle"), DeviceProfile("edge", "x86_64")
-        await self.rollouts.on_report(
-            device, DeviceReport(device, 1, self.clock(), "0.2.0", profile, 2, 1, (module,), idle, idle)
-        )
-
-    def running(self, canaries: int = CANARIES) -> dict[str, int]:
-        return {device: 2 if place < canaries else 1 for place, device in enumerate(IDS)}
 
 
 @pytest.fixture
-async def fleet(store: Store, blobs: Blobs, events: Events, clock: SetClock) -> Fleet:
-    fleet = Fleet(store, blobs, events, clock)
+async def fleet(store: Store, blobs: Blobs, events: Events, clock: SetClock) -> GatedFleet:
+    fleet = GatedFleet(store, blobs, events, clock)
     await fleet.furnish()
     await fleet.count(30, dict.fromkeys(IDS, 1), {1: 0.02})
     return fleet
 
 
-async def test_a_candidate_that_fails_more_often_stops_at_the_gate(fleet: Fleet) -> None:
+async def test_a_candidate_that_fails_more_often_stops_at_the_gate(fleet: GatedFleet) -> None:
     rollout = await fleet.canaries(CompareGate())
     assert (await fleet.rollouts.get(rollout)).rollout.gate == GateState(0, fleet.clock())
     await fleet.gates.tick()
@@ -110,7 +41,7 @@ async def test_a_candidate_that_fails_more_often_stops_at_the_gate(fleet: Fleet)
     assert [a.version for a in await fleet.desired.of(IDS[-1])] == [1], "nobody else got it"
 
 
-async def test_one_that_is_as_good_is_let_through_and_the_event_says_so(fleet: Fleet, events: Events) -> None:
+async def test_one_that_is_as_good_is_let_through_and_the_event_says_so(fleet: GatedFleet, events: Events) -> None:
     rollout = await fleet.canaries(CompareGate(margins=Margins(errors=0.1, refused=0.1)))
     await fleet.count(2, fleet.running(), {1: 0.02, 2: 0.02})
     await fleet.gates.tick()
@@ -122,7 +53,7 @@ async def test_one_that_is_as_good_is_let_through_and_the_event_says_so(fleet: F
     assert words == ["fine", "undecided"]
 
 
-async def test_without_an_answer_it_ends_at_the_gates_deadline_as_the_plan_says(fleet: Fleet) -> None:
+async def test_without_an_answer_it_ends_at_the_gates_deadline_as_the_plan_says(fleet: GatedFleet) -> None:
     stops = await fleet.canaries(CompareGate(deadline_s=600.0))
     await fleet.gates.tick()
     fleet.clock.advance(601)
@@ -132,7 +63,7 @@ async def test_without_an_answer_it_ends_at_the_gates_deadline_as_the_plan_says(
     assert "no answer within 600 s" in stands.reason
 
 
-async def test_an_old_answer_changes_nothing(fleet: Fleet) -> None:
+async def test_an_old_answer_changes_nothing(fleet: GatedFleet) -> None:
     rollout = await fleet.canaries(CompareGate())
     before = await fleet.rollouts.get(rollout)
     await fleet.rollouts.answer_gate(rollout, GateState(7, 0.0, "fine"))
@@ -142,7 +73,7 @@ async def test_an_old_answer_changes_nothing(fleet: Fleet) -> None:
     assert (await fleet.rollouts.get(rollout)).rollout.group_index == 0
 
 
-async def test_labelled_predictions_are_compared_by_their_weights(fleet: Fleet) -> None:
+async def test_labelled_predictions_are_compared_by_their_weights(fleet: GatedFleet) -> None:
     """Version 2 is right as often among all that were labelled, and wrong among those that stand for more."""
     await fleet.count(30, fleet.running(), {1: 0.02, 2: 0.02})
     async with fleet.store.write() as connection:
@@ -165,7 +96,7 @@ async def test_labelled_predictions_are_compared_by_their_weights(fleet: Fleet) 
     assert quality.difference == pytest.approx(98 / 101 + 1 / 101, abs=0.03)
 
 
-async def test_a_comparison_asks_for_two_versions_that_are_there(fleet: Fleet) -> None:
+async def test_a_comparison_asks_for_two_versions_that_are_there(fleet: GatedFleet) -> None:
     with pytest.raises(NotFound, match="no version 9"):
         await fleet.comparisons.ask(Question("digits", 9, 1))
     with pytest.raises(NotFound, match="no version before 1"):
@@ -176,7 +107,7 @@ async def test_a_comparison_asks_for_two_versions_that_are_there(fleet: Fleet) -
     assert (empty.design, empty.verdict) == ("none", "undecided")
 
 
-async def test_only_the_devices_asked_for_are_compared(fleet: Fleet) -> None:
+async def test_only_the_devices_asked_for_are_compared(fleet: GatedFleet) -> None:
     await fleet.count(5, fleet.running(), {1: 0.02, 2: 0.02})
     found = await fleet.comparisons.ask(Question("digits", 2, 1, devices=frozenset([IDS[0]])))
     assert (found.design, found.candidate_devices, found.generalises, found.controlled) == ("switched", 1, False, False)
