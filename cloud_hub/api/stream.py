@@ -107,11 +107,11 @@ class _Listener:
         until = time.monotonic() + for_s
         newest = await self._live.newest()
         await self._response.prepare(self._call.request)
-        await self._write(b"retry: %d\n\n" % RECONNECT_MS)
+        position = newest if start is None else min(start, newest)
+        await self._write(b"retry: %d\nid: %d\n\n" % (RECONNECT_MS, position))
         if start is not None and start > newest:
             # Not of this database, or of one that was put back: what it would wait for may have other numbers.
             await self._tell("gap", asked=start, newest=newest)
-        position = newest if start is None else min(start, newest)
         await self._tell("end", reason=await self._follow(position, until))
         await self._response.write_eof()
         return self._response

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from cloud_hub.datasets.wishes import Dataset, NewDataset
+from cloud_hub.operator.long_work import Watch, unwatched, work_out
 from cloud_hub.operator.transport import Progress, Transport, path_of
 
 if TYPE_CHECKING:
     from cloud_hub.datasets.counts import CountQuery
     from cloud_hub.monitoring.samples import SampleQuery
-
-BUILD_S: Final = 3600.0  # without a byte
 
 
 def no_progress(_more: int) -> None:
@@ -32,8 +31,9 @@ class DataSetCalls:
         fields = {name: getattr(query, name) for name in query.__struct_fields__}
         return await self._http.download("/windows/export", target, progress, query=fields)
 
-    async def build_dataset(self, new: NewDataset) -> Dataset:
-        return await self._http.ask(Dataset, "POST", "/datasets", new, answer_s=BUILD_S)
+    async def build_dataset(self, new: NewDataset, watch: Watch = unwatched) -> Dataset:
+        """As a long operation: `watch` hears how far it is."""
+        return await work_out(self._http, Dataset, "/datasets", new, watch)
 
     async def datasets(self, name: str = "", limit: int = 100) -> list[Dataset]:
         """By name, newest versions first."""

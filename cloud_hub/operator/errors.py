@@ -27,6 +27,10 @@ class HubUnreachable(OperatorError):
     """No answer: wrong address, hub not running, wrong certificate, or too slow."""
 
 
+class HubLost(HubUnreachable):
+    """The connection ended before the answer was there: the hub may have done what it was asked, or not."""
+
+
 class Refused(OperatorError):
     """The hub answered with an error; key, message and `fields` are the hub's, `status` is HTTP's.
 

@@ -17,7 +17,18 @@ from cloud_hub.asking import words
 from cloud_hub.operator.cli import build_options as options
 from cloud_hub.operator.cli.build_base import local_base
 from cloud_hub.operator.cli.build_runtime import parse_provider, parse_tensor, read_runtime
-from cloud_hub.operator.cli.session import Format, ModelRef, Output, act, note, parse_pairs, show, told, transferring
+from cloud_hub.operator.cli.session import (
+    Format,
+    ModelRef,
+    Output,
+    act,
+    note,
+    parse_pairs,
+    show,
+    told,
+    transferring,
+    watching,
+)
 from modules.errors import ModuleError
 from modules.manifest import Health, Resources, SamplingPolicy
 
@@ -149,7 +160,8 @@ async def _build_all(hub: HubClient, profiles: list[str], order: _Order) -> list
 async def _build_one(hub: HubClient, profile: str, model: ModelRef, fields: Mapping[str, Any]) -> ModuleRelease:
     from cloud_hub.building.request import BuildRequest
 
-    return await hub.build(BuildRequest(model.name, model.version, profile, **fields))
+    with watching(f"{model.name}:{model.version}/{profile}") as watch:
+        return await hub.build(BuildRequest(model.name, model.version, profile, **fields), watch)
 
 
 def _container(said: Mapping[str, Any]) -> ContainerRequest:

@@ -18,6 +18,7 @@ from cloud_hub.operator.cli.session import (
     parse_pairs,
     show,
     transferring,
+    watching,
 )
 from cloud_hub.operator.errors import FileError
 
@@ -76,7 +77,8 @@ def build(
             )  # fmt: skip
         except ValueError as error:
             raise FileError("dataset-invalid", f"{error}; nothing was built") from error
-        return await hub.build_dataset(new)
+        with watching(name) as watch:
+            return await hub.build_dataset(new, watch)
 
     found = act(context, work)
     from cloud_hub.operator import render_datasets

@@ -25,6 +25,7 @@ from cloud_hub.operator.context import HubContext, default_path
 from cloud_hub.operator.errors import OperatorError
 
 if TYPE_CHECKING:
+    from cloud_hub.operations.book import Operation
     from cloud_hub.operator.client import HubClient
 
 INTERRUPTED = 130
@@ -161,6 +162,22 @@ def transferring(what: str, total: int | None) -> Iterator[Callable[[int], None]
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(what, total=total)
         yield lambda more: progress.advance(task, more)
+
+
+@contextmanager
+def watching(what: str) -> Iterator[Callable[[Operation], None]]:
+    """A line on standard error, where that is a terminal, with what a long operation is at."""
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        yield lambda _operation: None
+        return
+    with console.status(escape(what)) as status:
+        yield lambda operation: status.update(escape(f"{what}: {_at(operation)}"))
+
+
+def _at(operation: Operation) -> str:
+    far = f" ({operation.done:,} of {operation.total:,})" if operation.total else ""
+    return (operation.doing or str(operation.state)) + far
 
 
 async def _with_client(settings: Settings, work: Callable[[HubClient], Awaitable[_T]]) -> _T:
