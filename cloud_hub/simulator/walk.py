@@ -87,7 +87,7 @@ def update(device: str, state: DeviceState, world: World, group: Group | None, f
     state.modules = _kept(state, wanted)
     if not fresh:
         state.last = _ended(about, "committed") if wanted.modules else state.last
-        yield Enter("settled")
+        yield Enter("settled" if wanted.modules else "")
         return
     run = _Update(state, world, group, files, about)
     yield from run.through(fresh)
