@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from cloud_hub.asking.book import AskedCommand
-from cloud_hub.asking.commands import NewSampleRequest
+from cloud_hub.asking.commands import CommandBatch, NewSampleRequest
 from cloud_hub.asking.policies import DevicePolicy, PolicyChange
+from cloud_hub.asking.wanted import NewCommand
 from cloud_hub.operator.transport import Progress, Transport, path_of
 
 
@@ -20,12 +21,31 @@ class AskingCalls:
     async def request_samples(self, new: NewSampleRequest) -> AskedCommand:
         return await self._http.ask(AskedCommand, "POST", "/samples/requests", new)
 
+    async def ask_devices(self, new: NewCommand) -> CommandBatch:
+        """One command for each device that is meant."""
+        return await self._http.ask(CommandBatch, "POST", "/commands", new)
+
     async def commands(
-        self, device: str = "", module: str = "", state: str = "", limit: int = 100
+        self,
+        device: str = "",
+        module: str = "",
+        state: str = "",
+        limit: int = 100,
+        kind: str = "",
+        batch: str = "",
     ) -> list[AskedCommand]:
         """Newest first."""
-        query: dict[str, str | int] = {"device": device, "module": module, "state": state, "limit": limit}
+        query: dict[str, str | int] = {
+            "device": device, "module": module, "state": state, "limit": limit, "kind": kind, "batch": batch,
+        }  # fmt: skip
         return await self._http.ask(list[AskedCommand], "GET", "/commands", query=query)
+
+    async def command_result(self, number: str) -> bytes:
+        """What it has brought: text of logs, JSON of diagnostics."""
+        return await self._http.raw("GET", path_of("commands", number, "result"))
+
+    async def cancel_command(self, number: str) -> AskedCommand:
+        return await self._http.ask(AskedCommand, "POST", path_of("commands", number, "cancel"))
 
     async def command(self, number: str) -> AskedCommand:
         return await self._http.ask(AskedCommand, "GET", path_of("commands", number))

@@ -12,6 +12,7 @@ from rich.text import Text
 from cloud_hub.asking.book import AskedCommand
 from cloud_hub.asking.policies import DevicePolicy
 from cloud_hub.operator.render import card, size, table, when
+from modules.commands import SAMPLES
 from modules.sampling import Redaction, SamplingPolicy, Stratum
 
 LISTED = 50
@@ -19,9 +20,10 @@ LISTED = 50
 
 def commands(found: Sequence[AskedCommand]) -> RenderableType:
     rows = [
-        (one.id, when(one.created_at), one.device, one.module, _words(one.asked), one.state, _came(one), one.text)
+        (one.id, when(one.created_at), one.device, one.module or "-", f"{one.kind} {_words(one.asked)}".strip(),
+         one.state, _came(one), one.text)
         for one in found
-    ]
+    ]  # fmt: skip
     names = ("command", "asked", "device", "module", "what", "state", "arrived", "why")
     return table(names, rows, "nothing was asked")
 
@@ -31,12 +33,13 @@ def command(found: AskedCommand) -> RenderableType:
         {
             "command": found.id,
             "device": found.device,
-            "module": found.module,
-            "what": f"{found.kind} {_words(found.asked)}",
+            "module": found.module or "-",
+            "what": f"{found.kind} {_words(found.asked)}".strip(),
             "state": found.state,
             "why": found.text,
             "arrived": _came(found),
             "asked": f"{when(found.created_at)} by {found.created_by}",
+            "together with": found.batch or "-",
             "until": when(found.expires_at),
             "ended": when(found.ended_at),
         }
@@ -109,6 +112,8 @@ def _redaction(how: Redaction) -> str:
 
 
 def _came(one: AskedCommand) -> str:
+    if one.kind != SAMPLES:
+        return f"{size(one.result_size)} packed" if one.result_sha256 else ""
     if one.state == "pending" and not one.arrived:
         return ""
     if one.state == "done" and not one.found:
@@ -119,6 +124,10 @@ def _came(one: AskedCommand) -> str:
 def _words(asked: Mapping[str, Any]) -> str:
     """What was asked; a range of rows begins at 0 where nothing else is said."""
     said = {name: when(value) if name in ("since", "until") else str(value) for name, value in asked.items()}
+    if last := said.pop("last_s", ""):
+        said["last"] = f"{float(last):g} s"
+    if most := said.pop("max_bytes", ""):
+        said["up to"] = size(int(most))
     if rows := [said.pop(name, "0") for name in ("first", "last") if "last" in asked or name in asked]:
         said = {"rows": " to ".join(rows), **said}
     if limit := said.pop("limit", ""):

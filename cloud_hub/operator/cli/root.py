@@ -13,6 +13,7 @@ from cloud_hub.operator.cli import (
     alerts,
     arms,
     audit,
+    commands,
     datasets,
     devices,
     exports,
@@ -50,6 +51,7 @@ app.add_typer(trust.app, name="trust")
 app.add_typer(devices.app, name="device")
 app.add_typer(groups.groups, name="group")
 app.add_typer(groups.queries, name="query")
+app.add_typer(commands.app, name="command")
 app.add_typer(rollouts.app, name="rollout")
 app.add_typer(arms.app)
 app.add_typer(alerts.drift, name="drift")
