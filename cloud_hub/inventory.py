@@ -51,15 +51,15 @@ def _vitals(said: Vitals | None, now: float) -> dict[str, Any]:
 
 def module_rows(report: DeviceReport) -> list[dict[str, Any]]:
     """The rows of `reported_modules`: all that the device has from now on."""
-    rows = {row["module"]: row for row in (_row(report.device, module) for module in report.modules[:MOST_MODULES])}
-    return list(rows.values())
+    rows = [_row(report.device, module) for module in report.modules[:MOST_MODULES]]
+    return list({(row["module"], row["role"]): row for row in rows}.values())
 
 
 def _row(device: str, module: ModuleReport) -> dict[str, Any]:
     return {
         "device": device,
         "module": _text(module.name, 63),
-        "role": "main",
+        "role": "candidate" if module.candidate else "main",
         "version": max(-MOST, min(module.version, MOST)),
         "manifest_sha256": _text(module.manifest_sha256, 64),
         "state": module.state,

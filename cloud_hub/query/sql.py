@@ -56,15 +56,15 @@ def online(moment: Moment) -> ColumnElement[bool]:
 def differs() -> ColumnElement[bool]:
     """What it reports is not what it shall run; `reports.differences` says the same of one device, with words."""
     a, r = assignments.c, reported_modules.c
-    same = and_(r.device == a.device, r.module == a.module, r.version == a.version, r.verified, r.state != "failed")
-    same = and_(same, (r.state == "off") == (a.mode == "off"))
+    same = and_(r.device == a.device, r.module == a.module, r.role == a.role, r.version == a.version)
+    same = and_(same, r.verified, r.state != "failed", (r.state == "off") == (a.mode == "off"))
     reached = select(literal(1)).select_from(reported_modules).where(same).correlate(assignments).exists()
     wanted = select(literal(1)).select_from(assignments)
     short = wanted.where(a.device == devices.c.id, ~reached).correlate(devices).exists()
-    held = wanted.where(a.device == r.device, a.module == r.module).correlate(reported_modules).exists()
+    held = wanted.where(a.device == r.device, a.module == r.module, a.role == r.role)
     there = select(literal(1)).select_from(reported_modules)
-    surplus = there.where(r.device == devices.c.id, ~held).correlate(devices).exists()
-    return or_(short, surplus)
+    surplus = there.where(r.device == devices.c.id, ~held.correlate(reported_modules).exists())
+    return or_(short, surplus.correlate(devices).exists())
 
 
 def _leaf(leaf: Leaf, moment: Moment) -> ColumnElement[bool]:
@@ -105,7 +105,10 @@ def _text(fact: str, value: str, moment: Moment) -> ColumnElement[bool]:
         return _fits(d.accelerators, f"*,{value},*")
     if fact.startswith(TAG):
         return _fits(d.tags[fact.removeprefix(TAG)].as_string(), value)
-    return _fits({"id": d.id, "profile": d.profile, "arch": d.arch, "agent": d.agent_version}[fact], value)
+    if fact in ("id", "profile"):
+        return _fits(d[fact], value)
+    known = func.nullif({"arch": d.arch, "agent": d.agent_version}[fact], "")
+    return _fits(known, value)
 
 
 def _state(state: str, moment: Moment) -> ColumnElement[bool]:
