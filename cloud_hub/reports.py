@@ -14,7 +14,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from cloud_hub.desired import Assignment
+from cloud_hub.desired import CANDIDATE, Assignment
 from cloud_hub.errors import Unprocessable
 from modules.errors import ModuleError
 from modules.messages import DeviceReport, SignedReport, decode_report
@@ -27,6 +27,7 @@ class Difference(msgspec.Struct, frozen=True):
     why: str
     desired: int | None
     reported: int | None
+    candidate: bool = False
 
 
 class _KnownVersion(msgspec.Struct):
@@ -40,12 +41,13 @@ _known = msgspec.json.Decoder(_KnownVersion)
 
 def differences(desired: tuple[Assignment, ...], report: DeviceReport | None) -> list[Difference]:
     """What keeps a device from being as desired; empty when nothing does."""
-    reported = {module.name: module for module in (report.modules if report is not None else ())}
+    reported = {(module.name, module.candidate): module for module in (report.modules if report is not None else ())}
     found = []
     for assignment in desired:
-        module = reported.pop(assignment.module, None)
+        beside = assignment.role == CANDIDATE
+        module = reported.pop((assignment.module, beside), None)
         if module is None:
-            found.append(Difference(assignment.module, "missing", assignment.version, None))
+            found.append(Difference(assignment.module, "missing", assignment.version, None, beside))
             continue
         if module.version != assignment.version:
             why = "other-version"
@@ -55,8 +57,9 @@ def differences(desired: tuple[Assignment, ...], report: DeviceReport | None) ->
             why = "not-serving"
         else:
             continue
-        found.append(Difference(assignment.module, why, assignment.version, module.version))
-    return found + [Difference(name, "not-desired", None, module.version) for name, module in reported.items()]
+        found.append(Difference(assignment.module, why, assignment.version, module.version, beside))
+    left = reported.values()
+    return found + [Difference(one.name, "not-desired", None, one.version, one.candidate) for one in left]
 
 
 def signed_by(certificates: Sequence[str], data: bytes, signature: bytes) -> int:

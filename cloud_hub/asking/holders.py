@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cloud_hub.agents import agent_version, older
 from cloud_hub.blobs import Blobs
-from cloud_hub.desired import Assignment, to_assignment
+from cloud_hub.desired import MAIN, Assignment, to_assignment
 from cloud_hub.query import DeviceFacts
 from cloud_hub.store.bulk import in_slices
 from cloud_hub.store.tables import assignments, devices, modules
@@ -98,6 +98,6 @@ def _query(module: str) -> Select[Any]:
             modules.c.manifest_sha256,
         )
         .select_from(assignments.join(devices, devices.c.id == assignments.c.device).join(modules, built))
-        .where(assignments.c.module == module, devices.c.retired_at.is_(None))
+        .where(assignments.c.module == module, assignments.c.role == MAIN, devices.c.retired_at.is_(None))
         .order_by(assignments.c.device)
     )

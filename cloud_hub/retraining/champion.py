@@ -70,7 +70,7 @@ class Champions:
     async def _assigned(self, module: str) -> int:
         query = (
             select(assignments.c.version)
-            .where(assignments.c.module == module)
+            .where(assignments.c.module == module, assignments.c.role == "main")
             .group_by(assignments.c.version)
             .order_by(func.count().desc(), assignments.c.version.desc())
             .limit(1)

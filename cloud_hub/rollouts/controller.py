@@ -281,7 +281,10 @@ class Controller:
                 return
             index = max(turn.counts, default=0)
             asked = NewRollout(
-                turn.rollout.module, turn.rollout.version, turn.rollout.target, config=turn.rollout.config
+                turn.rollout.module,
+                turn.rollout.version,
+                turn.rollout.target,
+                config=turn.rollout.config,
             )
             part = await self._targeting.joins(turn.connection, asked, turn.rollout.plan, device, index)
             if part is not None:

@@ -15,7 +15,7 @@ import msgspec
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cloud_hub.configuration.resolving import resolved, standing
-from cloud_hub.desired import Assignment, Desired
+from cloud_hub.desired import MAIN, Assignment, Desired, Role
 from cloud_hub.errors import HubError
 from cloud_hub.rollouts import records, targets
 from cloud_hub.rollouts.judge import Wanted, runs
@@ -101,6 +101,8 @@ class Handing:
 
     async def follow(self, member: Member) -> bool:
         """The device committed the module before it heard that it should not: direct it to what it runs."""
+        if self._role != MAIN:
+            return False  # a candidate goes whenever the director does not name it any more
         device, stood, build = member.execution.device, member.previous, self._builds.get(member.profile)
         stands = await self._desired.current(self._connection, device, self._rollout.module)
         if stood is None or build is None or stands != stood:
@@ -114,19 +116,27 @@ class Handing:
 
     async def _stands(self, members: Sequence[Member]) -> dict[str, Assignment]:
         ids = [one.execution.device for one in members]
-        return await self._desired.current_many(self._connection, ids, self._rollout.module)
+        return await self._desired.current_many(self._connection, ids, self._rollout.module, self._role)
+
+    @property
+    def _role(self) -> Role:
+        return "candidate" if self._rollout.plan.beside else "main"
 
     async def _wanted(self, given: Assignment | None) -> Wanted | None:
         if given is None:
             return None
         build = await self._build(given.module, given.version, given.profile)
         digest = build.manifest_sha256 if build else ""
-        return Wanted(given.deployment, given.module, given.version, digest, config_digest(given.config))
+        beside = given.role != MAIN
+        return Wanted(given.deployment, given.module, given.version, digest, config_digest(given.config), beside)
 
     def _by_plan(self, profile: str) -> Wanted | None:
         """For a device that is not directed to the module by this rollout, or not any more."""
         build, rollout = self._builds.get(profile), self._rollout
-        return None if build is None else Wanted(rollout.id, rollout.module, rollout.version, build.manifest_sha256)
+        if build is None:
+            return None
+        name, beside = rollout.module, rollout.plan.beside
+        return Wanted(rollout.id, name, rollout.version, build.manifest_sha256, candidate=beside)
 
     async def _assignments(self, members: Sequence[Member], stands: Mapping[str, Assignment]) -> dict[str, Assignment]:
         """What each device shall run; a device that the rollout does not fit is left out.
@@ -136,6 +146,8 @@ class Handing:
         """
         rollout = self._rollout
         ids = [one.execution.device for one in members]
+        if rollout.plan.beside:
+            return await self._beside(members)
         fitting = [one for one in members if self._fits(one, stands)]
         configs = await self._configs(ids, stands)
         made: dict[str, Assignment] = {}
@@ -148,6 +160,22 @@ class Handing:
                 rollout.module, version, one.profile, rollout.id, sampling=sampling, config=configs.get(device, {})
             )
         return made
+
+    async def _beside(self, members: Sequence[Member]) -> dict[str, Assignment]:
+        """Candidates, with the sampling policy and the configuration of the main versions that they run beside."""
+        rollout, wanted = self._rollout, self._rollout.plan.candidate
+        assert wanted is not None  # noqa: S101 - or nobody asks
+        mains = await self._desired.current_many(
+            self._connection, [one.execution.device for one in members], rollout.module
+        )
+        return {
+            one.execution.device: Assignment(
+                rollout.module, rollout.version, one.profile, rollout.id, mode=wanted.way, sampling=main.sampling,
+                config=main.config, role="candidate", share=wanted.share, salt=wanted.salt or rollout.id,
+            )
+            for one in members
+            if one.profile in self._builds and (main := mains.get(one.execution.device)) is not None
+        }  # fmt: skip
 
     def _fits(self, member: Member, stands: Mapping[str, Assignment]) -> bool:
         if self._rollout.version:
@@ -193,7 +221,7 @@ class Handing:
         rollout = self._rollout
         if not member.profile:
             return "device-not-found", "the device is no longer there"
-        if not rollout.version:
+        if not rollout.version or (rollout.plan.beside and member.profile in self._builds):
             return "not-assigned", f"{rollout.module} is not assigned to the device any more"
         return "no-module-for-profile", f"{rollout.module} version {rollout.version} is not built for {member.profile}"
 
@@ -207,7 +235,7 @@ class Handing:
         }
         none = [one.execution.device for one in members if one.previous is None]
         told = await self._desired.assign_many(self._connection, wanted)
-        told |= await self._desired.unassign_many(self._connection, none, module)
+        told |= await self._desired.unassign_many(self._connection, none, module, self._role)
         self.rings |= {device: version for device, version in told.items() if not isinstance(version, HubError)}
         return {device: error.message for device, error in told.items() if isinstance(error, HubError)}
 
@@ -221,7 +249,7 @@ class Handing:
         if stands is None or stands.deployment != self._rollout.id:
             return "other-orders", "something else has been assigned to the device since"
         stood, build = member.previous, self._builds.get(member.profile)
-        if stood is None or build is None:
+        if stood is None or build is None or self._role != MAIN:
             return None
         older = await self._build(stood.module, stood.version, stood.profile)
         if older is None:

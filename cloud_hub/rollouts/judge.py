@@ -27,6 +27,7 @@ class Wanted(msgspec.Struct, frozen=True):
     version: int
     manifest_sha256: str
     config_sha256: str = ""
+    candidate: bool = False
 
 
 def judge(execution: Execution, wanted: Wanted, report: DeviceReport, now: float) -> Execution:
@@ -49,12 +50,16 @@ def judge(execution: Execution, wanted: Wanted, report: DeviceReport, now: float
 
 
 def judge_return(
-    execution: Execution, module: str, before: Wanted | None, report: DeviceReport, now: float
+    execution: Execution, module: str, before: Wanted | None, report: DeviceReport, now: float, candidate: bool = False
 ) -> Execution:
-    """As `judge`, for a device that is directed to what it had `before` (None: not this module at all)."""
+    """As `judge`, for a device that is directed to what it had `before`; with None to no such module at all."""
     if execution.state is not ExecutionState.RETURNING:
         return execution
-    back = runs(before, report) if before is not None else all(one.name != module for one in report.modules)
+    back = (
+        runs(before, report)
+        if before is not None
+        else not any((one.name, one.candidate) == (module, candidate) for one in report.modules)
+    )
     # A report from before it was directed back cannot know of it.
     if back and report.director_version >= execution.director_version:
         return execution.ended(ExecutionState.RETURNED, now)
@@ -80,6 +85,7 @@ def brought(wanted: Wanted, report: DeviceReport) -> bool:
 def _holds(module: ModuleReport, wanted: Wanted) -> bool:
     return (
         module.name == wanted.module
+        and module.candidate == wanted.candidate
         and module.version == wanted.version
         and module.manifest_sha256 == wanted.manifest_sha256
         and module.verified

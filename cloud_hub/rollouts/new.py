@@ -8,6 +8,7 @@ import msgspec
 
 from cloud_hub.errors import BadRequest
 from cloud_hub.rollouts.approval import Approval
+from cloud_hub.rollouts.beside import Beside
 from cloud_hub.rollouts.gate import AlertGate, CompareGate
 from cloud_hub.rollouts.maintenance import MaintenanceWindow
 from cloud_hub.rollouts.plan import Group, OnConflict, OnFailure, Plan, Threshold
@@ -47,6 +48,7 @@ class NewRollout(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     approval: Approval | None = None
     alert_gate: AlertGate | None = None
     soak_s: float = 0.0
+    candidate: Beside | None = None
     config: _Count = 0
 
     def plan(self) -> Plan:
@@ -55,6 +57,8 @@ class NewRollout(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
         try:
             if not self.version and not self.config:
                 raise ValueError("version: expected a version, a revision of the configuration, or both")
+            if self.candidate is not None and (self.config or not self.version):
+                raise ValueError("candidate: expected a version alone: it has the configuration of the main version")
             return Plan(groups=tuple(Group.parse(text) for text in self.groups), **said)
         except ValueError as error:
             raise BadRequest("plan-invalid", f"{error}; nothing was created") from error

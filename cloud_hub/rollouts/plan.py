@@ -19,6 +19,7 @@ import msgspec
 from cloud_hub.errors import HubError
 from cloud_hub.query import parse
 from cloud_hub.rollouts.approval import Approval
+from cloud_hub.rollouts.beside import Beside
 from cloud_hub.rollouts.gate import AlertGate, CompareGate
 from cloud_hub.rollouts.maintenance import MaintenanceWindow
 from cloud_hub.rollouts.rate import Rate
@@ -120,7 +121,7 @@ class Plan(msgspec.Struct, frozen=True):
     `alert_gate` alerts about it count, and the next one opens when nothing speaks against it. Devices begin only
     inside `windows`, where there are any. With `joining` devices that come to match the target later take part too,
     until somebody finishes the rollout or its deadline passes. `conflict` says what happens with devices that another
-    rollout of the module is under way on.
+    rollout of the module is under way on. With a `candidate` the version does not take everybody's place, see `beside`.
     """
 
     groups: tuple[Group, ...] = (Group(),)
@@ -142,6 +143,7 @@ class Plan(msgspec.Struct, frozen=True):
     approval: Approval | None = None
     alert_gate: AlertGate | None = None
     soak_s: float = 0.0
+    candidate: Beside | None = None
 
     def __post_init__(self) -> None:
         _between("groups", len(self.groups), 1, MAX_GROUPS)
@@ -159,6 +161,11 @@ class Plan(msgspec.Struct, frozen=True):
         for name, seconds in (("retry_after_s", self.retry_after_s), ("soak_s", self.soak_s)):
             if not 0 <= seconds <= YEAR_S:
                 raise ValueError(f"{name}: expected 0 seconds to a year, got {seconds}")
+
+    @property
+    def beside(self) -> bool:
+        """Whether devices are to run the version beside their main one."""
+        return self.candidate is not None and self.candidate.on_device
 
     @property
     def every_threshold(self) -> tuple[Threshold, ...]:

@@ -62,9 +62,11 @@ class Targeting:
         query = await self._query(connection, new.target)
         conditions = [query.where(self._moment)] + ([scope.query.where(self._moment)] if scope.query else [])
         devices = await targets.matching(connection, *conditions)
+        if plan.candidate is not None:
+            devices = [one for one in devices if plan.candidate.takes(one.id)]
         if not devices and not plan.joining:
             raise Unprocessable("no-device-matches", f"target {new.target!r}: no device matches; nothing was created")
-        holders = None if new.version else await targets.holders(connection, new.module)
+        holders = await self._holders(connection, new, plan)
         rejected = [why for one in devices if (why := _rejected(one, new, builds, holders, self._clock()))]
         left_out = {one.device for one in rejected}
         eligible = [one.id for one in devices if one.id not in left_out]
@@ -83,14 +85,19 @@ class Targeting:
         """The part of one more device in a rollout under way; None where it does not match, or cannot take it."""
         query = await self._query(connection, new.target)
         found = await targets.matching(connection, query.where(self._moment), only=device)
-        if not found:
+        if not found or (plan.candidate is not None and not plan.candidate.takes(device)):
             return None
-        holders = None if new.version else await targets.holders(connection, new.module)
+        holders = await self._holders(connection, new, plan)
         if _rejected(found[0], new, await _builds(connection, new), holders, self._clock()) is not None:
             return None
         if await records.elsewhere(connection, new.module, "", [device]):
             return None
         return Execution(device, index)
+
+    async def _holders(self, connection: AsyncConnection, new: NewRollout, plan: Plan) -> Collection[str] | None:
+        """Devices that have the module already, where only those can take part."""
+        alone = bool(new.version) and not plan.beside
+        return None if alone else await targets.holders(connection, new.module)
 
     @property
     def _moment(self) -> Moment:
@@ -145,10 +152,10 @@ def _named(new: NewRollout) -> str:
 def _rejected(
     device: Target, new: NewRollout, builds: Mapping[str, Build], holders: Collection[str] | None, now: float
 ) -> Execution | None:
-    if holders is not None:
-        if device.id in holders:
-            return None
+    if holders is not None and device.id not in holders:
         key, reason = "not-assigned", f"{new.module} is not assigned to the device"
+    elif not new.version:
+        return None
     elif device.profile not in builds:
         key, reason = "no-module-for-profile", f"{_named(new)} is not built for {device.profile}"
     elif not builds[device.profile].release_counter:

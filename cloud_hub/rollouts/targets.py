@@ -10,6 +10,7 @@ import msgspec
 from sqlalchemy import ColumnElement, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from cloud_hub.desired import MAIN
 from cloud_hub.store.bulk import in_slices
 from cloud_hub.store.tables import assignments, devices, modules
 from modules.messages import DeviceReport, decode_report
@@ -46,8 +47,8 @@ async def matching(
 
 
 async def holders(connection: AsyncConnection, module: str) -> set[str]:
-    """Devices that the module is assigned to."""
-    query = select(assignments.c.device).where(assignments.c.module == module)
+    """Devices that the module is assigned to as their main version."""
+    query = select(assignments.c.device).where(assignments.c.module == module, assignments.c.role == MAIN)
     return set((await connection.execute(query)).scalars())
 
 

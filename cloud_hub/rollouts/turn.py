@@ -178,7 +178,7 @@ class Turn:
     async def _judged(self, member: Member, wanted: Wanted | None, reports: Mapping[str, DeviceReport]) -> Execution:
         part, report = member.execution, reports[member.execution.device]
         if part.state is ExecutionState.RETURNING:
-            return judge_return(part, self.rollout.module, wanted, report, self._now)
+            return judge_return(part, self.rollout.module, wanted, report, self._now, self.rollout.plan.beside)
         if wanted is None:
             return part
         if part.state in UNDONE and brought(wanted, report) and await self._handing.follow(member):
@@ -347,7 +347,8 @@ class Turn:
             "reason_key": after.reason_key,
             "reason": after.reason,
         }
-        if after.state in DONE and before.state not in DONE:
+        # Also of one that is found stuck at once, where it had ended before.
+        if after.state in DONE and (before.state not in DONE or after.state is ExecutionState.STUCK):
             self._record("rollout.device-ended", ACTOR, group=after.group_index, **told)
         elif after.state is ExecutionState.WAITING:
             self._record("rollout.device-retried", ACTOR, attempt=after.attempt, **told)

@@ -276,6 +276,8 @@ def _target(row: Row[Any]) -> TargetFile:
         mode=assignment.mode,
         sampling=assignment.sampling,
         config=assignment.config,
+        share=assignment.share,
+        salt=assignment.salt,
     )
     fields = {"custom": to_custom(custom)}
     return TargetFile(row.manifest_size, {"sha256": row.manifest_sha256}, path, fields)

@@ -11,6 +11,7 @@ from cloud_hub.store.tables.alerts import alert_changes, alerts, watch_counts, w
 from cloud_hub.store.tables.api import kept_requests, operations
 from cloud_hub.store.tables.asking import blob_pieces, commands, sample_blobs
 from cloud_hub.store.tables.base import metadata
+from cloud_hub.store.tables.candidates import candidates
 from cloud_hub.store.tables.configuration import configurations
 from cloud_hub.store.tables.datasets import dataset_counters, datasets, retrain_plans, retrain_runs
 from cloud_hub.store.tables.devices import assignments, devices, reported_modules, revocations
@@ -32,6 +33,7 @@ __all__ = [
     "api_tokens",
     "assignments",
     "blob_pieces",
+    "candidates",
     "claim_tokens",
     "commands",
     "configurations",

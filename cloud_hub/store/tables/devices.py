@@ -80,6 +80,7 @@ assignments = Table(
     metadata,
     Column("device", String(63), primary_key=True),
     Column("module", String(63), primary_key=True),
+    Column("role", String(16), primary_key=True),  # main, or candidate
     Column("version", Integer, nullable=False),
     Column("profile", String(63), nullable=False),
     Column("mode", String(16), nullable=False),
@@ -87,5 +88,8 @@ assignments = Table(
     Column("config", JSON, nullable=False),
     Column("deployment", String(63), nullable=False),
     Column("assigned_at", Float, nullable=False),
+    Column("share", Float, nullable=False, server_default="1"),  # of the predictions, that a candidate gets
+    Column("salt", String(64), nullable=False, server_default=""),
     Index("ix_assignments_module_version", "module", "version"),
+    Index("ix_assignments_deployment", "deployment"),
 )
