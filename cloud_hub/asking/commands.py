@@ -25,6 +25,7 @@ from cloud_hub.blobs import Blobs
 from cloud_hub.clock import Clock
 from cloud_hub.errors import BadRequest, Conflict, NotFound
 from cloud_hub.events import Events, Happened
+from cloud_hub.query import Moment
 from cloud_hub.roles import EVERYTHING, Scope
 from cloud_hub.store.bulk import in_slices
 from cloud_hub.store.engine import Store
@@ -67,8 +68,18 @@ class CommandBatch(msgspec.Struct, frozen=True):
 class Commands:
     """`send` publishes to a device, and may do nothing while there is no connection; it must not raise."""
 
-    def __init__(self, store: Store, blobs: Blobs, events: Events, clock: Clock, send: Send) -> None:
+    def __init__(
+        self,
+        store: Store,
+        blobs: Blobs,
+        events: Events,
+        clock: Clock,
+        send: Send,
+        offline_after_s: float = 900.0,
+    ) -> None:
+        """`offline_after_s`: a device that was not heard for so long is offline, in queries that ask for it."""
         self._store, self._blobs, self._events, self._clock, self._send = store, blobs, events, clock, send
+        self._offline_after_s = offline_after_s
         self._waiting: set[str] = set()  # devices for which something may wait; a hint, corrected by each tick
 
     async def ask(self, new: NewCommand, actor: str, scope: Scope = EVERYTHING) -> CommandBatch:
@@ -77,7 +88,7 @@ class Commands:
         """
         now = self._clock()
         async with self._store.write() as connection:
-            fitting, outdated = await find(connection, new, scope, now)
+            fitting, outdated = await find(connection, new, scope, Moment(now, self._offline_after_s))
             full = await book.counted(connection, now, fitting)
             if late := sorted(device for device, count in full.items() if count >= MAX_PENDING):
                 raise _too_many(late[0])

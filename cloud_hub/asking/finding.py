@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cloud_hub.agents import older
 from cloud_hub.asking.wanted import MAX_BATCH, NewCommand
 from cloud_hub.errors import Conflict, NotFound, Unprocessable
-from cloud_hub.query import Moment, parse
+from cloud_hub.groups.resolving import in_scope, where
+from cloud_hub.query import Moment
 from cloud_hub.roles import Scope
 from cloud_hub.store.tables import assignments, devices
 from modules.manifest import NEWER_AGENT
 
-OFFLINE_AFTER_S: Final = 900.0
-
 
 async def find(
-    connection: AsyncConnection, new: NewCommand, scope: Scope, now: float, offline_after_s: float = OFFLINE_AFTER_S
+    connection: AsyncConnection, new: NewCommand, scope: Scope, moment: Moment
 ) -> tuple[list[str], list[str]]:
     """Devices that are asked, and those that are left out because their agent is too old. By id.
 
     Of a target only devices that shall have the module are meant, where one is named. Raises as `Commands.ask`.
     """
-    moment = Moment(now, offline_after_s)
-    query = select(devices.c.id, devices.c.agent_version).where(devices.c.retired_at.is_(None)).order_by(devices.c.id)
-    if scope.query is not None:
-        query = query.where(scope.query.where(moment))
+    mine = (devices.c.retired_at.is_(None), in_scope(scope))
+    query = select(devices.c.id, devices.c.agent_version).where(*mine).order_by(devices.c.id)
     if new.device:
         row = (await connection.execute(query.where(devices.c.id == new.device))).one_or_none()
         if row is None:
@@ -37,7 +32,7 @@ async def find(
             text = f"device {row.id} runs agent {row.agent_version}, which knows no such commands: update it first"
             raise Conflict("agent-outdated", text, device=row.id, agent_version=row.agent_version)
         return [row.id], []
-    query = query.where(parse(new.target).where(moment)).limit(MAX_BATCH + 1)
+    query = query.where(await where(connection, new.target, moment)).limit(MAX_BATCH + 1)
     if new.module:
         held = select(assignments.c.device).where(assignments.c.module == new.module)
         query = query.where(devices.c.id.in_(held))

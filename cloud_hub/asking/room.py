@@ -39,7 +39,7 @@ def asking(
     clock: Clock,
 ) -> Asking:
     return Asking(
-        Commands(store, blobs, events, clock, link.command),
+        Commands(store, blobs, events, clock, link.command, config.offline_after_s),
         Policies(store, blobs, events, desired, ring, clock),
         SampleBlobs(store, tensors, events, clock, config.samples_days * DAY_S),
     )

@@ -7,7 +7,7 @@ are the engine's (`rollouts.controller`), which asks `resolving` for what each d
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -15,25 +15,21 @@ import msgspec
 from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from cloud_hub.agents import agent_version, older
 from cloud_hub.blobs import Blobs
 from cloud_hub.clock import Clock
 from cloud_hub.configuration import book
-from cloud_hub.configuration.book import Revision
 from cloud_hub.configuration.changes import LayerChange, changed
-from cloud_hub.configuration.document import Difference, Document, check, differences, resolve
-from cloud_hub.configuration.fitting import MAIN, Holder, Pairs, holders, newcomers, refuse
-from cloud_hub.configuration.resolving import matching, resolved_by, target_query
+from cloud_hub.configuration.document import Difference, Document, check, differences
+from cloud_hub.configuration.fitting import Holder, Pairs, holders, refuse
+from cloud_hub.configuration.resolving import resolved_by, target_query
 from cloud_hub.errors import BadRequest, Conflict, HubError, NotFound
 from cloud_hub.events import Events
-from cloud_hub.query import Moment, parse
+from cloud_hub.groups.resolving import resolved as meaning
 from cloud_hub.rollouts.controller import Controller
 from cloud_hub.rollouts.new import NewRollout
 from cloud_hub.store.engine import Store, among
-from cloud_hub.store.tables import assignments, configurations, devices, modules, rollouts
+from cloud_hub.store.tables import configurations, devices, modules, rollouts
 from modules.configuration import config_digest
-from modules.manifest import NEWER_AGENT
-from modules.messages import decode_report
 
 UNDER_WAY: Final = ("draft", "running", "paused", "rolling_back")
 SHOWN: Final = 20
@@ -73,34 +69,6 @@ class ChangeResult(msgspec.Struct, frozen=True):
     devices: int
     examples: tuple[str, ...]
     rollout: str = ""
-
-
-class DeviceConfiguration(msgspec.Struct, frozen=True):
-    """What one device has. `layers` are the parts of the revision that stands which say something of this device, in
-    their order; `resolved` is what they come to, `assigned` what the device is directed to have, and `applied` whether
-    it reports that (null where it has not said).
-    """
-
-    device: str
-    module: str
-    revision: int
-    layers: tuple[str, ...]
-    resolved: dict[str, Any]
-    assigned: dict[str, Any] | None
-    assigned_sha256: str
-    reported_sha256: str
-    applied: bool | None
-
-
-class ModuleConfiguration(msgspec.Struct, frozen=True):
-    """`stands` is what devices get that are given the module now, `newest` the latest revision, which a rollout may
-    not have brought yet; null where there is none. `under_way`: the rollout that carries a configuration now.
-    """
-
-    module: str
-    stands: Revision | None
-    newest: Revision | None
-    under_way: str = ""
 
 
 @dataclass
@@ -167,82 +135,17 @@ class Configurations:
             await book.stand(connection, module, revision, self._clock())
         return result
 
-    async def show(self, module: str) -> ModuleConfiguration:
-        """Raises NotFound `module-not-found`."""
-        async with self._store.read() as connection:
-            await _require_module(connection, module)
-            stands = await book.standing(connection, module)
-            newest = await book.history(connection, module, 1)
-            standing = await book.get(connection, module, stands) if stands else None
-            under_way = await _under_way(connection, module)
-        return ModuleConfiguration(module, standing, newest[0] if newest else None, under_way)
-
-    async def history(self, module: str, limit: int, before: int = 0) -> list[Revision]:
-        """Newest first. Raises NotFound `module-not-found`."""
-        async with self._store.read() as connection:
-            await _require_module(connection, module)
-            return await book.history(connection, module, limit, before)
-
-    async def diff(self, module: str, before: int, after: int) -> list[Difference]:
-        """Between two revisions (0: nothing). Raises NotFound `configuration-not-found`."""
-        async with self._store.read() as connection:
-            old = await book.document(connection, module, before)
-            return differences(old, await book.document(connection, module, after))
-
-    async def of_device(self, module: str, device: str) -> DeviceConfiguration:
-        """Raises NotFound `device-not-found`."""
-        async with self._store.read() as connection:
-            revision = await book.standing(connection, module)
-            document = await book.document(connection, module, revision)
-            numbers = (await matching(connection, document, [device])).get(device)
-            if numbers is None:
-                raise NotFound("device-not-found", f"no device {device[:63]}", device=device[:63])
-            assigned = await _assigned(connection, module, device)
-            reported = await _reported(connection, module, device)
-        wanted = "" if assigned is None else config_digest(assigned)
-        return DeviceConfiguration(
-            device,
-            module,
-            revision,
-            _layers(document, numbers, device),
-            resolve(document, numbers, device),
-            assigned,
-            wanted,
-            reported or "",
-            None if reported is None or assigned is None else reported == wanted,
-        )
-
-    async def refuse_unfit(self, new: NewRollout) -> None:
-        """Before a rollout of a version: the configurations that devices will have with it, by its schema.
-
-        Raises Conflict `configuration-unfit`, NotFound `configuration-not-found`.
-        """
-        if not new.version:
-            return  # a rollout of configuration alone was checked when it was made
-        query = parse(new.target)
-        pairs = Pairs()
-        async with self._store.read() as connection:
-            stands = new.config or await book.standing(connection, new.module)
-            document = await book.document(connection, new.module, stands)
-            async for page in newcomers(connection, new.module, new.version, query.where(Moment(self._clock(), 0.0))):
-                missing = [one.device for one in page if new.config or one.config is None]
-                given = await resolved_by(connection, document, missing) if missing else {}
-                for one in page:
-                    config = given.get(one.device, one.config)
-                    pairs.add(one, dict(config or {}))
-        refuse(new.module, await pairs.unfit(self._blobs))
-
     async def _base(self, connection: AsyncConnection, module: str, expected: int) -> int:
         """The revision that stands, which may be changed now."""
-        await _require_module(connection, module)
+        await require_module(connection, module)
         stands = await book.standing(connection, module)
         if expected and expected != stands:
             text = f"configuration of {module}: expected revision {expected} to stand, it is {stands}; look again"
             raise Conflict("configuration-changed", text, module=module, expected=expected, got=stands)
-        under_way = await _under_way(connection, module)
-        if under_way:
-            text = f"configuration of {module}: rollout {under_way} carries one; wait for it, or abort it"
-            raise Conflict("configuration-under-way", text, module=module, rollout=under_way)
+        carrier = await under_way(connection, module)
+        if carrier:
+            text = f"configuration of {module}: rollout {carrier} carries one; wait for it, or abort it"
+            raise Conflict("configuration-under-way", text, module=module, rollout=carrier)
         return stands
 
     async def _after(
@@ -254,6 +157,7 @@ class Configurations:
         check(after)
         for override in after.targets:
             target_query(override.target)
+            await meaning(connection, override.target)
         fresh = sorted(after.devices.keys() - before.devices.keys())
         known = set((await connection.execute(select(devices.c.id).where(among(devices.c.id, fresh)))).scalars())
         if missing := [device for device in fresh if device not in known]:
@@ -300,7 +204,7 @@ async def _concerned(connection: AsyncConnection, module: str, document: Documen
     return concerned
 
 
-async def _under_way(connection: AsyncConnection, module: str) -> str:
+async def under_way(connection: AsyncConnection, module: str) -> str:
     """The rollout of the module that carries a configuration and has not ended; empty where there is none."""
     query = select(rollouts.c.id).where(
         rollouts.c.module == module, rollouts.c.config > 0, rollouts.c.state.in_(UNDER_WAY)
@@ -308,33 +212,10 @@ async def _under_way(connection: AsyncConnection, module: str) -> str:
     return (await connection.execute(query.limit(1))).scalar_one_or_none() or ""
 
 
-async def _require_module(connection: AsyncConnection, module: str) -> None:
+async def require_module(connection: AsyncConnection, module: str) -> None:
     found = await connection.execute(select(modules.c.name).where(modules.c.name == module).limit(1))
     if found.first() is None:
         raise NotFound("module-not-found", f"no module {module[:63]}; build it first", name=module[:63])
-
-
-async def _assigned(connection: AsyncConnection, module: str, device: str) -> dict[str, Any] | None:
-    query = select(assignments.c.config).where(
-        assignments.c.device == device, assignments.c.module == module, assignments.c.role == MAIN
-    )
-    row = (await connection.execute(query)).one_or_none()
-    return None if row is None else row.config
-
-
-async def _reported(connection: AsyncConnection, module: str, device: str) -> str | None:
-    """The digest that the device reports; None where it has not said."""
-    report = (await connection.execute(select(devices.c.report).where(devices.c.id == device))).scalar_one_or_none()
-    if report is None or older(agent_version(report), NEWER_AGENT):
-        return None
-    held = [one for one in decode_report(report).modules if one.name == module and not one.candidate]
-    return held[0].config_sha256 if held else None
-
-
-def _layers(document: Document, numbers: Sequence[int], device: str) -> tuple[str, ...]:
-    said = ["fleet"] if document.fleet else []
-    said += [f"target {document.targets[number].target}" for number in numbers]
-    return (*said, f"device {device}") if document.own(device) is not None else tuple(said)
 
 
 def _target(change: ConfigurationChange) -> str:

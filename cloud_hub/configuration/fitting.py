@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import ColumnElement, and_, select
+from sqlalchemy import ColumnElement, and_, literal, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cloud_hub.blobs import Blobs
+from cloud_hub.configuration.resolving import main_only
 from cloud_hub.configuration.schemas import Answer, Question, ask
 from cloud_hub.errors import Conflict
+from cloud_hub.store.bulk import in_slices
 from cloud_hub.store.tables import assignments, devices, modules
 from modules.configuration import MAX_CONFIG_BYTES, check_config, config_digest
 from modules.errors import ConfigurationError
@@ -25,7 +27,6 @@ from modules.manifest import decode_manifest
 PAGE: Final = 1000
 MAX_PAIRS: Final = 5000
 SHOWN: Final = 5
-MAIN: Final = "main"  # not candidates beside the main version, which follow it
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ async def holders(connection: AsyncConnection, module: str) -> AsyncIterator[Seq
     query = (
         select(*columns, modules.c.manifest_sha256)
         .select_from(assignments.join(devices, devices.c.id == assignments.c.device).join(modules, built))
-        .where(assignments.c.module == module, assignments.c.role == MAIN, devices.c.retired_at.is_(None))
+        .where(assignments.c.module == module, devices.c.retired_at.is_(None), *main_only())
         .order_by(assignments.c.device)
         .limit(PAGE)
     )
@@ -119,26 +120,29 @@ async def holders(connection: AsyncConnection, module: str) -> AsyncIterator[Seq
         after = rows[-1].device
 
 
-async def newcomers(
-    connection: AsyncConnection, module: str, version: int, wanted: ColumnElement[bool]
+async def takers(
+    connection: AsyncConnection, module: str, version: int, wanted: Sequence[str]
 ) -> AsyncIterator[Sequence[Holder]]:
-    """Devices that would get the version, with its build for them, and what they are directed to have now."""
-    after = ""
-    built = and_(modules.c.name == module, modules.c.version == version, modules.c.profile == devices.c.profile)
-    held = and_(assignments.c.device == devices.c.id, assignments.c.module == module, assignments.c.role == MAIN)
-    query = (
-        select(devices.c.id, devices.c.profile, modules.c.manifest_sha256, assignments.c.config)
-        .select_from(devices.join(modules, built).outerjoin(assignments, held))
-        .where(devices.c.retired_at.is_(None), wanted)
-        .order_by(devices.c.id)
-        .limit(PAGE)
-    )
-    while True:
-        rows = (await connection.execute(query.where(devices.c.id > after))).all()
-        yield [Holder(row.id, version, row.profile, row.manifest_sha256, row.config) for row in rows]
-        if len(rows) < PAGE:
-            return
-        after = rows[-1].id
+    """Of the devices those for which there is a build of the version (0: that have one assigned), and what they are
+    directed to have now.
+    """
+    held = and_(assignments.c.device == devices.c.id, assignments.c.module == module, *main_only())
+    number: ColumnElement[int] = literal(version) if version else assignments.c.version
+    built = and_(modules.c.name == module, modules.c.version == number, modules.c.profile == devices.c.profile)
+    query = select(devices.c.id, devices.c.profile, modules.c.version, modules.c.manifest_sha256, assignments.c.config)
+    query = query.select_from(devices.outerjoin(assignments, held).join(modules, built))
+    for some in in_slices(sorted(wanted)):
+        rows = (await connection.execute(query.where(devices.c.id.in_(some)))).all()
+        yield [Holder(row.id, row.version, row.profile, row.manifest_sha256, row.config) for row in rows]
+
+
+async def has_schema(connection: AsyncConnection, blobs: Blobs, module: str, version: int) -> bool:
+    """Whether any build of the version says what a configuration must be."""
+    query = select(modules.c.manifest_sha256).where(modules.c.name == module, modules.c.version == version)
+    for manifest_sha256 in (await connection.execute(query)).scalars():
+        if await _schema(blobs, manifest_sha256) is not None:
+            return True
+    return False
 
 
 def refuse(module: str, found: Sequence[Unfit]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any, Final
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cloud_hub.configuration import book
@@ -74,16 +74,25 @@ async def matching(
 
 async def changing(connection: AsyncConnection, module: str, revision: int, devices: Collection[str]) -> set[str]:
     """Those of the devices that have the module assigned, and get another configuration by the revision."""
-    wanted = await resolved(connection, module, revision, devices)
-    found: set[str] = set()
+    held = await assigned(connection, module, devices)
+    wanted = await resolved(connection, module, revision, held.keys())
+    return {device for device, config in wanted.items() if config_digest(config) != config_digest(held[device])}
+
+
+async def assigned(connection: AsyncConnection, module: str, devices: Collection[str]) -> dict[str, dict[str, Any]]:
+    """What those of the devices are directed to have that have the module."""
+    found: dict[str, dict[str, Any]] = {}
     for some in in_slices(sorted(devices)):
         query = select(assignments.c.device, assignments.c.config).where(
-            assignments.c.module == module, assignments.c.role == "main", assignments.c.device.in_(some)
+            assignments.c.module == module, assignments.c.device.in_(some), *main_only()
         )
-        for device, config in await connection.execute(query):
-            if device in wanted and config_digest(config) != config_digest(wanted[device]):
-                found.add(device)
+        found.update((row.device, row.config or {}) for row in await connection.execute(query))
     return found
+
+
+def main_only() -> tuple[ColumnElement[bool], ...]:
+    """Not candidates beside the main version, which have what it has."""
+    return (assignments.c.role == "main",) if "role" in assignments.c else ()
 
 
 def target_query(text: str) -> Query:
