@@ -29,6 +29,7 @@ from cloud_hub.devices import Devices
 from cloud_hub.events import Events
 from cloud_hub.expulsion import Expulsion
 from cloud_hub.groups.book import Groups
+from cloud_hub.groups.resolving import put_in
 from cloud_hub.groups.saved import SavedQueries
 from cloud_hub.images.bases import Bases
 from cloud_hub.intake.waiting import Intake
@@ -54,6 +55,7 @@ from cloud_hub.replicas.lease import Lease
 from cloud_hub.retraining.room import retraining
 from cloud_hub.revocations import Revocations
 from cloud_hub.rollouts.controller import Controller
+from cloud_hub.rollouts.preview import Previews
 from cloud_hub.rollouts.targeting import Targeting
 from cloud_hub.rooms import Rooms
 from cloud_hub.serving import Serving
@@ -134,8 +136,7 @@ def compose(ground: Ground) -> Rooms:
 
     async def on_reports(reports: Sequence[tuple[str, DeviceReport]]) -> None:
         await rollouts.on_reports(reports)
-        for device, _ in reports:
-            await asked.commands.heard(device)
+        await asked.commands.heard_many([device for device, _ in reports])
 
     async def ring(device: str, director_version: int) -> None:
         delivery.serving.forget(device)
@@ -155,7 +156,7 @@ def compose(ground: Ground) -> Rooms:
     lease = Lease(store, config.replicas)
     link = HubLink(config, paths, _handlers(identity, watch, delivery, intake.take, presence.note))
     out = outward(config, paths, store, events, clock, link)
-    targeting = Targeting(clock, config.offline_after_s)
+    targeting = Targeting(clock, config.offline_after_s, put_in)
     rollouts = Controller(store, events, desired, ring_all, clock, targeting, sign_again)
     asked = asking(config, store, blobs, ground.tensors, events, desired, link, ring, clock)
     packaging = _packaging(ground, registry)
@@ -187,6 +188,7 @@ def compose(ground: Ground) -> Rooms:
         desired=desired,
         offline=Offline(store, blobs, events, identity.keys, clock),
         rollouts=rollouts,
+        previews=Previews(store, blobs, targeting, clock, config.patches.enabled),
         ingest=watch.ingest,
         alerts=watch.alerts,
         comparisons=watch.comparisons,

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from cloud_hub.retraining.room import Retraining
     from cloud_hub.revocations import Revocations
     from cloud_hub.rollouts.controller import Controller
+    from cloud_hub.rollouts.preview import Previews
     from cloud_hub.store.engine import Store
     from cloud_hub.trust.ca import CertificateAuthority
     from cloud_hub.trust.ceremony import Ceremony
@@ -82,6 +83,7 @@ class Rooms:
     desired: Desired
     offline: Offline
     rollouts: Controller
+    previews: Previews
     ingest: Ingest
     alerts: Alerts
     comparisons: Comparisons
