@@ -111,7 +111,11 @@ def _statement(online: bool) -> Update:
     newer: ColumnElement[bool] = d.presence_number < number
     if not online:
         newer = or_(newer, and_(d.presence_number == number, d.present == true()))
-    fresh = or_(d.presence_boot.is_(None), d.presence_boot != boot, newer)
+    other = d.presence_boot != boot
+    if not online:
+        # The last word of an earlier life, which another hub may have written only now, ends no later one.
+        other = and_(other, or_(d.present.is_not(true()), d.online_at < now - LATE_S))
+    fresh = or_(d.presence_boot.is_(None), other, newer)
     which = and_(d.id == bindparam("device"), d.retired_at.is_(None), fresh)
     at = d.online_at if online else d.offline_at
     values = {at: now, d.seen_at: now, d.present: online, d.presence_boot: boot, d.presence_number: number}

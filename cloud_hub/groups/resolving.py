@@ -19,11 +19,15 @@ MAX_SAVED: Final = 32  # saved queries that one query may come to, with those th
 
 
 async def resolved(connection: AsyncConnection, text: str) -> Query:
+    """As `put_in`, of a text."""
+    return await put_in(connection, parse(text))
+
+
+async def put_in(connection: AsyncConnection, query: Query) -> Query:
     """The query with the saved ones in it, and every group that it names by its whole name there.
 
     Raises BadRequest `query-invalid`, `query-unknown`, `query-cycle` or `group-unknown`.
     """
-    query = parse(text)
     if not query.needs() & {"queries", "groups"}:
         return query
     found = await _texts(connection, query)

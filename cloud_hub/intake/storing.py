@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
-from sqlalchemy import select
+from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cloud_hub.clock import Clock
@@ -20,10 +20,11 @@ from cloud_hub.clones import remembered, suspicion
 from cloud_hub.errors import HubError
 from cloud_hub.events import Events, Happened
 from cloud_hub.intake.checking import Arrived, Checked, Standing, check, check_all
+from cloud_hub.inventory import facts_of, module_rows
 from cloud_hub.renewals import Renewals
-from cloud_hub.store.bulk import update_many
+from cloud_hub.store.bulk import insert_many, update_many
 from cloud_hub.store.engine import Store, among
-from cloud_hub.store.tables import devices
+from cloud_hub.store.tables import devices, reported_modules
 from modules.messages import DeviceReport, decode_report
 
 Outcome = DeviceReport | HubError | None  # taken; refused, and why; not newer than the last
@@ -72,6 +73,7 @@ class _Turn:
         self._clones = clones
         self._now = now
         self._changes: dict[str, dict[str, Any]] = {}
+        self._modules: dict[str, list[dict[str, Any]]] = {}  # where others than before
         self._attacks: list[Happened] = []
 
     async def take(self, arrived: Arrived, standing: Standing | None, one: Checked) -> Outcome:
@@ -90,6 +92,9 @@ class _Turn:
             return None
         self._attacks += _new_attacks(standing.id, report, before)
         self._keep(standing, report, arrived[1].body)
+        rows = module_rows(report)
+        if before is None or module_rows(before) != rows:
+            self._modules[standing.id] = rows
         return report
 
     def _keep(self, standing: Standing, report: DeviceReport, body: bytes) -> None:
@@ -102,11 +107,20 @@ class _Turn:
             "report": body,
             "boots": standing.boots,
             "known_version": report.director_version,
+            **facts_of(report, self._now),
         }
 
     async def store(self) -> None:
         await update_many(self._connection, devices, list(self._changes.values()))
+        await self._store_modules()
         await self._events.record_many(self._connection, self._attacks)
+
+    async def _store_modules(self) -> None:
+        if self._modules:
+            gone = delete(reported_modules).where(among(reported_modules.c.device, self._modules))
+            await self._connection.execute(gone)
+            rows = [row for found in self._modules.values() for row in found]
+            await insert_many(self._connection, reported_modules, rows)
 
 
 async def _checked(batch: Sequence[Arrived], standings: Mapping[str, Standing]) -> list[Checked]:

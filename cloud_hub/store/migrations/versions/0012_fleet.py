@@ -1,11 +1,12 @@
 """What lists and queries need of devices without decoding reports; groups, and saved queries (0.2.0).
 
 In SQLite the table is written anew, so that a report comes behind the small columns: a row is read up to the last
-column that is asked for. What a device has reported before stands in the columns with its next report.
+column that is asked for. What a device has reported before stands in the new columns with its next report.
 """
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import sqlalchemy as sa
@@ -37,6 +38,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("device", "module", "role", name=op.f("pk_reported_modules")),
     )
     op.create_index("ix_reported_modules_module_version", "reported_modules", ["module", "version"])
+    _modules_of_last_reports()
     _groups()
 
 
@@ -54,6 +56,36 @@ def _add_columns() -> None:
     with op.batch_alter_table("devices", recreate="always") as batch:
         for column in columns:
             batch.add_column(column, insert_before="report")
+
+
+def _modules_of_last_reports() -> None:
+    """From now on they are written only where they change."""
+    connection, after = op.get_bind(), ""
+    page = sa.text("SELECT id, report FROM devices WHERE report IS NOT NULL AND id > :after ORDER BY id LIMIT 500")
+    made = sa.text(
+        "INSERT INTO reported_modules VALUES (:device, :module, 'main', :version, :sha256, :state, :verified)"
+    )
+    while found := connection.execute(page, {"after": after}).all():
+        rows = [row for device, report in found for row in _rows(device, json.loads(bytes(report)))]
+        if rows:
+            connection.execute(made, rows)
+        after = found[-1][0]
+
+
+def _rows(device: str, report: dict[str, Any]) -> list[dict[str, Any]]:
+    rows = {
+        module["name"]: {
+            "device": device,
+            "module": module["name"],
+            "version": module["version"],
+            "sha256": module["manifest_sha256"],
+            "state": module["state"],
+            "verified": module["verified"],
+        }
+        for module in report["modules"][:64]
+        if len(module["name"]) < 64 and module["name"].isprintable() and len(module["manifest_sha256"]) <= 64
+    }
+    return list(rows.values())
 
 
 def _groups() -> None:
