@@ -202,11 +202,16 @@ class Controller:
             return await reading.page(connection, rollout_id, state, group, after, limit, among)
 
     async def list(
-        self, state: str = "", limit: int = 100, among: Collection[str] | None = None, module: str = ""
+        self,
+        state: str = "",
+        limit: int = 100,
+        among: Collection[str] | None = None,
+        module: str = "",
+        after: str = "",
     ) -> list[Rollout]:
-        """Newest first; only those `among` the ids where given."""
+        """Newest first, from behind the rollout `after` on; only those `among` the ids where given."""
         async with self._store.read() as connection:
-            return await reading.newest(connection, state, limit, among, module)
+            return await reading.newest(connection, state, limit, among, module, after)
 
     # --- what devices, gates and time say -------------------------------------------------------------------------
     async def on_report(self, device: str, report: DeviceReport) -> None:

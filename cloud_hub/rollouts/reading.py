@@ -26,9 +26,14 @@ _THEN: Final = tuple(str(state) for state in BUSY)
 
 
 async def newest(
-    connection: AsyncConnection, state: str, limit: int, ids: Collection[str] | None = None, module: str = ""
+    connection: AsyncConnection,
+    state: str,
+    limit: int,
+    ids: Collection[str] | None = None,
+    module: str = "",
+    after: str = "",
 ) -> list[Rollout]:
-    """Newest first; of one state or module, or of all when empty; of these ids where given."""
+    """Newest first; of one state or module, or of all when empty; of these ids where given; from behind `after` on."""
     query = select(rollouts).order_by(rollouts.c.created_at.desc(), rollouts.c.id.desc()).limit(limit)
     if state:
         query = query.where(rollouts.c.state == state)
@@ -36,6 +41,10 @@ async def newest(
         query = query.where(rollouts.c.module == module)
     if ids is not None:
         query = query.where(among(rollouts.c.id, ids))
+    if after:
+        last = select(rollouts.c.created_at).where(rollouts.c.id == after).scalar_subquery()
+        older = rollouts.c.created_at < last
+        query = query.where(older | ((rollouts.c.created_at == last) & (rollouts.c.id < after)))
     return [to_rollout(row) for row in await connection.execute(query)]
 
 
