@@ -12,24 +12,32 @@ from cloud_hub.api.route import Call, Route
 from cloud_hub.roles import Role
 from cloud_hub.rollouts.new import NewRollout
 from cloud_hub.rollouts.preview import Preview
-from cloud_hub.rollouts.states import Execution, ExecutionState, Rollout, RolloutState
+from cloud_hub.rollouts.states import Execution, Rollout
 from cloud_hub.rollouts.status import RolloutStatus
 from cloud_hub.rooms import Rooms
 
 _Name = Annotated[str, msgspec.Meta(max_length=63)]
+# Empty for all; else as in `states`, which a query string cannot hold beside an empty text.
+AnyRolloutState = Literal[
+    "", "draft", "running", "paused", "rolling_back", "finished", "aborted", "failed", "rolled_back"
+]
+AnyExecutionState = Literal[
+    "", "waiting", "assigned", "updating", "verified", "failed", "reverted", "rejected", "timed_out", "silent",
+    "cancelled", "returning", "returned", "stuck",
+]  # fmt: skip
 
 
 class RolloutQuery(PageQuery, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Which rollouts to list, newest first: all, those of one state, those of one module."""
 
-    state: RolloutState | Literal[""] = ""
+    state: AnyRolloutState = ""
     module: _Name = ""
 
 
 class ExecutionQuery(PageQuery, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Which devices of a rollout to list: all, those in one state, those of one group (from 0; -1: not eligible)."""
 
-    state: ExecutionState | Literal[""] = ""
+    state: AnyExecutionState = ""
     group: Annotated[int, msgspec.Meta(ge=-1, le=200)] | None = None
 
 
