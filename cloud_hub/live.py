@@ -92,10 +92,14 @@ class Live:
         self._seats: Counter[str] = Counter()
         self.stopping = asyncio.Event()
 
+    @property
+    def listeners(self) -> int:
+        return self._seats.total()
+
     @contextmanager
     def seat(self, who: str) -> Iterator[None]:
         """Raises TooMany `listeners-full`."""
-        if self.stopping.is_set() or self._seats.total() >= self._most or self._seats[who] >= self._each:
+        if self.stopping.is_set() or self.listeners >= self._most or self._seats[who] >= self._each:
             text = f"streams: expected at most {self._most} listeners, {self._each} of one name; try again"
             raise TooMany("listeners-full", text, retry_after_s=RETRY_AFTER_S)
         self._seats[who] += 1
