@@ -23,6 +23,8 @@ from cloud_hub.claims import Claims
 from cloud_hub.clock import Clock
 from cloud_hub.clone_alerts import CloneAlerts
 from cloud_hub.config import HubConfig, HubPaths
+from cloud_hub.configuration.checking import RolloutCheck
+from cloud_hub.configuration.room import configuring
 from cloud_hub.datasets.room import data_sets
 from cloud_hub.desired import Desired
 from cloud_hub.devices import Devices
@@ -157,7 +159,7 @@ def compose(ground: Ground) -> Rooms:
     link = HubLink(config, paths, _handlers(identity, watch, delivery, intake.take, presence.note))
     out = outward(config, paths, store, events, clock, link)
     targeting = Targeting(clock, config.offline_after_s, put_in)
-    rollouts = Controller(store, events, desired, ring_all, clock, targeting, sign_again)
+    rollouts = Controller(store, events, desired, ring_all, clock, targeting, sign_again, RolloutCheck(blobs))
     asked = asking(config, store, blobs, ground.tensors, events, desired, link, ring, clock)
     packaging = _packaging(ground, registry)
     datasets = data_sets(config, store, blobs, ground.tensors, events, clock)
@@ -210,6 +212,7 @@ def compose(ground: Ground) -> Rooms:
         ),
         outward=out,
         operations=_operations(config, store, events, clock),
+        configuring=configuring(store, blobs, events, rollouts, clock),
     )
 
 

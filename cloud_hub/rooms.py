@@ -18,17 +18,18 @@ if TYPE_CHECKING:
     from cloud_hub.claims import Claims
     from cloud_hub.clock import Clock
     from cloud_hub.config import HubConfig, HubPaths
+    from cloud_hub.configuration.room import Configuring
     from cloud_hub.datasets.room import DataSets
     from cloud_hub.desired import Desired
     from cloud_hub.devices import Devices
     from cloud_hub.events import Events
     from cloud_hub.expulsion import Expulsion
+    from cloud_hub.groups.book import Groups
+    from cloud_hub.groups.saved import SavedQueries
     from cloud_hub.labels.room import LabelRoom
     from cloud_hub.link import HubLink
     from cloud_hub.metrics.room import Metrics
     from cloud_hub.mirror import Mirror
-    from cloud_hub.groups.book import Groups
-    from cloud_hub.groups.saved import SavedQueries
     from cloud_hub.monitoring.alerts import Alerts
     from cloud_hub.monitoring.ingest import Ingest
     from cloud_hub.monitoring.samples import Samples
@@ -101,3 +102,4 @@ class Rooms:
     outward: Outward
     operations: Operations
     metrics: Metrics
+    configuring: Configuring

@@ -29,6 +29,7 @@ from cloud_hub.offline import OfflineRequest, OfflineSet
 from cloud_hub.operator.alert_calls import AlertCalls
 from cloud_hub.operator.arm_calls import ArmCalls
 from cloud_hub.operator.asking_calls import AskingCalls
+from cloud_hub.operator.configuration_calls import ConfigurationCalls
 from cloud_hub.operator.context import HubContext
 from cloud_hub.operator.dataset_calls import DataSetCalls
 from cloud_hub.operator.errors import Refused
@@ -60,6 +61,7 @@ def no_progress(_more: int) -> None:
 class HubClient(
     GroupCalls,
     AskingCalls,
+    ConfigurationCalls,
     AlertCalls,
     LabelCalls,
     ArmCalls,
