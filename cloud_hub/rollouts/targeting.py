@@ -7,14 +7,16 @@ could say what it reached. The database applies the queries. Called by `controll
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cloud_hub.clock import Clock
+from cloud_hub.configuration.resolving import changing
 from cloud_hub.errors import Conflict, NotFound, Unprocessable
-from cloud_hub.query import Moment, Query, parse
+from cloud_hub.groups.resolving import meant, where
+from cloud_hub.query import Moment
 from cloud_hub.roles import EVERYTHING, Scope
 from cloud_hub.rollouts import records, targets
 from cloud_hub.rollouts.new import NewRollout
@@ -23,13 +25,6 @@ from cloud_hub.rollouts.states import NOT_ELIGIBLE, Execution, ExecutionState
 from cloud_hub.rollouts.targets import Build, Target
 
 SHOWN = 5
-# Puts saved queries in the place of their names. Raises BadRequest for a name that is none.
-Resolve = Callable[[AsyncConnection, Query], Awaitable[Query]]
-
-
-async def as_written(_connection: AsyncConnection, query: Query) -> Query:
-    """Where there are no saved queries."""
-    return query
 
 
 class Chosen(msgspec.Struct, frozen=True):
@@ -47,23 +42,24 @@ class Chosen(msgspec.Struct, frozen=True):
 class Targeting:
     """Finds devices. `offline_after_s` is how long a device may be quiet before queries call it offline."""
 
-    def __init__(self, clock: Clock, offline_after_s: float = 180.0, resolve: Resolve = as_written) -> None:
-        self._clock, self._offline_after_s, self._resolve = clock, offline_after_s, resolve
+    def __init__(self, clock: Clock, offline_after_s: float = 180.0) -> None:
+        self._clock, self._offline_after_s = clock, offline_after_s
 
     async def chosen(
         self, connection: AsyncConnection, new: NewRollout, plan: Plan, scope: Scope = EVERYTHING
     ) -> Chosen:
         """Devices out of `scope` are as if they were not there.
 
-        Raises BadRequest `query-invalid`, NotFound `module-not-found`, Unprocessable `no-device-matches`, Conflict
-        `no-device-eligible` or `device-in-rollout`.
+        Raises BadRequest as `groups.resolving`, NotFound `module-not-found`, Unprocessable `no-device-matches`,
+        Conflict `no-device-eligible`.
         """
         builds = await _builds(connection, new)
-        query = await self._query(connection, new.target)
-        conditions = [query.where(self._moment)] + ([scope.query.where(self._moment)] if scope.query else [])
-        devices = await targets.matching(connection, *conditions)
+        devices = await targets.matching(connection, await where(connection, new.target, self._moment, scope))
         if plan.candidate is not None:
             devices = [one for one in devices if plan.candidate.takes(one.id)]
+        if new.config and not new.version:  # an override for one device must not make executions for all
+            touched = await changing(connection, new.module, new.config, [one.id for one in devices])
+            devices = [one for one in devices if one.id in touched]
         if not devices and not plan.joining:
             raise Unprocessable("no-device-matches", f"target {new.target!r}: no device matches; nothing was created")
         holders = await self._holders(connection, new, plan)
@@ -83,8 +79,7 @@ class Targeting:
         self, connection: AsyncConnection, new: NewRollout, plan: Plan, device: str, index: int
     ) -> Execution | None:
         """The part of one more device in a rollout under way; None where it does not match, or cannot take it."""
-        query = await self._query(connection, new.target)
-        found = await targets.matching(connection, query.where(self._moment), only=device)
+        found = await targets.matching(connection, await where(connection, new.target, self._moment), only=device)
         if not found or (plan.candidate is not None and not plan.candidate.takes(device)):
             return None
         holders = await self._holders(connection, new, plan)
@@ -103,16 +98,12 @@ class Targeting:
     def _moment(self) -> Moment:
         return Moment(self._clock(), self._offline_after_s)
 
-    async def _query(self, connection: AsyncConnection, text: str) -> Query:
-        return await self._resolve(connection, parse(text))
-
     async def _members(self, connection: AsyncConnection, plan: Plan) -> dict[str, Collection[str]]:
         """The devices of each group that is a query."""
         found: dict[str, Collection[str]] = {}
         for group in plan.groups:
             if group.query is not None:
-                query = await self._query(connection, group.query)
-                found[group.query] = {one.id for one in await targets.matching(connection, query.where(self._moment))}
+                found[group.query] = frozenset(await meant(connection, group.query, self._moment))
         return found
 
 

@@ -58,7 +58,7 @@ async def counted(fleet: Fleet, rollout: str) -> tuple[dict[str, int], dict[str,
     async with fleet.store.read() as connection:
         first = {s: n for s, n in await connection.execute(kept.group_by(rollout_counts.c.state)) if n}
         rows = await connection.execute(there.where(executions.c.group_index >= 0).group_by(executions.c.state))
-        second = dict(rows.all())
+        second: dict[str, int] = dict(rows.all())  # type: ignore[arg-type]
     return first, second
 
 
