@@ -181,3 +181,12 @@ Wheels = Annotated[
     list[Path],
     typer.Option("--wheel", metavar="FILE", rich_help_panel=_CONTAINER, help="Of a library that the base lacks."),
 ]
+ConfigSchema = Annotated[
+    Path | None,
+    typer.Option(
+        "--config-schema",
+        metavar="FILE",
+        help="JSON Schema (2020-12) of the module's configuration, as JSON, YAML or TOML.",
+        rich_help_panel=_RUNTIME,
+    ),
+]

@@ -29,6 +29,7 @@ from cloud_hub.operator.cli.session import (
     transferring,
     watching,
 )
+from cloud_hub.operator.documents import read_document
 from modules.errors import ModuleError
 from modules.manifest import Health, Resources, SamplingPolicy
 
@@ -103,6 +104,7 @@ def build(
     gpu_memory: options.GpuMemory = None,
     priority: options.Weight = None,
     publisher: options.Publisher = "",
+    config_schema: options.ConfigSchema = None,
     output: Output = Format.TABLE,
 ) -> None:
     """Build a module from a model version, one per profile: manifest, chunks, golden answers, reference profile."""
@@ -129,6 +131,8 @@ def build(
         "python": python,
         "folder": folder,
     }
+    with told():
+        fields |= {"config_schema": read_document(config_schema)} if config_schema else {}
     files = {"reference": reference, "golden": golden, "entry": entry, "environment": environment}
     with told(), local_base(base) as archive:
         given = {name: file for name, file in (files | {"base": archive, "dockerfile": dockerfile}).items() if file}

@@ -14,6 +14,7 @@ from cloud_hub.operator.cli import (
     arms,
     audit,
     commands,
+    configuration,
     datasets,
     devices,
     exports,
@@ -52,6 +53,7 @@ app.add_typer(devices.app, name="device")
 app.add_typer(groups.groups, name="group")
 app.add_typer(groups.queries, name="query")
 app.add_typer(commands.app, name="command")
+app.add_typer(configuration.app, name="config")
 app.add_typer(rollouts.app, name="rollout")
 app.add_typer(arms.app)
 app.add_typer(alerts.drift, name="drift")
