@@ -50,7 +50,7 @@ class Assignment(msgspec.Struct, frozen=True):
     @property
     def agent_version(self) -> str:
         """The lowest that understands this, empty where all do."""
-        if self.role == CANDIDATE:
+        if self.role == CANDIDATE or self.config:  # older agents do not say which configuration they have
             return NEWER_AGENT
         return self.sampling.agent_version if self.sampling is not None else ""
 
@@ -286,7 +286,8 @@ def _living(device: str, known: Row[Any] | None) -> Row[Any]:
 def _check_agent(device: str, assignment: Assignment, version: str | None) -> None:
     """An older agent would refuse the whole desired state for a word that it does not know."""
     wanted = assignment.agent_version
-    what = "a candidate" if assignment.role == CANDIDATE else "its sampling policy"
+    what = "its configuration" if assignment.config else "its sampling policy"
+    what = "a candidate" if assignment.role == CANDIDATE else what
     if version is not None and wanted and older(version, wanted):
         raise Conflict(
             "agent-outdated",

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cloud_hub.configuration import book
 from cloud_hub.configuration.document import Document, resolve
+from cloud_hub.desired import MAIN
 from cloud_hub.errors import BadRequest
 from cloud_hub.query import Moment, Query, parse
 from cloud_hub.store.bulk import in_slices
@@ -92,7 +93,7 @@ async def assigned(connection: AsyncConnection, module: str, devices: Collection
 
 def main_only() -> tuple[ColumnElement[bool], ...]:
     """Not candidates beside the main version, which have what it has."""
-    return (assignments.c.role == "main",) if "role" in assignments.c else ()
+    return (assignments.c.role == MAIN,)
 
 
 def target_query(text: str) -> Query:
