@@ -13,7 +13,7 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,10 +33,11 @@ FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 class Postgres:
     """A server that runs. Databases are made and dropped by name."""
 
-    def __init__(self, folder: Path, port: int, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, folder: Path, port: int, command: Sequence[str | Path]) -> None:
         self.folder = folder
         self.port = port
-        self.process = process
+        self._command = command
+        self.process = self._started()
 
     def create(self, name: str, template: str = "template0") -> str:
         """A new database; its address in the form of the setting `database`."""
@@ -62,6 +63,15 @@ class Postgres:
         self.process.send_signal(signal.SIGINT)
         self.process.wait(START_S)
 
+    def start(self) -> None:
+        """Again, after `stop`, with what it had. Returns when it answers."""
+        self.process = self._started()
+        _await(self)
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        with (self.folder / "log").open("ab") as log:
+            return subprocess.Popen(self._command, stdout=log, stderr=log, **_as_somebody())  # type: ignore[call-overload, no-any-return]
+
 
 def binaries() -> Path | None:
     """Where the newest server is installed, None where there is none."""
@@ -82,12 +92,10 @@ def running_postgres(settings: Mapping[str, str] = FAST) -> Iterator[Postgres]:
     port = _free_port()
     try:
         _initialise(programs, folder)
-        command = [programs / "postgres", "-D", folder / "data", "-k", folder, "-p", str(port)]
+        command: list[str | Path] = [programs / "postgres", "-D", folder / "data", "-k", folder, "-p", str(port)]
         command += ["-c", "listen_addresses=127.0.0.1"]
         command += [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
-        with (folder / "log").open("wb") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=log, **_as_somebody())  # type: ignore[call-overload]
-        server = Postgres(folder, port, process)
+        server = Postgres(folder, port, command)
         try:
             _await(server)
             server.execute(f"ALTER USER {USER} PASSWORD '{PASSWORD}'")
