@@ -110,11 +110,12 @@ class Events:
         limit: int = 100,
         visible: Visible | None = None,
     ) -> list[Event]:
-        """Newest first: those with an id above `after` and below `before` (0 = no bound), at most MAX_EVENTS.
+        """Newest first: those with an id above `after` and below `before` (0 = no bound), at most MAX_EVENTS
+        and one more.
 
         With `visible` nothing else is listed.
         """
-        query = select(events).where(events.c.id > after).order_by(events.c.id.desc()).limit(min(limit, MAX_EVENTS))
+        query = select(events).where(events.c.id > after).order_by(events.c.id.desc()).limit(min(limit, MAX_EVENTS + 1))
         if before:
             query = query.where(events.c.id < before)
         if kind:

@@ -24,6 +24,7 @@ from cloud_hub.errors import Conflict, NotFound, Unprocessable
 from cloud_hub.events import Events
 from cloud_hub.images.bases import Bases
 from cloud_hub.registry import Registry
+from cloud_hub.store.behind import behind
 from cloud_hub.store.engine import Store
 from cloud_hub.store.tables import modules
 from firmware_profiles.profile import DeviceProfile
@@ -120,11 +121,16 @@ class Packaging:
             )
         return _release(row)
 
-    async def list(self, name: str = "", limit: int = 200) -> list[ModuleRelease]:
-        """Newest versions first."""
+    async def list(
+        self, name: str = "", limit: int = 200, after: tuple[str, int, str] | None = None
+    ) -> list[ModuleRelease]:
+        """By name, newest versions first; behind the name, version and profile of `after`."""
         query = select(modules).order_by(modules.c.name, modules.c.version.desc(), modules.c.profile).limit(limit)
         if name:
             query = query.where(modules.c.name == name)
+        if after is not None:
+            order = ((modules.c.name, False), (modules.c.version, True), (modules.c.profile, False))
+            query = query.where(behind(order, after))
         async with self._store.read() as connection:
             return [_release(row) for row in await connection.execute(query)]
 

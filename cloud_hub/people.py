@@ -203,6 +203,11 @@ class People:
         async with self._store.read() as connection:
             return [_user(row) for row in await connection.execute(select(users).order_by(users.c.name))]
 
+    async def get_user(self, name: str) -> User:
+        """Raises NotFound `user-not-found`."""
+        async with self._store.read() as connection:
+            return _user(await self._required(connection, name))
+
     async def change_user(self, name: str, change: UserChange, actor: str) -> User:
         """Takes effect with the next request of the user. Raises NotFound `user-not-found`, Conflict `last-admin`."""
         now = self._clock()

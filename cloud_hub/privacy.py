@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cloud_hub.bounds import Limit
+from cloud_hub.store.behind import behind
 from cloud_hub.store.bulk import upsert
 from cloud_hub.store.engine import Store, among
 from cloud_hub.store.tables import privacy_spent
@@ -33,6 +34,7 @@ class PrivacyQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     since: float = 0.0
     delta: float = DELTA
     limit: Limit = 200
+    after: Annotated[str, msgspec.Meta(max_length=512)] = ""  # the cursor of the page before
 
     def __post_init__(self) -> None:
         if not 0.0 < self.delta <= 0.01:
@@ -76,8 +78,13 @@ class PrivacyAccounts:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    async def list(self, query: PrivacyQuery, devices: Collection[str] | None = None) -> list[PrivacySpent]:
-        """Newest day first; with `devices` only theirs."""
+    async def list(
+        self,
+        query: PrivacyQuery,
+        devices: Collection[str] | None = None,
+        after: tuple[int, str, str] | None = None,
+    ) -> list[PrivacySpent]:
+        """Newest day first, behind the day, device and module of `after`; with `devices` only theirs."""
         table = privacy_spent
         statement = select(table).order_by(table.c.day.desc(), table.c.device, table.c.module).limit(query.limit)
         if query.device:
@@ -86,6 +93,9 @@ class PrivacyAccounts:
             statement = statement.where(table.c.module == query.module)
         if query.since:
             statement = statement.where(table.c.day >= int(query.since // DAY_S))
+        if after is not None:
+            order = ((table.c.day, True), (table.c.device, False), (table.c.module, False))
+            statement = statement.where(behind(order, after))
         if devices is not None:
             statement = statement.where(among(table.c.device, devices))
         async with self._store.read() as connection:

@@ -155,7 +155,7 @@ class Registry:
         if after:
             conditions.append(_behind(after))
         async with self._store.read() as connection:
-            return await _select(connection, and_(True, *conditions), min(limit, MAX_LISTED))
+            return await _select(connection, and_(True, *conditions), min(limit, MAX_LISTED + 1))
 
     async def delete(self, name: str, version: int, actor: str) -> None:
         """Forgets a version and the unsigned modules built from it; signed modules stay in the image repository.

@@ -6,10 +6,11 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from cloud_hub.api.pages import Page, WholeQuery, cut, page_of_all
 from cloud_hub.api.route import Call, Route
 from cloud_hub.bounds import Limit, RowId
 from cloud_hub.errors import BadRequest
-from cloud_hub.monitoring.alert_book import Alert, AlertDetail
+from cloud_hub.monitoring.alert_book import MAX_ALERTS, Alert, AlertDetail
 from cloud_hub.monitoring.reference import TRAINING, parse
 from cloud_hub.monitoring.scopes import is_device, is_group, of_name
 from cloud_hub.monitoring.watches import Watch
@@ -62,18 +63,20 @@ class NewWatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     scope: Annotated[str, msgspec.Meta(max_length=280)] = "fleet"
 
 
-class WatchQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class WatchQuery(WholeQuery, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Of one module, or of all."""
 
     module: str = ""
 
 
-async def list_alerts(rooms: Rooms, call: Call) -> list[Alert]:
+async def list_alerts(rooms: Rooms, call: Call) -> Page[Alert]:
     query: AlertQuery = call.query
     mine = await call.access.devices()
-    found = await rooms.alerts.list(query.state, query.module, query.before, query.limit, mine, query.attached)
-    shown = [await call.access.shown_alert(alert) for alert in found]
-    return [alert for alert in shown if alert is not None]
+    limit = min(query.limit, MAX_ALERTS)
+    found = await rooms.alerts.list(query.state, query.module, query.before, limit + 1, mine, query.attached)
+    page = cut(found, limit, lambda alert: alert.id, parameter="before")
+    shown = [await call.access.shown_alert(alert) for alert in page.rows]
+    return page.showing([alert for alert in shown if alert is not None])
 
 
 async def show_alert(rooms: Rooms, call: Call) -> AlertDetail:
@@ -98,11 +101,12 @@ async def resolve_alert(rooms: Rooms, call: Call) -> AlertDetail:
     return await _shown(call, await rooms.alerts.resolve(number, call.actor, body.comment, body.normal))
 
 
-async def list_watches(rooms: Rooms, call: Call) -> list[Watch]:
+async def list_watches(rooms: Rooms, call: Call) -> Page[Watch]:
     query: WatchQuery = call.query
     mine = await call.access.devices()
     found = await rooms.alerts.watches.all(query.module)
-    return [watch for watch in found if mine is None or of_name(watch.scope) in mine]
+    shown = [watch for watch in found if mine is None or of_name(watch.scope) in mine]
+    return page_of_all(shown, query, lambda watch: (watch.module, watch.scope))
 
 
 async def set_watch(rooms: Rooms, call: Call) -> Watch:
@@ -149,6 +153,7 @@ ROUTES: tuple[Route, ...] = (
         returns=list[Alert],
         query=AlertQuery,
         role=Role.VIEWER,
+        paged=True,
     ),
     Route(
         "GET",
@@ -193,6 +198,7 @@ ROUTES: tuple[Route, ...] = (
         returns=list[Watch],
         query=WatchQuery,
         role=Role.VIEWER,
+        paged=True,
     ),
     Route(
         "PUT",

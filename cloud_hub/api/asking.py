@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import msgspec
 from aiohttp import web
 
+from cloud_hub.api.pages import Page, WholeQuery, page_of_all
 from cloud_hub.api.route import Call, Route
 from cloud_hub.asking.book import AskedCommand
 from cloud_hub.asking.commands import NewSampleRequest
@@ -16,7 +16,7 @@ from cloud_hub.rooms import Rooms
 PIECE_BYTES = 256 * 1024
 
 
-class PolicyQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class PolicyQuery(WholeQuery, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`target` is a query for devices; empty is all that hold the module."""
 
     module: str
@@ -29,9 +29,10 @@ async def ask_samples(rooms: Rooms, call: Call) -> AskedCommand:
     return await rooms.asking.commands.ask_samples(new, call.actor)
 
 
-async def show_policies(rooms: Rooms, call: Call) -> list[DevicePolicy]:
+async def show_policies(rooms: Rooms, call: Call) -> Page[DevicePolicy]:
     query: PolicyQuery = call.query
-    return await rooms.asking.policies.show(query.module, query.target, await call.access.devices())
+    found = await rooms.asking.policies.show(query.module, query.target, await call.access.devices())
+    return page_of_all(found, query, lambda one: (one.device, one.version, one.profile))
 
 
 async def change_policies(rooms: Rooms, call: Call) -> list[DevicePolicy]:
@@ -74,6 +75,7 @@ ROUTES = (
         returns=list[DevicePolicy],
         query=PolicyQuery,
         role=Role.VIEWER,
+        paged=True,
     ),
     Route(
         "POST",

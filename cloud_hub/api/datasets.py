@@ -8,6 +8,7 @@ import msgspec
 from aiohttp import web
 
 from cloud_hub.api.blobs import send_file
+from cloud_hub.api.pages import Cursor, Page, cut, make_cursor, read_cursor
 from cloud_hub.api.route import Call, Route
 from cloud_hub.datasets.book import file_of
 from cloud_hub.datasets.parquet import MEDIA
@@ -21,16 +22,19 @@ class DatasetQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     name: str = ""
     limit: Annotated[int, msgspec.Meta(ge=1, le=500)] = 100
+    after: Cursor = ""
 
 
 async def build_dataset(rooms: Rooms, call: Call) -> Dataset:
     return await rooms.datasets.book.build(call.body, call.actor, await call.access.devices())
 
 
-async def list_datasets(rooms: Rooms, call: Call) -> list[Dataset]:
+async def list_datasets(rooms: Rooms, call: Call) -> Page[Dataset]:
     call.access.require_everything("the list of data sets")
     query: DatasetQuery = call.query
-    return await rooms.datasets.book.list(query.name, query.limit)
+    after = read_cursor(query.after, str, int) if query.after else None
+    found = await rooms.datasets.book.list(query.name, query.limit + 1, after)
+    return cut(found, query.limit, lambda one: make_cursor(one.name, one.version))
 
 
 async def show_dataset(rooms: Rooms, call: Call) -> Dataset:
@@ -66,7 +70,14 @@ ROUTES = (
         slow=True,
     ),
     Route(
-        "GET", "/datasets", list_datasets, "List data sets", returns=list[Dataset], query=DatasetQuery, role=Role.VIEWER
+        "GET",
+        "/datasets",
+        list_datasets,
+        "List data sets",
+        returns=list[Dataset],
+        query=DatasetQuery,
+        role=Role.VIEWER,
+        paged=True,
     ),
     Route("GET", _ONE, show_dataset, "Show a data set", returns=Dataset, role=Role.VIEWER),
     Route(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import msgspec
+
+from cloud_hub.api.pages import Page, WholeQuery, cut, page_of_all
 from cloud_hub.api.route import Call, Route
 from cloud_hub.labels.book import Label
 from cloud_hub.labels.bounds import Bound, BoundQuery, NewBound
@@ -11,14 +14,24 @@ from cloud_hub.roles import Role
 from cloud_hub.rooms import Rooms
 
 
+class BoundsQuery(WholeQuery, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Of one module, or of all."""
+
+    module: str = ""
+    output: str = ""  # read by nobody; clients of before may send it
+
+
 async def add_labels(rooms: Rooms, call: Call) -> LabelsTaken:
     body: NewLabels = call.body
     mine = await call.access.devices()
     return await rooms.labels.desk.take(body.labels, call.actor, body.dry_run, mine)
 
 
-async def list_labels(rooms: Rooms, call: Call) -> list[Label]:
-    return await rooms.labels.desk.page(call.query, await call.access.devices())
+async def list_labels(rooms: Rooms, call: Call) -> Page[Label]:
+    query: LabelQuery = call.query
+    more = msgspec.structs.replace(query, limit=query.limit + 1)
+    found = await rooms.labels.desk.page(more, await call.access.devices())
+    return cut(found, query.limit, lambda label: label.id)
 
 
 async def show_quality(rooms: Rooms, call: Call) -> list[QualityReport]:
@@ -28,9 +41,10 @@ async def show_quality(rooms: Rooms, call: Call) -> list[QualityReport]:
     return await rooms.labels.quality.reports(query, await call.access.devices())
 
 
-async def list_bounds(rooms: Rooms, call: Call) -> list[Bound]:
-    query: BoundQuery = call.query
-    return await rooms.labels.bounds.list(query.module)
+async def list_bounds(rooms: Rooms, call: Call) -> Page[Bound]:
+    query: BoundsQuery = call.query
+    found = await rooms.labels.bounds.list(query.module)
+    return page_of_all(found, query, lambda bound: (bound.module, bound.output))
 
 
 async def set_bound(rooms: Rooms, call: Call) -> Bound:
@@ -62,6 +76,7 @@ ROUTES = (
         returns=list[Label],
         query=LabelQuery,
         role=Role.VIEWER,
+        paged=True,
     ),
     Route(
         "GET",
@@ -78,8 +93,9 @@ ROUTES = (
         list_bounds,
         "How good modules are asked to be",
         returns=list[Bound],
-        query=BoundQuery,
+        query=BoundsQuery,
         role=Role.VIEWER,
+        paged=True,
     ),
     Route(
         "PUT",

@@ -8,6 +8,7 @@ import msgspec
 from aiohttp import web
 
 from cloud_hub.api.blobs import send_file
+from cloud_hub.api.pages import Page, cut
 from cloud_hub.api.route import Call, Route
 from cloud_hub.errors import BadRequest
 from cloud_hub.registry import ModelVersion, NewModel
@@ -51,10 +52,11 @@ async def register(rooms: Rooms, call: Call) -> ModelVersion:
     return await rooms.registry.register(NewModel(**said), files, call.actor)
 
 
-async def list_models(rooms: Rooms, call: Call) -> list[ModelVersion]:
+async def list_models(rooms: Rooms, call: Call) -> Page[ModelVersion]:
     query: ModelQuery = call.query
     tags = dict(_tag(text) for text in query.tag)
-    return await rooms.registry.list(query.name, tags, query.limit, query.after)
+    found = await rooms.registry.list(query.name, tags, query.limit + 1, query.after)
+    return cut(found, query.limit, lambda model: f"{model.name}:{model.version}")
 
 
 async def get(rooms: Rooms, call: Call) -> ModelVersion:
@@ -95,7 +97,16 @@ ROUTES = (
         status=201,
         role=Role.PUBLISHER,
     ),
-    Route("GET", "/models", list_models, "List model versions", list[ModelVersion], query=ModelQuery, role=Role.VIEWER),
+    Route(
+        "GET",
+        "/models",
+        list_models,
+        "List model versions",
+        list[ModelVersion],
+        query=ModelQuery,
+        role=Role.VIEWER,
+        paged=True,
+    ),
     Route("GET", _ONE, get, "Show a model version", ModelVersion, role=Role.VIEWER),
     Route(
         "GET",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import msgspec
 from aiohttp import web
 
+from cloud_hub.api.pages import Cursor, Page, cut, make_cursor, read_cursor
 from cloud_hub.api.route import Call, Route
+from cloud_hub.bounds import Limit
 from cloud_hub.building.request import BuildRequest
 from cloud_hub.packaging import ModuleRelease
 from cloud_hub.roles import Role
@@ -18,7 +18,8 @@ class ModuleQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which modules to list: of one name, at most `limit`, newest versions first."""
 
     name: str = ""
-    limit: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 200
+    limit: Limit = 200
+    after: Cursor = ""
 
 
 async def build_module(rooms: Rooms, call: Call) -> ModuleRelease:
@@ -26,9 +27,11 @@ async def build_module(rooms: Rooms, call: Call) -> ModuleRelease:
     return await rooms.packaging.build(request, call.actor)
 
 
-async def list_modules(rooms: Rooms, call: Call) -> list[ModuleRelease]:
+async def list_modules(rooms: Rooms, call: Call) -> Page[ModuleRelease]:
     query: ModuleQuery = call.query
-    return await rooms.packaging.list(query.name, query.limit)
+    after = read_cursor(query.after, str, int, str) if query.after else None
+    found = await rooms.packaging.list(query.name, query.limit + 1, after)
+    return cut(found, query.limit, lambda one: make_cursor(one.name, one.version, one.profile))
 
 
 async def show_module(rooms: Rooms, call: Call) -> ModuleRelease:
@@ -76,6 +79,7 @@ ROUTES: tuple[Route, ...] = (
         returns=list[ModuleRelease],
         query=ModuleQuery,
         role=Role.VIEWER,
+        paged=True,
     ),
     Route("GET", _MODULE, show_module, "Show one module", returns=ModuleRelease, role=Role.VIEWER),
     Route(

@@ -6,13 +6,14 @@ from typing import Annotated
 
 import msgspec
 
+from cloud_hub.api.pages import Cursor, Page, cut, make_cursor, read_cursor
 from cloud_hub.api.route import Call, Route
 from cloud_hub.bounds import AnyVersion, Limit
 from cloud_hub.errors import BadRequest
 from cloud_hub.monitoring.looks import LookSummary
 from cloud_hub.monitoring.reference import TRAINING, parse
 from cloud_hub.monitoring.reports import DriftReport
-from cloud_hub.monitoring.samples import SampleQuery, SampleRow
+from cloud_hub.monitoring.samples import MAX_PAGE, SampleQuery, SampleRow
 from cloud_hub.monitoring.scopes import is_group
 from cloud_hub.roles import Role
 from cloud_hub.rooms import Rooms
@@ -40,6 +41,7 @@ class WindowQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     device: str = ""
     since: float = 0.0
     limit: Limit = 100
+    after: Cursor = ""
 
 
 async def show_drift(rooms: Rooms, call: Call) -> list[DriftReport]:
@@ -56,19 +58,25 @@ async def show_drift(rooms: Rooms, call: Call) -> list[DriftReport]:
     return await rooms.alerts.reports.drift_of(query.module, query.version, query.device or query.group, reference)
 
 
-async def list_samples(rooms: Rooms, call: Call) -> list[SampleRow]:
+async def list_samples(rooms: Rooms, call: Call) -> Page[SampleRow]:
     query: SampleQuery = call.query
     if query.device:
         await call.access.require_known_device(query.device)
-    return await rooms.samples.list(query, await call.access.devices())
+    limit = min(query.limit, MAX_PAGE)
+    more = msgspec.structs.replace(query, limit=limit + 1)
+    return cut(await rooms.samples.list(more, await call.access.devices()), limit, lambda row: row.id)
 
 
-async def list_windows(rooms: Rooms, call: Call) -> list[LookSummary]:
+async def list_windows(rooms: Rooms, call: Call) -> Page[LookSummary]:
     query: WindowQuery = call.query
     if query.device and not is_group(query.device):
         await call.access.require_known_device(query.device)
     mine = await call.access.devices()
-    return await rooms.alerts.reports.looks(query.module, query.version, query.device, query.since, query.limit, mine)
+    after = read_cursor(query.after, float, str, str) if query.after else None
+    found = await rooms.alerts.reports.looks(
+        query.module, query.version, query.device, query.since, query.limit + 1, mine, after
+    )
+    return cut(found, query.limit, lambda look: make_cursor(look.start, look.device, look.manifest_sha256))
 
 
 ROUTES = (
@@ -89,6 +97,7 @@ ROUTES = (
         returns=list[SampleRow],
         query=SampleQuery,
         role=Role.VIEWER,
+        paged=True,
     ),
     Route(
         "GET",
@@ -98,5 +107,6 @@ ROUTES = (
         returns=list[LookSummary],
         query=WindowQuery,
         role=Role.VIEWER,
+        paged=True,
     ),
 )

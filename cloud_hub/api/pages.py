@@ -24,11 +24,12 @@ from cloud_hub.bounds import Limit
 from cloud_hub.errors import BadRequest
 
 MAX_CURSOR_CHARS: Final = 512
+MAX_NUMBER: Final = 2**53
 TOTAL_HEADER: Final = "X-Total-Count"
 Cursor = Annotated[str, msgspec.Meta(max_length=MAX_CURSOR_CHARS)]
 _Row = TypeVar("_Row")
 _Other = TypeVar("_Other")
-Key = str | int
+Key = str | int | float
 
 
 class PageQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -96,19 +97,27 @@ def make_cursor(*parts: Key) -> str:
 
 
 def read_cursor(text: str, *kinds: type) -> tuple[Any, ...]:
-    """What `make_cursor` was given, each part of its kind (str or int). Raises BadRequest `cursor-invalid`."""
+    """What `make_cursor` was given, each part of its kind (str, int or float). Raises BadRequest `cursor-invalid`."""
     try:
         raw = base64.urlsafe_b64decode(text.encode("ascii") + b"=" * (-len(text) % 4))
-        return msgspec.json.decode(raw, type=tuple[kinds])  # type: ignore[valid-type]
+        parts: tuple[Any, ...] = msgspec.json.decode(raw, type=tuple[kinds])  # type: ignore[valid-type]
     except (binascii.Error, UnicodeError, ValueError, msgspec.DecodeError) as error:
         raise invalid_cursor(text) from error
+    if not all(_is_storable(part) for part in parts):
+        raise invalid_cursor(text)
+    return parts
+
+
+def _is_storable(part: Key) -> bool:
+    """Whether a database can compare a column with it."""
+    return "\0" not in part if isinstance(part, str) else abs(part) <= MAX_NUMBER
 
 
 def row_cursor(text: str) -> int:
     """The cursor of a list that is ordered by row ids; 0 before the first page. Raises BadRequest `cursor-invalid`."""
     if not text:
         return 0
-    if not (text.isascii() and text.isdigit() and len(text) <= 16 and int(text) <= 2**53):
+    if not (text.isascii() and text.isdigit() and len(text) <= 16 and int(text) <= MAX_NUMBER):
         raise invalid_cursor(text)
     return int(text)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from cloud_hub.api.answers import Pieces
+from cloud_hub.api.pages import Page, WholeQuery, page_of_all
 from cloud_hub.api.route import Call, Route
 from cloud_hub.chain import Link
 from cloud_hub.limits import network_of
@@ -52,8 +53,13 @@ async def who_am_i(_rooms: Rooms, call: Call) -> WhoAmI:
     return WhoAmI(who.kind, who.name, who.role, str(who.scope), who.actor, who.expires_at)
 
 
-async def list_users(rooms: Rooms, _call: Call) -> list[User]:
-    return await rooms.people.list_users()
+async def list_users(rooms: Rooms, call: Call) -> Page[User]:
+    query: WholeQuery = call.query
+    return page_of_all(await rooms.people.list_users(), query, lambda user: (user.name,))
+
+
+async def show_user(rooms: Rooms, call: Call) -> User:
+    return await rooms.people.get_user(call.path["name"])
 
 
 async def add_user(rooms: Rooms, call: Call) -> User:
@@ -72,8 +78,10 @@ async def set_password(rooms: Rooms, call: Call) -> None:
     await rooms.people.set_password(call.path["name"], body.password, call.principal, body.current, sender)
 
 
-async def list_tokens(rooms: Rooms, _call: Call) -> list[ApiToken]:
-    return await rooms.people.list_tokens()
+async def list_tokens(rooms: Rooms, call: Call) -> Page[ApiToken]:
+    query: WholeQuery = call.query
+    found = await rooms.people.list_tokens()
+    return page_of_all(found, query, lambda token: (token.created_at, token.id))
 
 
 async def create_api_token(rooms: Rooms, call: Call) -> NewSession:
@@ -100,8 +108,9 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/login", login, "Log in with name and password", NewSession, body=Login, status=201, public=True),
     Route("POST", "/logout", logout, "End the session that this request came with", role=Role.VIEWER),
     Route("GET", "/whoami", who_am_i, "Who the token speaks for", WhoAmI, role=Role.VIEWER),
-    Route("GET", "/users", list_users, "List users", list[User], role=Role.ADMIN),
-    Route("POST", "/users", add_user, "Add a user", User, body=NewUser, status=201, role=Role.ADMIN),
+    Route("GET", "/users", list_users, "List users", list[User], query=WholeQuery, role=Role.ADMIN, paged=True),
+    Route("GET", _USER, show_user, "Show a user", User, role=Role.ADMIN),
+    Route("POST", "/users", add_user, "Add a user", User, body=NewUser, status=201, role=Role.ADMIN, whole=True),
     Route(
         "PATCH",
         _USER,
@@ -119,7 +128,16 @@ ROUTES: tuple[Route, ...] = (
         body=NewPassword,
         role=Role.VIEWER,
     ),
-    Route("GET", "/api-tokens", list_tokens, "List service tokens", list[ApiToken], role=Role.ADMIN),
+    Route(
+        "GET",
+        "/api-tokens",
+        list_tokens,
+        "List service tokens",
+        list[ApiToken],
+        query=WholeQuery,
+        role=Role.ADMIN,
+        paged=True,
+    ),
     Route(
         "POST",
         "/api-tokens",
@@ -129,6 +147,7 @@ ROUTES: tuple[Route, ...] = (
         body=NewApiToken,
         status=201,
         role=Role.ADMIN,
+        whole=True,
     ),
     Route("DELETE", "/api-tokens/{id}", revoke_api_token, "Revoke a service token", role=Role.ADMIN),
     Route("GET", "/audit/head", audit_head, "The end of the audit trail's chain of hashes", Link, role=Role.VIEWER),

@@ -8,6 +8,7 @@ import msgspec
 from aiohttp import web
 
 from cloud_hub.api.blobs import send_file
+from cloud_hub.api.pages import Cursor, Page, WholeQuery, cut, make_cursor, page_of_all, read_cursor
 from cloud_hub.api.route import Call, Route
 from cloud_hub.errors import BadRequest, NotFound
 from cloud_hub.retraining.jobs import Candidate, Job
@@ -27,6 +28,7 @@ class RunQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     plan: str = ""
     state: str = ""
     limit: Annotated[int, msgspec.Meta(ge=1, le=500)] = 100
+    after: Cursor = ""
 
 
 class StartRun(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -80,9 +82,10 @@ async def put_plan(rooms: Rooms, call: Call) -> KnownPlan:
     return await rooms.retraining.triggers.put(plan, call.actor)
 
 
-async def list_plans(rooms: Rooms, call: Call) -> list[KnownPlan]:
+async def list_plans(rooms: Rooms, call: Call) -> Page[KnownPlan]:
     call.access.require_everything("the list of retraining plans")
-    return await rooms.retraining.plans()
+    query: WholeQuery = call.query
+    return page_of_all(await rooms.retraining.plans(), query, lambda known: (known.plan.name,))
 
 
 async def show_plan(rooms: Rooms, call: Call) -> KnownPlan:
@@ -109,10 +112,12 @@ async def start_run(rooms: Rooms, call: Call) -> Run:
     return await rooms.retraining.triggers.start(call.path["name"], body.why, call.actor)
 
 
-async def list_runs(rooms: Rooms, call: Call) -> list[Run]:
+async def list_runs(rooms: Rooms, call: Call) -> Page[Run]:
     call.access.require_everything("the list of retraining runs")
     query: RunQuery = call.query
-    return await rooms.retraining.history(query.plan, query.state, query.limit)
+    after = read_cursor(query.after, float, str) if query.after else None
+    found = await rooms.retraining.history(query.plan, query.state, query.limit + 1, after)
+    return cut(found, query.limit, lambda run: make_cursor(run.created_at, run.id))
 
 
 async def show_run(rooms: Rooms, call: Call) -> Run:
@@ -170,7 +175,9 @@ ROUTES: tuple[Route, ...] = (
         list_plans,
         "List retraining plans",
         returns=list[KnownPlan],
+        query=WholeQuery,
         role=Role.VIEWER,
+        paged=True,
     ),
     Route("GET", _PLAN, show_plan, "Show a retraining plan", returns=KnownPlan, role=Role.VIEWER),
     Route(
@@ -207,6 +214,7 @@ ROUTES: tuple[Route, ...] = (
         returns=list[Run],
         query=RunQuery,
         role=Role.VIEWER,
+        paged=True,
     ),
     Route("GET", _RUN, show_run, "Show a retraining run", returns=Run, role=Role.VIEWER),
     Route("POST", _RUN + "/cancel", cancel_run, "End a run", returns=Run, body=CancelRun, role=Role.PUBLISHER),

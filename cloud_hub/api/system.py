@@ -11,6 +11,7 @@ from aiohttp import web
 from sqlalchemy import text
 
 from cloud_hub import __version__
+from cloud_hub.api.pages import Page, cut
 from cloud_hub.api.route import DOCUMENT, Call, Route
 from cloud_hub.bounds import Limit, RowId
 from cloud_hub.chain import Event
@@ -71,10 +72,11 @@ async def upload(rooms: Rooms, call: Call) -> Upload:
     return Upload(sha256, size)
 
 
-async def list_events(rooms: Rooms, call: Call) -> list[Event]:
+async def list_events(rooms: Rooms, call: Call) -> Page[Event]:
     query: EventQuery = call.query
     visible = await call.access.visible_events()
-    return await rooms.events.list(query.kind, query.subject, query.after, query.before, query.limit, visible)
+    found = await rooms.events.list(query.kind, query.subject, query.after, query.before, query.limit + 1, visible)
+    return cut(found, query.limit, lambda event: event.id, parameter="before")
 
 
 async def _pieces(request: web.Request) -> AsyncIterator[bytes]:
@@ -98,6 +100,13 @@ ROUTES = (
         "POST", "/uploads", upload, "Store a file by its digest", Upload, status=201, upload=True, role=Role.PUBLISHER
     ),
     Route(
-        "GET", "/events", list_events, "What happened, newest first", list[Event], query=EventQuery, role=Role.VIEWER
+        "GET",
+        "/events",
+        list_events,
+        "What happened, newest first",
+        list[Event],
+        query=EventQuery,
+        role=Role.VIEWER,
+        paged=True,
     ),
 )

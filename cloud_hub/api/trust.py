@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 from aiohttp import web
 
+from cloud_hub.api.pages import Page, WholeQuery, page_of_all
 from cloud_hub.api.route import Call, Route
 from cloud_hub.errors import NotFound
 from cloud_hub.roles import Role
@@ -37,9 +38,10 @@ async def trust_status(rooms: Rooms, call: Call) -> TrustStatus:
     return TrustStatus(now, roles, warnings)
 
 
-async def trust_pending(rooms: Rooms, call: Call) -> list[Pending]:
-    del call
-    return await rooms.ceremony.pending()
+async def trust_pending(rooms: Rooms, call: Call) -> Page[Pending]:
+    query: WholeQuery = call.query
+    found = await rooms.ceremony.pending()
+    return page_of_all(found, query, lambda one: (one.repository, one.role, one.version))
 
 
 async def put_publisher(rooms: Rooms, call: Call) -> Outcome:
@@ -86,6 +88,8 @@ ROUTES: tuple[Route, ...] = (
         trust_pending,
         "List metadata that waits for more signatures",
         returns=list[Pending],
+        query=WholeQuery,
+        paged=True,
         role=Role.VIEWER,
     ),
     Route(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
+from cloud_hub.api.pages import Page, WholeQuery, cut, page_of_all
 from cloud_hub.api.route import Call, Route
 from cloud_hub.bounds import Limit, RowId
 from cloud_hub.outward.book import Delivery, Webhook
@@ -39,8 +40,10 @@ async def create_webhook(rooms: Rooms, call: Call) -> WithSecret:
     return await rooms.outward.webhooks.create(body, call.actor)
 
 
-async def list_webhooks(rooms: Rooms, _call: Call) -> list[Counted]:
-    return await rooms.outward.webhooks.overview()
+async def list_webhooks(rooms: Rooms, call: Call) -> Page[Counted]:
+    query: WholeQuery = call.query
+    found = await rooms.outward.webhooks.overview()
+    return page_of_all(found, query, lambda one: (one.webhook.created_at, one.webhook.id))
 
 
 async def show_webhook(rooms: Rooms, call: Call) -> Detail:
@@ -69,9 +72,10 @@ async def ping_webhook(rooms: Rooms, call: Call) -> Tried:
     return await rooms.outward.webhooks.ping(call.path["id"], call.actor, rooms.outward.sender)
 
 
-async def list_dead(rooms: Rooms, call: Call) -> list[Delivery]:
+async def list_dead(rooms: Rooms, call: Call) -> Page[Delivery]:
     query: DeadQuery = call.query
-    return await rooms.outward.webhooks.dead(call.path["id"], query.before, query.limit)
+    found = await rooms.outward.webhooks.dead(call.path["id"], query.before, query.limit + 1)
+    return cut(found, query.limit, lambda delivery: delivery.id, parameter="before")
 
 
 async def redeliver(rooms: Rooms, call: Call) -> Asked:
@@ -81,7 +85,16 @@ async def redeliver(rooms: Rooms, call: Call) -> Asked:
 
 _ONE = "/webhooks/{id}"
 ROUTES: tuple[Route, ...] = (
-    Route("GET", "/webhooks", list_webhooks, "List webhooks", list[Counted], role=Role.ADMIN),
+    Route(
+        "GET",
+        "/webhooks",
+        list_webhooks,
+        "List webhooks",
+        list[Counted],
+        query=WholeQuery,
+        role=Role.ADMIN,
+        paged=True,
+    ),
     Route(
         "POST",
         "/webhooks",
@@ -91,6 +104,7 @@ ROUTES: tuple[Route, ...] = (
         body=NewWebhook,
         status=201,
         role=Role.ADMIN,
+        whole=True,
     ),
     Route("GET", _ONE, show_webhook, "One webhook and its last deliveries", Detail, role=Role.ADMIN),
     Route("DELETE", _ONE, delete_webhook, "Remove a webhook and its deliveries", role=Role.ADMIN),
@@ -122,6 +136,7 @@ ROUTES: tuple[Route, ...] = (
         list[Delivery],
         query=DeadQuery,
         role=Role.ADMIN,
+        paged=True,
     ),
     Route("POST", f"{_ONE}/redeliver", redeliver, "Send dead deliveries once more", Asked, body=Again, role=Role.ADMIN),
 )

@@ -16,6 +16,7 @@ from cloud_hub.datasets.wishes import Dataset, NewDataset, digest_of
 from cloud_hub.errors import NotFound
 from cloud_hub.events import Events
 from cloud_hub.registry import ModelFile
+from cloud_hub.store.behind import behind
 from cloud_hub.store.engine import Store
 from cloud_hub.store.tables import dataset_counters, datasets
 
@@ -67,11 +68,13 @@ class DatasetBook:
             row = (await connection.execute(query)).first()
         return None if row is None else _dataset(row)
 
-    async def list(self, name: str = "", limit: int = 100) -> list[Dataset]:
-        """By name, newest versions first."""
-        query = select(datasets).order_by(datasets.c.name, datasets.c.version.desc()).limit(min(limit, MAX_LISTED))
+    async def list(self, name: str = "", limit: int = 100, after: tuple[str, int] | None = None) -> list[Dataset]:
+        """By name, newest versions first; behind the name and version of `after`."""
+        query = select(datasets).order_by(datasets.c.name, datasets.c.version.desc()).limit(min(limit, MAX_LISTED + 1))
         if name:
             query = query.where(datasets.c.name == name)
+        if after is not None:
+            query = query.where(behind(((datasets.c.name, False), (datasets.c.version, True)), after))
         async with self._store.read() as connection:
             return [_dataset(row) for row in await connection.execute(query)]
 

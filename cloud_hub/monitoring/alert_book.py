@@ -252,7 +252,7 @@ async def list_alerts(
     With `devices` only alerts of single ones of them, and of many that may hold them; without `attached` none for which
     a wider one speaks.
     """
-    query = select(alerts).order_by(alerts.c.id.desc()).limit(min(limit, MAX_ALERTS))
+    query = select(alerts).order_by(alerts.c.id.desc()).limit(min(limit, MAX_ALERTS + 1))
     if state:
         query = query.where(alerts.c.state.in_(LIVE) if state == "live" else alerts.c.state == state)
     if module:

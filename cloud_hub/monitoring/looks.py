@@ -23,6 +23,7 @@ from cloud_hub.monitoring.layout import Layout
 from cloud_hub.monitoring.scopes import FLEET, named
 from cloud_hub.monitoring.tallies import TICK, moment_ticks
 from cloud_hub.monitoring.verdict import LookSeries
+from cloud_hub.store.behind import behind
 from cloud_hub.store.engine import among
 from cloud_hub.store.tables import look_scopes, looks
 from modules.windows import LATENCY_BINS
@@ -173,9 +174,14 @@ async def summaries(
     since: float,
     limit: int,
     devices: Collection[str] | None = None,
+    after: tuple[float, str, str] | None = None,
 ) -> list[LookSummary]:
-    """Newest first; empty texts and None mean any."""
-    query = select(looks).where(looks.c.start >= since).order_by(looks.c.start.desc(), looks.c.device).limit(limit)
+    """Newest first, behind the start, device and manifest of `after`; empty texts and None mean any."""
+    order = ((looks.c.start, True), (looks.c.device, False), (looks.c.manifest_sha256, False))
+    query = select(looks).where(looks.c.start >= since).limit(limit)
+    query = query.order_by(*(column.desc() if down else column for column, down in order))
+    if after is not None:
+        query = query.where(behind(order, after))
     if module:
         query = query.where(looks.c.module == module)
     if manifests is not None:

@@ -144,12 +144,17 @@ class Reports:
         since: float = 0.0,
         limit: int = 100,
         devices: Collection[str] | None = None,
+        after: tuple[float, str, str] | None = None,
     ) -> list[LookSummary]:
-        """Newest first. Without a device those of the fleet, or of each of `devices` where given."""
+        """Newest first, behind the start, device and manifest of `after`.
+
+        Without a device those of the fleet, or of each of `devices` where given.
+        """
         only = device if devices is not None else device or FLEET
         manifests = {sha256 for _, sha256 in await self._builds(module, version)} if version else None
         async with self._store.read() as connection:
-            return await looks.summaries(connection, module, manifests, only, since, min(limit, MAX_SUMMARIES), devices)
+            most = min(limit, MAX_SUMMARIES + 1)
+            return await looks.summaries(connection, module, manifests, only, since, most, devices, after)
 
     async def series(
         self, connection: AsyncConnection, watched: Watched, group: Group, kind: Kind, since: float | None = None

@@ -95,13 +95,13 @@ class Samples:
         self._store = store
 
     async def list(self, query: SampleQuery, devices: Collection[str] | None = None) -> list[SampleRow]:
-        """At most `query.limit` samples, and never more than MAX_PAGE; with `devices` only theirs.
+        """At most `query.limit` samples, and never more than MAX_PAGE and one more; with `devices` only theirs.
 
         Raises NotFound `module-not-found`.
         """
         statement = await self._statement(query, devices)
         async with self._store.read() as connection:
-            rows = await connection.execute(statement.limit(max(1, min(query.limit, MAX_PAGE))))
+            rows = await connection.execute(statement.limit(max(1, min(query.limit, MAX_PAGE + 1))))
             return [_row(row) for row in rows]
 
     async def sample(self, id_: int) -> tuple[Sample, str]:

@@ -139,7 +139,7 @@ async def newest(
         query = query.where(deliveries.c.state == state)
     if before:
         query = query.where(deliveries.c.id < before)
-    return [_delivery(row) for row in await connection.execute(query.limit(min(limit, MAX_SHOWN)))]
+    return [_delivery(row) for row in await connection.execute(query.limit(min(limit, MAX_SHOWN + 1)))]
 
 
 async def delivery(connection: AsyncConnection, number: int) -> Delivery | None:

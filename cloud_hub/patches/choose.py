@@ -48,10 +48,12 @@ class Patches:
             [PatchOffer(row.base, row.sha256, row.size) for row in rows if await self._blobs.holds(row.sha256)]
         )
 
-    async def list(self, module: str = "", limit: int = 200) -> list[Patch]:
+    async def list(
+        self, module: str = "", limit: int = 200, after: tuple[str, int, str, int, str, str] | None = None
+    ) -> list[Patch]:
         """Patches built, waiting, dropped and failed, of one module or of all; newest versions first."""
         async with self._store.read() as connection:
-            return await queue.listed(connection, module, limit)
+            return await queue.listed(connection, module, limit, after)
 
 
 async def leading_to(connection: AsyncConnection, files: Collection[str], blobs: Collection[str]) -> frozenset[str]:

@@ -16,6 +16,7 @@ from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cloud_hub.patches.wishes import Wish
+from cloud_hub.store.behind import behind
 from cloud_hub.store.tables import patches
 
 RETRY_S: Final = 60.0  # before the second attempt; twice as long before each further one
@@ -146,13 +147,26 @@ async def pairs(connection: AsyncConnection) -> dict[tuple[str, str], str | None
     return {(row.target, row.base): row.sha256 for row in rows}
 
 
-async def listed(connection: AsyncConnection, module: str, limit: int) -> list[Patch]:
-    """Of one module or of all, newest versions first."""
+async def listed(
+    connection: AsyncConnection, module: str, limit: int, after: tuple[str, int, str, int, str, str] | None = None
+) -> list[Patch]:
+    """Of one module or of all, newest versions first; behind the `place` of a patch."""
     columns = patches.c
-    query = select(patches).order_by(columns.module, columns.version.desc(), columns.path, columns.base_version.desc())
+    order = (
+        (columns.module, False), (columns.version, True), (columns.path, False), (columns.base_version, True),
+        (columns.target, False), (columns.base, False),
+    )  # fmt: skip
+    query = select(patches).order_by(*(column.desc() if down else column for column, down in order))
+    if after is not None:
+        query = query.where(behind(order, after))
     if module:
         query = query.where(columns.module == module)
     return [patch(row) for row in await connection.execute(query.limit(limit))]
+
+
+def place(one: Patch) -> tuple[str, int, str, int, str, str]:
+    """Where it is in the list."""
+    return one.module, one.version, one.path, one.base_version, one.target, one.base
 
 
 def patch(row: Row[Any]) -> Patch:

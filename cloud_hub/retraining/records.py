@@ -14,6 +14,7 @@ from cloud_hub.errors import NotFound
 from cloud_hub.registry import ModelFile
 from cloud_hub.retraining.judging import Verdict
 from cloud_hub.retraining.plan import RetrainPlan
+from cloud_hub.store.behind import behind
 from cloud_hub.store.tables import retrain_plans, retrain_runs
 
 MAX_LISTED: Final = 500
@@ -149,13 +150,21 @@ async def get_run(connection: AsyncConnection, run_id: str) -> Run:
     return _run(row)
 
 
-async def runs(connection: AsyncConnection, plan: str = "", state: str = "", limit: int = 100) -> list[Run]:
-    """Newest first."""
+async def runs(
+    connection: AsyncConnection,
+    plan: str = "",
+    state: str = "",
+    limit: int = 100,
+    after: tuple[float, str] | None = None,
+) -> list[Run]:
+    """Newest first, behind the time and id of `after`."""
     query = select(retrain_runs).order_by(retrain_runs.c.created_at.desc(), retrain_runs.c.id).limit(limit)
     if plan:
         query = query.where(retrain_runs.c.plan == plan)
     if state:
         query = query.where(retrain_runs.c.state == state)
+    if after is not None:
+        query = query.where(behind(((retrain_runs.c.created_at, True), (retrain_runs.c.id, False)), after))
     return [_run(row) for row in await connection.execute(query)]
 
 

@@ -53,10 +53,12 @@ class Retraining:
         async with self.store.read() as connection:
             return await records.get_run(connection, run_id)
 
-    async def history(self, plan: str = "", state: str = "", limit: int = 100) -> list[Run]:
-        """Newest first."""
+    async def history(
+        self, plan: str = "", state: str = "", limit: int = 100, after: tuple[float, str] | None = None
+    ) -> list[Run]:
+        """Newest first, behind the time and id of `after`."""
         async with self.store.read() as connection:
-            return await records.runs(connection, plan, state, limit)
+            return await records.runs(connection, plan, state, limit, after)
 
     async def tick(self) -> None:
         """Starts what is due, ends what is silent, and takes every run as far as it goes by now."""
