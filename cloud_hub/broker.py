@@ -36,11 +36,17 @@ FIRST_RESTART_S = 0.2
 LAST_RESTART_S = 10.0
 MAX_LOG_BYTES = 8 * 1024 * 1024
 MAX_PACKET_BYTES = 1_048_576
+MAX_QUEUED = 20_000
+MAX_QUEUED_BYTES = 64 * 1024 * 1024
+MAX_CONNECTIONS = 100_000  # or as many as it may have open files, less a few
 
-# Runs in the child before Mosquitto takes its place: when the hub is killed, the broker ends too and frees its port.
-# A fork hook would do the same, but is not safe in a process with threads.
+# Runs in the child before Mosquitto takes its place: when the hub is killed, the broker ends too and frees its port. It
+# may have a connection for each file that the system lets it open. A fork hook would do the same, but is not safe in a
+# process with threads.
 _END_WITH_PARENT = (
-    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); "
+    "import ctypes, os, resource, sys; ctypes.CDLL(None).prctl(1, 15); "
+    "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]; "
+    "resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard)); "
     "os.getppid() == int(sys.argv[1]) or sys.exit(1); os.execv(sys.argv[2], sys.argv[2:])"
 )
 
@@ -58,15 +64,18 @@ log_type error
 log_type warning
 log_type notice
 {user}max_packet_size {max_packet}
-max_queued_messages 500
-max_queued_bytes 8388608
-max_inflight_messages 20
+# What a fleet says while the hub is busy for a moment waits here, and is dropped beyond these bounds. For a device that
+# is away as well, to which only the hub writes.
+max_queued_messages {max_queued}
+max_queued_bytes {max_queued_bytes}
+# As many as the receiver takes: each client says how many that is.
+max_inflight_messages 0
 memory_limit 1073741824
 max_keepalive 600
 persistent_client_expiration 14d
 set_tcp_nodelay true
 listener {port} {host}
-max_connections 20000
+max_connections {max_connections}
 tls_version tlsv1.3
 cafile {device_ca}
 certfile {certificate}
@@ -220,6 +229,9 @@ class Broker:
             folder=paths.broker.resolve(),
             user=_USER_ROOT if os.geteuid() == 0 else "",
             max_packet=MAX_PACKET_BYTES,
+            max_queued=MAX_QUEUED,
+            max_queued_bytes=MAX_QUEUED_BYTES,
+            max_connections=MAX_CONNECTIONS,
             port=self._config.mqtt_port,
             host=self._config.mqtt_host,
             device_ca=self._authorities().resolve(),

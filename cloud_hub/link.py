@@ -11,21 +11,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 
-import aiomqtt
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
+from mqtt5 import PublishPacket
 
 from cloud_hub.broker import client_context, hub_address
 from cloud_hub.config import HubConfig, HubPaths
 from cloud_hub.errors import HubError
 from cloud_hub.inbox import Complaints, Inbox, Work
+from cloud_hub.mqtt.client import Client, ConnectionEnded
 from cloud_hub.store.bulk import in_slices
 from cloud_hub.trust.ca import HUB_CLIENT_NAME
 from modules.commands import Command
@@ -51,8 +49,7 @@ from modules.topics import Topic, Up, all_up, down, up
 
 log = logging.getLogger(__name__)
 
-# A connection that closes before its CONNACK is noticed only by this deadline.
-MQTT_TIMEOUT_S = 2.0
+MQTT_TIMEOUT_S = 5.0  # for each answer of the broker
 KEEPALIVE_S = 20
 FIRST_RETRY_S = 0.1
 LAST_RETRY_S = 5.0
@@ -61,7 +58,6 @@ DOORBELL_ROUND_S = 10.0
 RINGS_AT_ONCE = 200
 ROUNDS_UNTIL_ALL = 30  # every so many rounds the devices that lag are rung again even when nothing has changed
 
-MAX_INCOMING = 20_000
 GETS_AT_ONCE = 8
 GETS_PER_DEVICE = 32
 BATCHES_AT_ONCE = 256  # they share transactions, see `monitoring.ingest`
@@ -110,7 +106,7 @@ class HubLink:
         self._address = hub_address(config)
         self._paths = paths
         self._handlers = handlers
-        self._client: aiomqtt.Client | None = None
+        self._client: Client | None = None
         self._complaints = Complaints()
         self._gets = Inbox(GETS_AT_ONCE, GETS_PER_DEVICE)
         self._batches = Inbox(BATCHES_AT_ONCE, BATCHES_PER_STREAM)
@@ -134,7 +130,6 @@ class HubLink:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # aiomqtt may raise its own error in the place of the cancellation, which alone would thus not end the loop.
         self._closing = True
         if self._task is not None:
             self._task.cancel()
@@ -150,7 +145,7 @@ class HubLink:
         try:
             await self._publish(down(device, "desired"), encode(Doorbell(director_version)), qos=1, retain=True)
             self._rung[device] = director_version
-        except aiomqtt.MqttError as error:
+        except ConnectionEnded as error:
             log.info("doorbell of %s not rung now: %s", device, error)
 
     async def ring_many(self, versions: Mapping[str, int]) -> None:
@@ -158,19 +153,19 @@ class HubLink:
         for some in in_slices(list(versions.items()), RINGS_AT_ONCE):
             await asyncio.gather(*(self.ring(device, version) for device, version in some))
 
-    async def publish_event(self, topic: str, payload: bytes, properties: Properties) -> None:
-        """Returns when the broker has it. Raises aiomqtt.MqttError, also while there is no connection."""
-        await self._publish(topic, payload, qos=1, properties=properties)
+    async def publish_event(self, topic: str, payload: bytes, content_type: str) -> None:
+        """Returns when the broker has it. Raises ConnectionEnded, also while there is no connection."""
+        await self._publish(topic, payload, qos=1, content_type=content_type)
 
     async def command(self, device: str, command: Command) -> None:
         """Sends the command to the device, if it is there. Whoever wants an answer sends it again."""
         try:
             await self._publish(down(device, "command"), encode(command), qos=1)
-        except aiomqtt.MqttError as error:
+        except ConnectionEnded as error:
             log.info("command %s of %s not sent now: %s", command.id, device, error)
 
     async def forget(self, device: str) -> None:
-        """Takes away what the broker keeps for and of the device. Raises aiomqtt.MqttError."""
+        """Takes away what the broker keeps for and of the device. Raises ConnectionEnded."""
         for topic in (down(device, "desired"), up(device, "state"), up(device, "presence")):
             await self._publish(topic, b"", qos=1, retain=True)
         self._rung.pop(device, None)
@@ -181,7 +176,7 @@ class HubLink:
         while not self._closing:
             try:
                 await self._live()
-            except aiomqtt.MqttError as error:
+            except OSError as error:
                 if self.connected.is_set() or not down_since_told:
                     log.warning("no connection to the broker, trying again until there is one: %s", error)
                 delay_s = FIRST_RETRY_S if self.connected.is_set() else min(2 * delay_s, LAST_RETRY_S)
@@ -195,21 +190,16 @@ class HubLink:
             await asyncio.sleep(delay_s * random.random())
 
     async def _live(self) -> None:
-        """One connection, from its start until it breaks (MqttError)."""
-        async with aiomqtt.Client(
+        """One connection, from its start until it breaks (OSError)."""
+        async with Client(
             self._address.host,
             self._address.port,
-            identifier=HUB_CLIENT_NAME,
-            protocol=aiomqtt.ProtocolVersion.V5,
-            clean_start=True,
-            tls_context=client_context(self._paths),
-            timeout=MQTT_TIMEOUT_S,
-            keepalive=KEEPALIVE_S,
-            max_queued_incoming_messages=MAX_INCOMING,
-            socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
+            HUB_CLIENT_NAME,
+            client_context(self._paths),
+            self._receive,
+            MQTT_TIMEOUT_S,
+            KEEPALIVE_S,
         ) as client:
-            client.pending_calls_threshold = 10_000
-            _send_without_copies(client)
             self._client = client
             await client.subscribe([(all_up(channel), qos) for channel, qos in _QOS.items()])
             self.session += 1
@@ -217,8 +207,7 @@ class HubLink:
             log.info("connected to the broker at %s:%s", self._address.host, self._address.port)
             doorbells = asyncio.create_task(self._ring_those_behind(), name="link-doorbells")
             try:
-                async for message in client.messages:
-                    self._receive(message)
+                raise ConnectionEnded(await client.ended())
             finally:
                 doorbells.cancel()
                 await asyncio.wait([doorbells], timeout=STOP_DEADLINE_S)
@@ -241,20 +230,20 @@ class HubLink:
             await self.ring_many({device: at for device, at in page if self._rung.get(device) != at})
             after = page[-1][0]
 
-    def _receive(self, message: aiomqtt.Message) -> None:
+    def _receive(self, message: PublishPacket) -> None:
         """Puts the message where it will be worked on. Never waits and never raises."""
         try:
-            topic = Topic.parse(message.topic.value)
+            topic = Topic.parse(message.topic)
             if topic.channel in ("state", "presence") and not message.payload:
                 return  # something retained was taken away, see `forget`
-            self._accept(topic, decode(message.payload), message.properties, len(message.payload))
+            self._accept(topic, decode(message.payload), message)
         except (MessageError, TopicError) as error:
-            self._complaints.note(message.topic.value[:120], error.key, str(error))
+            self._complaints.note(message.topic[:120], error.key, str(error))
 
-    def _accept(self, topic: Topic, message: Message, properties: Properties | None, size: int) -> None:
-        device, channel = topic.device, topic.channel
+    def _accept(self, topic: Topic, message: Message, packet: PublishPacket) -> None:
+        device, channel, size = topic.device, topic.channel, len(packet.payload)
         if isinstance(message, Get | Renew | Offers) and channel == "get":
-            correlation = _correlation(device, properties)
+            correlation = _correlation(device, packet)
             fits = self._gets.put(
                 device, size, self._guard(device, partial(self._on_question, device, message, correlation))
             )
@@ -280,7 +269,7 @@ class HubLink:
                 await work()
             except HubError as error:
                 self._complaints.note(device, error.key, error.message)
-            except aiomqtt.MqttError as error:
+            except ConnectionEnded as error:
                 self._complaints.note(device, "not-connected", f"the reply could not be sent: {error}")
             except Exception as error:
                 self._complaints.note(device, "internal", f"{type(error).__name__}: {error}")
@@ -296,10 +285,8 @@ class HubLink:
             answer = await self._handlers.on_offers(device, asked)
         else:
             answer = await self._handlers.on_get(device, asked)
-        properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-        properties.CorrelationData = correlation
         # Quality 0: an answer that the device misses is asked for again, and must not wait for it in the broker.
-        await self._publish(down(device, "data"), encode(answer), qos=0, properties=properties)
+        await self._publish(down(device, "data"), encode(answer), qos=0, correlation=correlation)
 
     async def _on_batch(self, device: str, batch: Batch) -> None:
         ack = await self._handlers.on_batch(device, batch)
@@ -310,31 +297,27 @@ class HubLink:
         await self._handlers.on_report(device, report)
 
     async def _publish(
-        self, topic: str, payload: bytes, *, qos: int, retain: bool = False, properties: Properties | None = None
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        qos: int,
+        retain: bool = False,
+        correlation: bytes | None = None,
+        content_type: str | None = None,
     ) -> None:
-        """Returns when the broker has it (quality 1) or the socket has (0). Raises MqttError."""
+        """Returns when the broker has it (quality 1) or the socket has (0). Raises ConnectionEnded."""
         client = self._client
         if client is None or not self.connected.is_set():
-            raise aiomqtt.MqttError("not connected")
-        await client.publish(topic, payload, qos=qos, retain=retain, properties=properties)
+            raise ConnectionEnded("not connected")
+        await client.publish(topic, payload, qos=qos, retain=retain, correlation=correlation, content_type=content_type)
 
 
-def _send_without_copies(client: aiomqtt.Client) -> None:
-    """Paho cuts off what is left of a packet for each TLS record of 16 KiB: of bytes a copy, of a view nothing."""
-    paho = client._client
-    queue = paho._packet_queue
-
-    def queue_view(command: int, packet: bytes, mid: int, qos: int, info: object = None) -> object:
-        return queue(command, memoryview(packet), mid, qos, info)  # type: ignore[arg-type]
-
-    paho._packet_queue = queue_view  # type: ignore[method-assign, assignment]
-
-
-def _correlation(device: str, properties: Properties | None) -> bytes:
+def _correlation(device: str, packet: PublishPacket) -> bytes:
     """The request's correlation data. Raises MessageError for a request whose answer would go elsewhere."""
-    data = getattr(properties, "CorrelationData", None)
-    if not isinstance(data, bytes) or not 0 < len(data) <= MAX_CORRELATION_BYTES:
+    data = packet.correlation_data
+    if data is None or not 0 < len(data) <= MAX_CORRELATION_BYTES:
         raise MessageError(f"get: expected correlation data of 1 to {MAX_CORRELATION_BYTES} bytes")
-    if getattr(properties, "ResponseTopic", down(device, "data")) != down(device, "data"):
+    if packet.response_topic not in (None, down(device, "data")):
         raise MessageError(f"get: expected the response topic {down(device, 'data')}")
     return data

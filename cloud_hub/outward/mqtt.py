@@ -26,8 +26,10 @@ TIMEOUT_S: Final = 10.0
 KEEPALIVE_S: Final = 30
 _CLIENT: Final = "mooring-hub-events"
 
-# topic, payload, properties; returns when the broker has it. Raises aiomqtt.MqttError.
-Publish = Callable[[str, bytes, Properties], Awaitable[None]]
+_CONTENT: Final = f"{MEDIA_TYPE}; charset=utf-8"
+
+# topic, payload, content type; returns when the broker has it. Raises OSError or aiomqtt.MqttError.
+Publish = Callable[[str, bytes, str], Awaitable[None]]
 
 
 class Topics:
@@ -37,9 +39,10 @@ class Topics:
         self._topic, self._publish = topic, publish
 
     async def take(self, events: Sequence[CloudEvent]) -> None:
-        """Raises aiomqtt.MqttError."""
+        """Raises OSError or aiomqtt.MqttError."""
         for event in events:
-            await self._publish(f"{self._topic}/{family(event.type.removeprefix(TYPE_PREFIX))}", encode(event), _said())
+            topic = f"{self._topic}/{family(event.type.removeprefix(TYPE_PREFIX))}"
+            await self._publish(topic, encode(event), _CONTENT)
 
 
 class OtherBroker:
@@ -49,9 +52,11 @@ class OtherBroker:
         self._settings = settings
         self._client: aiomqtt.Client | None = None
 
-    async def publish(self, topic: str, payload: bytes, properties: Properties) -> None:
+    async def publish(self, topic: str, payload: bytes, content_type: str) -> None:
         """Raises aiomqtt.MqttError, OSError for files that cannot be read."""
         client = self._client or await self._connect()
+        properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+        properties.ContentType = content_type
         try:
             await client.publish(topic, payload, qos=1, properties=properties)
         except aiomqtt.MqttError:
@@ -95,9 +100,3 @@ def credentials(settings: OutwardSettings) -> tuple[ssl.SSLContext, str | None]:
     if not settings.mqtt_password_file:
         return context, None
     return context, Path(settings.mqtt_password_file).read_text().strip()
-
-
-def _said() -> Properties:
-    properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-    properties.ContentType = f"{MEDIA_TYPE}; charset=utf-8"
-    return properties
