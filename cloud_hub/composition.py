@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 
+from cloud_hub.arms.candidates import Candidates
 from cloud_hub.arms.comparisons import Comparisons
 from cloud_hub.arms.gates import Gates
 from cloud_hub.asking.room import asking
@@ -195,6 +196,7 @@ def compose(ground: Ground) -> Rooms:
         alerts=watch.alerts,
         comparisons=watch.comparisons,
         gates=Gates(store, watch.comparisons, rollouts, clock, config.look_s),
+        candidates=Candidates(store, blobs, events, rollouts, watch.comparisons, ring_all, clock),
         patches=delivery.patches,
         samples=Samples(store),
         asking=asked,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from cloud_hub.arms.candidates import Candidates
     from cloud_hub.arms.comparisons import Comparisons
     from cloud_hub.arms.gates import Gates
     from cloud_hub.asking.room import Asking
@@ -89,6 +90,7 @@ class Rooms:
     alerts: Alerts
     comparisons: Comparisons
     gates: Gates
+    candidates: Candidates
     patches: Patches
     samples: Samples
     asking: Asking

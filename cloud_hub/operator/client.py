@@ -29,6 +29,7 @@ from cloud_hub.offline import OfflineRequest, OfflineSet
 from cloud_hub.operator.alert_calls import AlertCalls
 from cloud_hub.operator.arm_calls import ArmCalls
 from cloud_hub.operator.asking_calls import AskingCalls
+from cloud_hub.operator.candidate_calls import CandidateCalls
 from cloud_hub.operator.configuration_calls import ConfigurationCalls
 from cloud_hub.operator.context import HubContext
 from cloud_hub.operator.dataset_calls import DataSetCalls
@@ -65,6 +66,7 @@ class HubClient(
     AlertCalls,
     LabelCalls,
     ArmCalls,
+    CandidateCalls,
     PrivacyCalls,
     WebhookCalls,
     DataSetCalls,

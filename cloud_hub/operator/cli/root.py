@@ -13,6 +13,7 @@ from cloud_hub.operator.cli import (
     alerts,
     arms,
     audit,
+    candidates,
     commands,
     configuration,
     datasets,
@@ -55,6 +56,7 @@ app.add_typer(groups.queries, name="query")
 app.add_typer(commands.app, name="command")
 app.add_typer(configuration.app, name="config")
 app.add_typer(rollouts.app, name="rollout")
+app.add_typer(candidates.app, name="candidate")
 app.add_typer(arms.app)
 app.add_typer(alerts.drift, name="drift")
 app.add_typer(alerts.alerts, name="alerts")
