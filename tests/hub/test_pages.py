@@ -22,6 +22,9 @@ from cloud_hub.errors import BadRequest
 _TOO_MUCH = [make_cursor("a", 2**63), make_cursor("a\0", 1)]
 
 
+TEXTS = st.text(st.characters(exclude_characters="\0"), max_size=20)
+
+
 def name_key(name: str) -> tuple[str]:
     return (name,)
 
@@ -40,16 +43,13 @@ def follow(names: list[str], limit: int, between: list[str]) -> list[str]:
             there.append(between.pop())
 
 
-@given(st.sets(st.text(max_size=5), max_size=20), st.integers(1, 7), st.sets(st.text(max_size=5), max_size=10))
+@given(st.sets(TEXTS, max_size=20), st.integers(1, 7), st.sets(TEXTS, max_size=10))
 def test_what_was_there_at_the_first_page_comes_exactly_once_while_rows_are_added(
     names: set[str], limit: int, others: set[str]
 ) -> None:
     seen = follow(sorted(names), limit, sorted(others - names))
     assert [name for name in seen if name in names] == sorted(names)
     assert len(seen) == len(set(seen))
-
-
-TEXTS = st.text(st.characters(exclude_characters="\0"), max_size=20)
 
 
 @given(st.lists(st.one_of(st.integers(-(2**53), 2**53), TEXTS), min_size=1, max_size=4))
