@@ -15,11 +15,13 @@ import msgspec
 from sqlalchemy import Column, Table, delete, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from cloud_hub.api.kept import KEPT_S, forget_requests
 from cloud_hub.blobs import Blobs
 from cloud_hub.clock import Clock
 from cloud_hub.config import HubConfig
 from cloud_hub.datasets.book import blobs_of_datasets
 from cloud_hub.events import Events
+from cloud_hub.operations.book import blobs_of_operations
 from cloud_hub.patches import queue
 from cloud_hub.patches.wishes import Wishes
 from cloud_hub.retraining.records import blobs_of_retraining
@@ -43,6 +45,7 @@ class Swept(msgspec.Struct, frozen=True):
     labels: int = 0
     outcomes: int = 0
     patches: int = 0
+    requests: int = 0
     files: int = 0
     bytes: int = 0
 
@@ -76,6 +79,7 @@ class Retention:
             labels=await self._rows(labels, labels.c.received_at, now - config.labels_days * DAY_S),
             outcomes=await self._rows(outcomes, outcomes.c.joined_at, now - config.labels_days * DAY_S),
             patches=patches,
+            requests=await forget_requests(self._store, now - KEPT_S),
             files=files,
             bytes=size,
         )
@@ -156,13 +160,14 @@ class Retention:
 
 
 async def _named(connection: AsyncConnection) -> set[str]:
-    """Files of models, data sets and retraining plans, and patches."""
+    """Files of models, data sets and retraining plans, patches, and results of operations."""
     models = set((await connection.execute(select(model_files.c.sha256))).scalars())
     return (
         models
         | await queue.digests(connection)
         | await blobs_of_datasets(connection)
         | await blobs_of_retraining(connection)
+        | await blobs_of_operations(connection)
     )
 
 
