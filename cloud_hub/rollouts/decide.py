@@ -158,12 +158,15 @@ def _clear_up(rollout: Rollout, total: Counter[ExecutionState]) -> Action | None
 
 def _at_deadline(rollout: Rollout, total: Counter[ExecutionState]) -> Action:
     """Those that joined late have time up to here. Nobody is taken back because somebody else was too slow."""
+    failed = _too_many_failures(rollout, total)
+    if failed is not None:
+        return Stop("error-threshold", failed.reason)
     if rollout.plan.joining and rollout.group_index != NOT_STARTED and all(state in DONE for state in +total):
         return Finish()
     return Stop("deadline", f"not finished within {rollout.plan.deadline_s:g} s")
 
 
-def _too_many_failures(rollout: Rollout, total: Counter[ExecutionState]) -> Action | None:
+def _too_many_failures(rollout: Rollout, total: Counter[ExecutionState]) -> Pause | Stop | RollBack | None:
     ended = sum(total[state] for state in _ENDED_ON_THEIR_OWN)
     failures = {state: total[state] for state in FAILURES if total[state]}
     for threshold in rollout.plan.every_threshold:
@@ -179,7 +182,7 @@ def _too_many_failures(rollout: Rollout, total: Counter[ExecutionState]) -> Acti
     return None
 
 
-def _failed(plan: Plan, key: str, reason: str) -> Action:
+def _failed(plan: Plan, key: str, reason: str) -> Pause | Stop | RollBack:
     if plan.on_failure == "pause":
         return Pause(reason)
     return RollBack(reason) if plan.on_failure == "roll_back" else Stop(key, reason)

@@ -66,12 +66,12 @@ class Targeting:
         rejected = [why for one in devices if (why := _rejected(one, new, builds, holders, self._clock()))]
         left_out = {one.device for one in rejected}
         eligible = [one.id for one in devices if one.id not in left_out]
-        if not eligible and not plan.joining:
-            raise Conflict("no-device-eligible", f"no device can take {_named(new)}: {rejected[0].reason}")
         elsewhere = await records.elsewhere(connection, new.module, "", eligible)
         if plan.conflict == "skip":
             rejected += [_busy(device, rollout, self._clock()) for device, rollout in sorted(elsewhere.items())]
             eligible = [device for device in eligible if device not in elsewhere]
+        if not eligible and not plan.joining:
+            raise Conflict("no-device-eligible", f"no device can take {_named(new)}: {rejected[0].reason}")
         groups = split(eligible, plan, await self._members(connection, plan))
         return Chosen(groups, tuple(rejected), elsewhere)
 
