@@ -162,11 +162,11 @@ async def make_hub(folder: Path, database: str) -> tuple[HubConfig, HubPaths]:
     return config, paths
 
 
-async def call_on(client: HubClient, rollout: str, took_ms: list[float], slow: dict[str, float]) -> None:
+async def call_on(client: HubClient, rollout: str, device: str, took_ms: list[float], slow: dict[str, float]) -> None:
     """Calls what an operator looks at during a rollout, until cancelled."""
     calls = {
         "rollout": lambda: client.rollout(rollout),
-        "devices": lambda: client._http.raw("GET", "/devices", query={"limit": 50}),
+        "device": lambda: client.device(device),
         "events": lambda: client.events(limit=50),
         "health": lambda: client.health(),
     }
@@ -181,9 +181,10 @@ async def call_on(client: HubClient, rollout: str, took_ms: list[float], slow: d
 async def roll_out(client: HubClient, count: int) -> dict[str, float]:
     began = time.monotonic()
     started = await client.create_rollout(NewRollout(MODULE, 1, "all", start=True))
+    device = started.executions[0].device
     took_ms: list[float] = []
     slow: dict[str, float] = {}
-    calling = asyncio.create_task(call_on(client, started.rollout.id, took_ms, slow))
+    calling = asyncio.create_task(call_on(client, started.rollout.id, device, took_ms, slow))
     try:
         while True:
             status = await client.rollout(started.rollout.id)
@@ -247,7 +248,7 @@ async def lost(config: HubConfig, paths: HubPaths, state: Path) -> float:
     try:
         async with store.read() as connection:
             query = select(devices.c.id, devices.c.report_counter)
-            known = dict((await connection.execute(query)).tuples().all())
+            known = {row.id: row.report_counter for row in await connection.execute(query)}
     finally:
         await store.close()
     return float(sum(known[name] < counter for name, counter in sent.items()))

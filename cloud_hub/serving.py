@@ -8,18 +8,19 @@ exception for what a device asked wrongly.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping
 from hashlib import sha256
 
 from sqlalchemy import and_, select
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cloud_hub.blobs import Blobs
 from cloud_hub.errors import HubError, NotFound
 from cloud_hub.patches.choose import leading_to
 from cloud_hub.permits import Permits
-from cloud_hub.store.engine import Store
+from cloud_hub.store.engine import Store, among
 from cloud_hub.store.tables import assignments, devices, modules
+from cloud_hub.store.together import Together
 from cloud_hub.trust.director import Director
 from cloud_hub.trust.director_sign import TIMESTAMP_FILE
 from cloud_hub.trust.image import ImageRepository
@@ -28,6 +29,8 @@ from modules.manifest import decode_manifest
 from modules.messages import MAX_BLOCK_BYTES, Answer, Get, Refusal
 
 MAX_REMEMBERED_MANIFESTS = 256
+SMALL_BYTES = 64 * 1024
+MAX_SMALL = 64
 log = logging.getLogger(__name__)
 _BUILT = and_(
     modules.c.name == assignments.c.module,
@@ -58,6 +61,8 @@ class Serving:
         # A manifest's bytes never change under their digest, so what was read once holds.
         self._files: dict[str, frozenset[str]] = {}
         self._permits = Permits()
+        self._small: dict[str, bytes] = {}
+        self._assigned = Together(self._manifests_of)
 
     def forget(self, device: str) -> None:
         """What the device may have has changed: its next request is looked up anew."""
@@ -78,20 +83,18 @@ class Serving:
 
     async def permitted(self, device: str, digests: Collection[str]) -> frozenset[str]:
         """Those of these files that the device may have; none where it is not enrolled, or retired."""
-        async with self._store.read() as connection:
-            if not await _is_welcome(connection, device):
-                return frozenset()
-            return await self._permitted(connection, device, digests)
+        manifests = await self._assigned.find(device)
+        return frozenset() if manifests is None else await self._permitted(manifests, digests)
 
     async def _answer(self, device: str, get: Get) -> Answer | Refusal:
         if get.repository == "blob" and self._permits.holds(device, get.name, get.grant) and self._still(get):
             return await self._blob(get)
-        async with self._store.read() as connection:
-            if not await _is_welcome(connection, device):
-                return Refusal("not-allowed", f"device {device} is not enrolled or has been retired")
-            if get.repository == "blob" and not await self._may_have(connection, device, get):
-                return Refusal("not-allowed", f"{get.name[:80]} belongs to no module that is assigned to {device}")
+        manifests = await self._assigned.find(device)
+        if manifests is None:
+            return Refusal("not-allowed", f"device {device} is not enrolled or has been retired")
         if get.repository == "blob":
+            if not await self._may_have(manifests, get):
+                return Refusal("not-allowed", f"{get.name[:80]} belongs to no module that is assigned to {device}")
             self._permits.keep(device, get.name, get.grant)
             return await self._blob(get)
         length = min(get.length, MAX_BLOCK_BYTES)
@@ -103,7 +106,16 @@ class Serving:
         return not get.grant or self._granted(get.name, get.grant)
 
     async def _blob(self, get: Get) -> Answer:
+        """Small files stay in memory: a rollout asks for the same manifest once per device."""
+        small = self._small.get(get.name)
+        if small is not None:
+            return Answer(len(small), get.offset, small[get.offset : get.offset + min(get.length, MAX_BLOCK_BYTES)])
         size = await self._blobs.size(get.name)
+        if size <= SMALL_BYTES:
+            if len(self._small) >= MAX_SMALL:
+                self._small.pop(next(iter(self._small)))
+            self._small[get.name] = await self._blobs.read(get.name)
+            return await self._blob(get)
         return Answer(size, get.offset, await self._blobs.read(get.name, get.offset, min(get.length, MAX_BLOCK_BYTES)))
 
     async def assigned(self) -> frozenset[str]:
@@ -131,22 +143,38 @@ class Serving:
             return await self._image.metadata(name)
         return await self._director.metadata(device, name)
 
-    async def _may_have(self, connection: AsyncConnection, device: str, get: Get) -> bool:
+    async def _may_have(self, manifests: Collection[str], get: Get) -> bool:
         if get.grant:
             # Nothing else counts then: it is a neighbour's, who may not have all that the gateway may have.
             return self._granted(get.name, get.grant)
-        return bool(await self._permitted(connection, device, (get.name,)))
+        return bool(await self._permitted(manifests, (get.name,)))
 
-    async def _permitted(self, connection: AsyncConnection, device: str, digests: Collection[str]) -> frozenset[str]:
-        query = select(modules.c.manifest_sha256).select_from(assignments.join(modules, _BUILT))
-        manifests = await connection.execute(query.where(assignments.c.device == device))
+    async def _permitted(self, manifests: Collection[str], digests: Collection[str]) -> frozenset[str]:
         wanted, found, own = frozenset(digests), frozenset[str](), frozenset[str]()
-        for manifest in manifests.scalars().all():
+        for manifest in manifests:
             if wanted == found:
                 break
             own |= {manifest, *await self._files_of(manifest)}
             found = wanted & own
-        return found if wanted == found else found | await leading_to(connection, own, wanted - found)
+        if found == wanted:
+            return found
+        async with self._store.read() as connection:
+            return found | await leading_to(connection, own, wanted - found)
+
+    async def _manifests_of(self, wanted: Collection[str]) -> Mapping[str, frozenset[str]]:
+        """The manifests assigned to each of these devices that is enrolled and not retired."""
+        query = (
+            select(devices.c.id, modules.c.manifest_sha256)
+            .select_from(
+                devices.outerjoin(assignments, assignments.c.device == devices.c.id).outerjoin(modules, _BUILT)
+            )
+            .where(among(devices.c.id, wanted), devices.c.retired_at.is_(None))
+        )
+        found = defaultdict[str, set[str]](set)
+        async with self._store.read() as connection:
+            for device, manifest in await connection.execute(query):
+                found[device].update([manifest] if manifest is not None else ())
+        return {device: frozenset(manifests) for device, manifests in found.items()}
 
     async def _files_of(self, manifest: str) -> frozenset[str]:
         """None of one that is damaged on the hub's disk: whoever asks for it finds out and says so."""
@@ -160,8 +188,3 @@ class Serving:
                 self._files.pop(next(iter(self._files)))
             self._files[manifest] = frozenset(entry.sha256 for entry in files)
         return self._files[manifest]
-
-
-async def _is_welcome(connection: AsyncConnection, device: str) -> bool:
-    query = select(devices.c.id).where(devices.c.id == device, devices.c.retired_at.is_(None))
-    return (await connection.execute(query)).scalar_one_or_none() is not None

@@ -13,11 +13,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, and_, bindparam, delete, insert, or_, select, update
+from sqlalchemy import ColumnElement, and_, bindparam, delete, insert, or_, select, tuple_, update
 from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 from tuf.api.metadata import Snapshot, TargetFile, Targets, Timestamp
@@ -25,8 +25,9 @@ from tuf.api.metadata import Snapshot, TargetFile, Targets, Timestamp
 from cloud_hub.clock import Clock
 from cloud_hub.desired import to_assignment
 from cloud_hub.errors import Conflict, NotFound
-from cloud_hub.store.engine import Store
+from cloud_hub.store.engine import Store, among
 from cloud_hub.store.tables import assignments, devices, director_files, modules
+from cloud_hub.store.together import Together
 from cloud_hub.trust.director_sign import (
     FRESH_LIFE_S,
     SET_LIFE_S,
@@ -85,6 +86,9 @@ class Director:
         self._store = store
         self._keys = keys
         self._clock = clock
+        self._files = Together(self._bodies)
+        self._standing = Together(self._signable)
+        self._signing = Together(self._sign)
 
     async def create(self) -> None:
         """Signs the root that all devices share. Needs the director's root keys."""
@@ -113,16 +117,18 @@ class Director:
         return await self._stored(ALL_DEVICES, filename)
 
     async def _stored(self, device: str, filename: str) -> bytes:
-        query = select(director_files.c.body).where(
-            director_files.c.device == device, director_files.c.filename == filename
-        )
-        async with self._store.read() as connection:
-            body = (await connection.execute(query)).scalar_one_or_none()
+        body = await self._files.find((device, filename))
         if body is None:
             raise NotFound(
                 "metadata-not-found", f"the director has no file {filename[:80]!r} for {device}", filename=filename[:80]
             )
-        return bytes(body)
+        return body
+
+    async def sign_ahead(self, wanted: Collection[str]) -> None:
+        """Signs what these devices are about to ask for, in groups. A device whose set cannot be signed is left out."""
+        names = sorted(wanted)
+        for start in range(0, len(names), RENEW_BATCH):
+            await self._sign(names[start : start + RENEW_BATCH])
 
     async def renew(self, limit: int = RENEW_BATCH) -> int:
         """Signs ahead of time for devices that changed or whose signatures grow old; how many files were signed.
@@ -130,40 +136,64 @@ class Director:
         One transaction with at most `limit` devices: call it until it returns 0. A device whose assignment cannot be
         signed keeps what it has and does not hold up the others.
         """
-        now = self._clock()
+        now, refused = self._clock(), dict[str, Conflict]()
         async with self._store.write() as connection:
-            due = await _standings(connection, _is_due(now), limit)
-            sets = await self._sets(connection, [one for one in due if one.needs_set(now)])
-            fresh = [one for one in due if not one.needs_set(now)]
-            files = await asyncio.to_thread(self._signed, sets, fresh, now)
-            await put_files(connection, files)
-            await set_versions(connection, [wanted for wanted, _ in sets])
-        return len(files)
+            files = await self._sign_due(connection, await _standings(connection, _is_due(now), limit), refused, now)
+        for device, error in refused.items():
+            log.warning("not signed ahead of time: device=%s reason=%s", device, error.message)
+        return files
 
     async def _bring_up_to_date(self, device: str) -> None:
-        async with self._store.read() as connection:
-            standing = await standing_of(connection, device)
+        standing = await self._standing.find(device)
+        if standing is None:
+            async with self._store.read() as connection:
+                standing = await standing_of(connection, device)  # says why it is not there
         now = self._clock()
-        if not standing.needs_set(now) and not standing.needs_freshness(now):
-            return
-        async with self._store.write() as connection:
-            standing = await standing_of(connection, device)  # another request may have signed meanwhile
-            if standing.needs_set(now):
-                targets = await targets_of(connection, device)
-                wanted = DeviceSet(device, standing.next_set, targets)
-                await put_files(connection, self._signed([(wanted, standing)], [], now))
-                await set_versions(connection, [wanted])
-            elif standing.needs_freshness(now):
-                await put_files(connection, self._signed([], [standing], now))
+        if standing.needs_set(now) or standing.needs_freshness(now):
+            refused = await self._signing.find(device)
+            if refused is not None:
+                raise refused
 
-    async def _sets(self, connection: AsyncConnection, due: Sequence[_Standing]) -> list[tuple[DeviceSet, _Standing]]:
+    async def _sign(self, wanted: Collection[str]) -> Mapping[str, Conflict]:
+        """What these devices lack, in one transaction; why, for those whose set cannot be signed."""
+        now, refused = self._clock(), dict[str, Conflict]()
+        async with self._store.write() as connection:
+            await self._sign_due(connection, await _standings(connection, _served(wanted), len(wanted)), refused, now)
+        return refused
+
+    async def _sign_due(
+        self, connection: AsyncConnection, standings: Sequence[_Standing], refused: dict[str, Conflict], now: float
+    ) -> int:
+        """How many files were signed."""
+        sets = await self._sets(connection, [one for one in standings if one.needs_set(now)], refused)
+        fresh = [one for one in standings if not one.needs_set(now) and one.needs_freshness(now)]
+        files = await asyncio.to_thread(self._signed, sets, fresh, now)
+        await put_files(connection, files)
+        await set_versions(connection, [wanted for wanted, _ in sets])
+        return len(files)
+
+    async def _bodies(self, wanted: Collection[tuple[str, str]]) -> Mapping[tuple[str, str], bytes]:
+        key = tuple_(director_files.c.device, director_files.c.filename)
+        query = select(director_files.c.device, director_files.c.filename, director_files.c.body)
+        async with self._store.read() as connection:
+            rows = await connection.execute(query.where(key.in_(sorted(wanted))))
+            return {(row.device, row.filename): bytes(row.body) for row in rows}
+
+    async def _signable(self, wanted: Collection[str]) -> Mapping[str, _Standing]:
+        async with self._store.read() as connection:
+            return {one.device: one for one in await _standings(connection, _served(wanted), len(wanted))}
+
+    async def _sets(
+        self, connection: AsyncConnection, due: Sequence[_Standing], refused: dict[str, Conflict]
+    ) -> list[tuple[DeviceSet, _Standing]]:
+        """What is to be signed; `refused` gets why, for those whose set cannot be."""
         rows = await _assigned_rows(connection, [one.device for one in due])
         found: list[tuple[DeviceSet, _Standing]] = []
         for one in due:
             try:
                 found.append((DeviceSet(one.device, one.next_set, _targets(rows.get(one.device, ()))), one))
             except Conflict as error:
-                log.warning("not signed ahead of time: device=%s reason=%s", one.device, error.message)
+                refused[one.device] = error
         return found
 
     def _signed(
@@ -216,6 +246,10 @@ async def _standings(connection: AsyncConnection, which: ColumnElement[bool], li
         _Standing(device, wanted, set_version or 0, set_until or 0.0, stamp_version or 0, stamp_until or 0.0)
         for device, wanted, set_version, set_until, stamp_version, stamp_until in await connection.execute(query)
     ]
+
+
+def _served(wanted: Collection[str]) -> ColumnElement[bool]:
+    return and_(among(devices.c.id, wanted), devices.c.retired_at.is_(None))
 
 
 def _is_due(now: float) -> ColumnElement[bool]:

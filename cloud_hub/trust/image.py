@@ -8,6 +8,8 @@ Called by the API (sign, metadata for offline verification), by `link` (devices 
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+
 from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 from tuf.api.metadata import (
@@ -24,14 +26,16 @@ from cloud_hub.blobs import Blobs
 from cloud_hub.clock import Clock
 from cloud_hub.errors import Conflict, NotFound
 from cloud_hub.events import Events
-from cloud_hub.store.engine import Store
+from cloud_hub.store.engine import Store, among
 from cloud_hub.store.tables import image_files, modules
+from cloud_hub.store.together import Together
 from cloud_hub.trust.image_files import (
     TIMESTAMP_FILE,
     announce,
     body_of,
     direct_anew,
     load,
+    missing,
     online,
     prune,
     publish_online,
@@ -70,6 +74,8 @@ class ImageRepository:
         self._events = events
         self._keys = keys
         self._clock = clock
+        self._files = Together(self._bodies)
+        self._renewals = Together(self._renewed)
 
     async def create(self, publisher: str) -> None:
         """Signs version 1 of everything, with `publisher` delegated to. Needs every key, root keys too."""
@@ -99,9 +105,20 @@ class ImageRepository:
         Asking for the timestamp, where every client starts, first renews signatures that have lost half their life.
         """
         if filename == TIMESTAMP_FILE:
-            await self.renew()
+            await self._renewals.find(filename)
+        body = await self._files.find(filename)
+        if body is None:
+            raise missing(filename)
+        return body
+
+    async def _renewed(self, _wanted: Collection[str]) -> Mapping[str, bool]:
+        await self.renew()
+        return {}
+
+    async def _bodies(self, wanted: Collection[str]) -> Mapping[str, bytes]:
+        query = select(image_files.c.filename, image_files.c.body).where(among(image_files.c.filename, wanted))
         async with self._store.read() as connection:
-            return await body_of(connection, filename)
+            return {row.filename: bytes(row.body) for row in await connection.execute(query)}
 
     async def version(self) -> int:
         """The newest timestamp's version."""

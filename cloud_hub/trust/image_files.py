@@ -62,10 +62,13 @@ async def body_of(connection: AsyncConnection, filename: str) -> bytes:
     query = select(image_files.c.body).where(image_files.c.filename == filename)
     body = (await connection.execute(query)).scalar_one_or_none()
     if body is None:
-        raise NotFound(
-            "metadata-not-found", f"the image repository has no file {filename[:80]!r}", filename=filename[:80]
-        )
+        raise missing(filename)
     return bytes(body)
+
+
+def missing(filename: str) -> NotFound:
+    text = f"the image repository has no file {filename[:80]!r}"
+    return NotFound("metadata-not-found", text, filename=filename[:80])
 
 
 async def put(connection: AsyncConnection, file: SignedFile) -> None:
