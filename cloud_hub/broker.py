@@ -91,11 +91,9 @@ _USER_ROOT = """\
 # Started as root, Mosquitto would drop to the user mosquitto and could not read the hub's private files.
 user root
 """
-_ACL = f"""\
+_ACL = """\
 # Written by mooring-hub at each start; changes here are lost.
-user {HUB_CLIENT_NAME}
-topic readwrite mooring/1/#
-{{outward}}\
+{hubs}\
 pattern write mooring/1/%u/up/#
 pattern read mooring/1/%u/down/#
 """
@@ -240,15 +238,20 @@ class Broker:
             crl=paths.crl.resolve(),
         )
         write_private(paths.broker / "mosquitto.conf", text.encode())
-        write_private(paths.broker / "acl", _ACL.format(outward=self._outward()).encode())
+        write_private(paths.broker / "acl", _ACL.format(hubs=self._hubs()).encode())
 
-    def _outward(self) -> str:
-        """Rules for events that leave the hub here: the hub writes them, those who are named read them, no device."""
+    def _hubs(self) -> str:
+        """Rules for the hub and each of its replicas, and for events that leave the hub here.
+
+        The hub writes those, who are named read them, no device.
+        """
         settings = self._config.outward
-        if not settings.mqtt_topic or settings.mqtt_broker:
-            return ""
-        rules = [f"topic write {settings.mqtt_topic}/#"]
-        for reader in settings.mqtt_readers:
+        events = bool(settings.mqtt_topic) and not settings.mqtt_broker
+        rules = []
+        for name in (HUB_CLIENT_NAME, *(f"{HUB_CLIENT_NAME}-{one}" for one in self._config.replicas.names)):
+            rules += [f"user {name}", "topic readwrite mooring/1/#"]
+            rules += [f"topic write {settings.mqtt_topic}/#"] if events else []
+        for reader in settings.mqtt_readers if events else ():
             rules += [f"user {reader}", f"topic read {settings.mqtt_topic}/#"]
         return "".join(f"{rule}\n" for rule in rules)
 

@@ -55,6 +55,8 @@ from cloud_hub.presence import PresenceBook
 from cloud_hub.registry import Registry
 from cloud_hub.renewals import Renewals
 from cloud_hub.replicas.lease import Lease
+from cloud_hub.replicas.room import Replica
+from cloud_hub.replicas.turns import Commit, in_turn
 from cloud_hub.retraining.room import retraining
 from cloud_hub.revocations import Revocations
 from cloud_hub.rollouts.controller import Controller
@@ -157,7 +159,9 @@ def compose(ground: Ground) -> Rooms:
     intake = Intake(identity.devices.take_reports, on_reports)
 
     lease = Lease(store, config.replicas)
-    link = HubLink(config, paths, _handlers(identity, watch, delivery, intake.take, presence.note))
+    commit = in_turn(watch.ingest.commit) if config.replicas.name else watch.ingest.commit
+    handlers = _handlers(identity, delivery, commit, intake.take, presence.note)
+    link = HubLink(config, paths, handlers, lambda: lease.held)
     out = outward(config, paths, store, events, clock, link)
     targeting = Targeting(clock, config.offline_after_s, put_in)
     rollouts = Controller(store, events, desired, ring_all, clock, targeting, sign_again, RolloutCheck(blobs))
@@ -207,7 +211,7 @@ def compose(ground: Ground) -> Rooms:
         ),
         broker=identity.broker,
         link=link,
-        lease=lease,
+        replica=Replica.of(store, config.replicas, lease, link),
         mirror=delivery.mirror,
         metrics=metrics(
             Watched(config, paths, store, blobs, clock, events, identity.keys.signed, link, out), watch.ingest
@@ -260,8 +264,8 @@ def _delivery(ground: Ground, identity: _Identity) -> _Delivery:
 
 def _handlers(
     identity: _Identity,
-    watch: _Watch,
     delivery: _Delivery,
+    commit: Commit,
     on_report: OnReport,
     on_presence: Callable[[str, Presence], None],
 ) -> Handlers:
@@ -269,7 +273,7 @@ def _handlers(
     return Handlers(
         delivery.serving.answer,
         identity.renewals.answer,
-        watch.ingest.commit,
+        commit,
         on_report,
         identity.devices.behind,
         delivery.ways.answer,

@@ -24,8 +24,8 @@ from cloud_hub.config import HubConfig, HubPaths
 from cloud_hub.errors import HubError
 from cloud_hub.inbox import Complaints, Inbox, Work
 from cloud_hub.mqtt.client import Client, ConnectionEnded
+from cloud_hub.replicas.joining import client_name
 from cloud_hub.store.bulk import in_slices
-from cloud_hub.trust.ca import HUB_CLIENT_NAME
 from modules.commands import Command
 from modules.errors import MessageError, TopicError
 from modules.messages import (
@@ -58,7 +58,11 @@ DOORBELL_ROUND_S = 10.0
 RINGS_AT_ONCE = 200
 ROUNDS_UNTIL_ALL = 30  # every so many rounds the devices that lag are rung again even when nothing has changed
 
-GETS_AT_ONCE = 8
+SHARED = "$share/hub/"  # each message goes to one of the replicas
+KEPT_PAUSE_S = 3.0
+KEPT_DEADLINE_S = 120.0
+
+GETS_AT_ONCE = 64
 GETS_PER_DEVICE = 32
 BATCHES_AT_ONCE = 256  # they share transactions, see `monitoring.ingest`
 BATCHES_PER_STREAM = 16
@@ -99,10 +103,17 @@ class Handlers:
 class HubLink:
     """One connection, kept up. `async with` starts and ends it; `connected` is set while it stands.
 
-    `session` counts connections: one that came and went between two looks is seen by it.
+    `session` counts connections: one that came and went between two looks is seen by it. `may_ring` says whether this
+    process looks for devices that lag behind: of several replicas one does. They share what devices say.
     """
 
-    def __init__(self, config: HubConfig, paths: HubPaths, handlers: Handlers) -> None:
+    def __init__(
+        self, config: HubConfig, paths: HubPaths, handlers: Handlers, may_ring: Callable[[], bool] = lambda: True
+    ) -> None:
+        self._may_ring = may_ring
+        self._name = client_name(config)
+        self._shared = SHARED if config.replicas.name else ""
+        self._kept = 0  # messages that were heard because the broker had kept them
         self._address = hub_address(config)
         self._paths = paths
         self._handlers = handlers
@@ -170,6 +181,27 @@ class HubLink:
             await self._publish(topic, b"", qos=1, retain=True)
         self._rung.pop(device, None)
 
+    async def read_kept(self) -> int:
+        """Has the broker send the last report and presence of every device; how many there were.
+
+        A shared subscription brings none of them. Raises ConnectionEnded.
+        """
+        client = self._client
+        if client is None or not self.connected.is_set():
+            raise ConnectionEnded("not connected")
+        begun, wanted = self._kept, [all_up("state"), all_up("presence")]
+        await client.subscribe([(pattern, 1) for pattern in wanted])
+        try:
+            async with asyncio.timeout(KEPT_DEADLINE_S):
+                before = -1
+                while before != self._kept:  # no end is said: it is when no more come
+                    before = self._kept
+                    await asyncio.sleep(KEPT_PAUSE_S)
+        except TimeoutError:
+            log.warning("the broker still sends what it keeps after %.0f s", KEPT_DEADLINE_S)
+        await client.unsubscribe(wanted)
+        return self._kept - begun
+
     async def _keep_connected(self) -> None:
         delay_s = FIRST_RETRY_S
         down_since_told = False
@@ -194,14 +226,14 @@ class HubLink:
         async with Client(
             self._address.host,
             self._address.port,
-            HUB_CLIENT_NAME,
+            self._name,
             client_context(self._paths),
             self._receive,
             MQTT_TIMEOUT_S,
             KEEPALIVE_S,
         ) as client:
             self._client = client
-            await client.subscribe([(all_up(channel), qos) for channel, qos in _QOS.items()])
+            await client.subscribe([(self._shared + all_up(channel), qos) for channel, qos in _QOS.items()])
             self.session += 1
             self.connected.set()
             log.info("connected to the broker at %s:%s", self._address.host, self._address.port)
@@ -218,7 +250,8 @@ class HubLink:
             if rounds % ROUNDS_UNTIL_ALL == 0:
                 self._rung.clear()
             try:
-                await self._ring_all_behind()
+                if self._may_ring():
+                    await self._ring_all_behind()
             except Exception:
                 log.exception("could not find out which devices lag behind; trying again in %s s", DOORBELL_ROUND_S)
             rounds += 1
@@ -232,6 +265,7 @@ class HubLink:
 
     def _receive(self, message: PublishPacket) -> None:
         """Puts the message where it will be worked on. Never waits and never raises."""
+        self._kept += message.retain
         try:
             topic = Topic.parse(message.topic)
             if topic.channel in ("state", "presence") and not message.payload:

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from cloud_hub.presence import PresenceBook
     from cloud_hub.registry import Registry
     from cloud_hub.renewals import Renewals
-    from cloud_hub.replicas.lease import Lease
+    from cloud_hub.replicas.room import Replica
     from cloud_hub.retraining.room import Retraining
     from cloud_hub.revocations import Revocations
     from cloud_hub.rollouts.controller import Controller
@@ -99,7 +99,7 @@ class Rooms:
     retraining: Retraining
     broker: Broker
     link: HubLink
-    lease: Lease
+    replica: Replica
     mirror: Mirror | None
     outward: Outward
     operations: Operations

@@ -31,6 +31,7 @@ from cloud_hub.link import HubLink
 from cloud_hub.oidc import Provider
 from cloud_hub.patches.build import Builder
 from cloud_hub.patches.wishes import Wishes
+from cloud_hub.replicas.joining import ensure_client
 from cloud_hub.retention import Retention
 from cloud_hub.rooms import Rooms
 from cloud_hub.store.address import database_url
@@ -93,6 +94,7 @@ async def serve(
             rooms = await parts.enter_async_context(open_hub(paths, broker=broker))
             await rooms.blobs.clean()
             await rooms.tensors.clean()
+            ensure_client(rooms.paths, rooms.config)
             await rooms.revocations.tick()  # the broker does not start without a revocation list
             await parts.enter_async_context(rooms.broker)
             await rooms.broker.ready(start_deadline_s)
@@ -104,9 +106,10 @@ async def serve(
             if rooms.mirror is not None:
                 rooms.mirror.open()
                 await parts.enter_async_context(_beside(rooms.mirror.run(), "mirror"))
-            await parts.enter_async_context(_beside(rooms.lease.keep(), "lease"))
+            await parts.enter_async_context(_beside(rooms.replica.here.keep(), "replica"))
+            await parts.enter_async_context(_beside(rooms.replica.lease.keep(), "lease"))
             for name, work in _works_of_one(rooms):
-                await parts.enter_async_context(_beside(rooms.lease.run(work, name), name))
+                await parts.enter_async_context(_beside(rooms.replica.lease.run(work, name), name))
             await parts.enter_async_context(rooms.operations)
             await parts.enter_async_context(_listening(rooms))
             await _connected(rooms.link, start_deadline_s)
@@ -155,7 +158,7 @@ async def _beside(work: Coroutine[None, None, None], name: str) -> AsyncIterator
 
 def _works_of_one(rooms: Rooms) -> list[tuple[str, Callable[[], Awaitable[object]]]]:
     """What only one process of a hub may do, by name; each goes on without an end."""
-    return [
+    works: list[tuple[str, Callable[[], Awaitable[object]]]] = [
         ("rollouts", lambda: _ticking(rooms.rollouts.tick, "rollouts")),
         ("retention", lambda: retention(rooms).keep_sweeping()),
         ("renewal", lambda: _renew(rooms)),
@@ -166,6 +169,9 @@ def _works_of_one(rooms: Rooms) -> list[tuple[str, Callable[[], Awaitable[object
         ("outward", rooms.outward.run),
         ("retraining", rooms.retraining.work),
     ]
+    if not rooms.replica.lease.alone:
+        works.append(("retained", rooms.replica.rereading.run))
+    return works
 
 
 async def _ticking(tick: Callable[[], Awaitable[object]], what: str) -> None:

@@ -101,8 +101,13 @@ class Client:
         self._leave("closed")
 
     async def subscribe(self, filters: Sequence[tuple[str, int]]) -> None:
-        """Topic filters with their quality. Raises ConnectionEnded, also when one is refused."""
-        wanted = [mqtt5.TopicFilter(pattern, max_qos=mqtt5.QoS(qos)) for pattern, qos in filters]
+        """Topic filters with their quality. Raises ConnectionEnded, also when one is refused.
+
+        `retain` of a message that comes by them says whether the broker had kept it.
+        """
+        wanted = [
+            mqtt5.TopicFilter(pattern, max_qos=mqtt5.QoS(qos), retain_as_published=False) for pattern, qos in filters
+        ]
         await self._asked(lambda packet_id: mqtt5.SubscribePacket(packet_id, wanted).write())
 
     async def unsubscribe(self, patterns: Sequence[str]) -> None:

@@ -180,6 +180,11 @@ class Lease:
         return check
 
 
+def is_left(connection: AsyncConnection) -> ColumnElement[bool]:
+    """Of the rows of leases: those that are held."""
+    return leases.c.until > _now(connection)
+
+
 async def _all_of(work: Callable[[], Awaitable[object]]) -> None:
     await work()
 

@@ -8,6 +8,7 @@ from typing import Final
 import msgspec
 
 MAX_REPLICAS: Final = 64
+PEER: Final = "replica:"  # leases of these names say which replicas are there
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,30}")
 MIN_LEASE_S: Final = 3.0
 MAX_LEASE_S: Final = 300.0
