@@ -25,14 +25,15 @@ from cloud_hub.clock import Clock
 from cloud_hub.clone_alerts import CloneAlerts
 from cloud_hub.config import HubConfig, HubPaths
 from cloud_hub.configuration.checking import RolloutCheck
+from cloud_hub.configuration.fitting import Fitting
 from cloud_hub.configuration.room import configuring
 from cloud_hub.datasets.room import data_sets
 from cloud_hub.desired import Desired
 from cloud_hub.devices import Devices
 from cloud_hub.events import Events
 from cloud_hub.expulsion import Expulsion
+from cloud_hub.fleet import Fleet
 from cloud_hub.groups.book import Groups
-from cloud_hub.groups.resolving import put_in
 from cloud_hub.groups.saved import SavedQueries
 from cloud_hub.images.bases import Bases
 from cloud_hub.intake.waiting import Intake
@@ -163,8 +164,9 @@ def compose(ground: Ground) -> Rooms:
     handlers = _handlers(identity, delivery, commit, intake.take, presence.note)
     link = HubLink(config, paths, handlers, lambda: lease.held)
     out = outward(config, paths, store, events, clock, link)
-    targeting = Targeting(clock, config.offline_after_s, put_in)
-    rollouts = Controller(store, events, desired, ring_all, clock, targeting, sign_again, RolloutCheck(blobs))
+    targeting = Targeting(clock, config.offline_after_s)
+    fitting = Fitting(blobs)
+    rollouts = Controller(store, events, desired, ring_all, clock, targeting, sign_again, RolloutCheck(fitting))
     asked = asking(config, store, blobs, ground.tensors, events, desired, link, ring, clock)
     packaging = _packaging(ground, registry)
     datasets = data_sets(config, store, blobs, ground.tensors, events, clock)
@@ -185,7 +187,8 @@ def compose(ground: Ground) -> Rooms:
         ca=identity.ca,
         devices=identity.devices,
         presence=presence,
-        groups=Groups(store, events, clock, config.offline_after_s),
+        fleet=Fleet(store, clock, config.offline_after_s),
+        groups=Groups(store, events, clock, config.offline_after_s, rollouts.join),
         saved=SavedQueries(store, events, clock),
         claims=identity.claims,
         capabilities=delivery.capabilities,
@@ -218,7 +221,7 @@ def compose(ground: Ground) -> Rooms:
         ),
         outward=out,
         operations=_operations(config, store, events, clock),
-        configuring=configuring(store, blobs, events, rollouts, clock),
+        configuring=configuring(store, events, rollouts, fitting, clock),
     )
 
 

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from cloud_hub.blobs import Blobs
 from cloud_hub.configuration import book
-from cloud_hub.configuration.fitting import Pairs, has_schema, refuse, takers
+from cloud_hub.configuration.fitting import Fitting, Pairs, takers
 from cloud_hub.configuration.resolving import resolved_by
 from cloud_hub.rollouts.new import NewRollout
 from cloud_hub.rollouts.targeting import Chosen
@@ -18,12 +17,12 @@ from cloud_hub.rollouts.targeting import Chosen
 class RolloutCheck:
     """Asks nobody and reads no device where no schema says anything, and no configuration comes along."""
 
-    def __init__(self, blobs: Blobs) -> None:
-        self._blobs = blobs
+    def __init__(self, fitting: Fitting) -> None:
+        self._fitting = fitting
 
     async def __call__(self, connection: AsyncConnection, new: NewRollout, chosen: Chosen) -> None:
         """Raises Conflict `configuration-unfit`, NotFound `configuration-not-found`."""
-        if not new.config and not await has_schema(connection, self._blobs, new.module, new.version):
+        if not new.config and not await self._fitting.has_schema(connection, new.module, new.version):
             return
         revision = new.config or await book.standing(connection, new.module)
         document = await book.document(connection, new.module, revision)
@@ -34,4 +33,4 @@ class RolloutCheck:
             given = await resolved_by(connection, document, asking) if asking else {}
             for one in page:
                 pairs.add(one, dict(given.get(one.device, one.config) or {}))
-        refuse(new.module, await pairs.unfit(self._blobs))
+        await self._fitting.require(new.module, pairs)

@@ -15,12 +15,11 @@ import msgspec
 from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from cloud_hub.blobs import Blobs
 from cloud_hub.clock import Clock
 from cloud_hub.configuration import book
 from cloud_hub.configuration.changes import LayerChange, changed
 from cloud_hub.configuration.document import Difference, Document, check, differences
-from cloud_hub.configuration.fitting import Holder, Pairs, holders, refuse
+from cloud_hub.configuration.fitting import Fitting, Holder, Pairs, holders
 from cloud_hub.configuration.resolving import resolved_by, target_query
 from cloud_hub.errors import BadRequest, Conflict, HubError, NotFound
 from cloud_hub.events import Events
@@ -89,8 +88,9 @@ class _Concerned:
 class Configurations:
     """All modules' configurations."""
 
-    def __init__(self, store: Store, blobs: Blobs, events: Events, rollouts: Controller, clock: Clock) -> None:
-        self._store, self._blobs, self._events, self._rollouts, self._clock = store, blobs, events, rollouts, clock
+    def __init__(self, store: Store, events: Events, rollouts: Controller, fitting: Fitting, clock: Clock) -> None:
+        self._store, self._events, self._rollouts, self._clock = store, events, rollouts, clock
+        self._fitting = fitting
 
     async def change(self, module: str, change: ConfigurationChange, actor: str) -> ChangeResult:
         """Raises NotFound `module-not-found`, `device-not-found` or `configuration-not-found`, BadRequest
@@ -103,7 +103,7 @@ class Configurations:
             after = await self._after(connection, module, change, before)
             found = tuple(differences(before, after))
             concerned = await _concerned(connection, module, after) if found else _Concerned()
-        refuse(module, await concerned.pairs.unfit(self._blobs))
+        await self._fitting.require(module, concerned.pairs)
         result = ChangeResult(module, 0, base, found, concerned.devices, tuple(concerned.examples))
         if change.dry_run or not found:
             return result
@@ -125,7 +125,7 @@ class Configurations:
             base = await self._base(connection, module, 0)
             before, after = await book.document(connection, module, base), newest[0].document
             concerned = await _concerned(connection, module, after)
-        refuse(module, await concerned.pairs.unfit(self._blobs))
+        await self._fitting.require(module, concerned.pairs)
         revision, found = newest[0].revision, tuple(differences(before, after))
         result = ChangeResult(module, revision, base, found, concerned.devices, tuple(concerned.examples))
         if concerned.devices:

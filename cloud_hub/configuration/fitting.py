@@ -6,7 +6,8 @@ them: a fleet has few. Called by `configurations`, outside of writing transactio
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -26,6 +27,7 @@ from modules.manifest import decode_manifest
 
 PAGE: Final = 1000
 MAX_PAIRS: Final = 5000
+MAX_REMEMBERED: Final = 20_000
 SHOWN: Final = 5
 
 
@@ -79,21 +81,59 @@ class Pairs:
         if len(pair.examples) < SHOWN:
             pair.examples.append(holder.device)
 
-    async def unfit(self, blobs: Blobs) -> list[Unfit]:
-        """The first failure of each pair that does not fit. Raises Unprocessable `schema-too-complex`."""
-        by_build: dict[str, list[_Pair]] = {}
-        for (manifest_sha256, _), pair in self._pairs.items():
-            by_build.setdefault(manifest_sha256, []).append(pair)
-        found = [_oversized(pair, why) for pair in self._pairs.values() if (why := _no_configuration(pair.config))]
+    def items(self) -> Iterator[tuple[str, str, _Pair]]:
+        """The digests of manifest and configuration, and what they are of."""
+        for (manifest_sha256, config_sha256), pair in self._pairs.items():
+            yield manifest_sha256, config_sha256, pair
+
+
+class Fitting:
+    """Asks which pairs do not fit. What has fitted is remembered: both halves of a pair are named by their digests."""
+
+    def __init__(self, blobs: Blobs) -> None:
+        self._blobs = blobs
+        self._fit: OrderedDict[tuple[str, str], None] = OrderedDict()
+
+    async def require(self, module: str, pairs: Pairs) -> None:
+        """Raises Conflict `configuration-unfit`, naming how many devices, and where; Unprocessable
+        `schema-too-complex`.
+        """
+        asked: dict[str, list[tuple[str, _Pair]]] = {}
+        found: list[Unfit] = []
+        for manifest_sha256, config_sha256, pair in pairs.items():
+            why = _no_configuration(pair.config)
+            if why:
+                found.append(_oversized(pair, why))
+            elif (manifest_sha256, config_sha256) not in self._fit:
+                asked.setdefault(manifest_sha256, []).append((config_sha256, pair))
+        _refuse(module, found + await self._asked(asked))
+        self._remember([(manifest, config) for manifest, some in asked.items() for config, _ in some])
+
+    async def has_schema(self, connection: AsyncConnection, module: str, version: int) -> bool:
+        """Whether any build of the version says what a configuration must be."""
+        query = select(modules.c.manifest_sha256).where(modules.c.name == module, modules.c.version == version)
+        for manifest_sha256 in (await connection.execute(query)).scalars():
+            if await _schema(self._blobs, manifest_sha256) is not None:
+                return True
+        return False
+
+    async def _asked(self, asked: Mapping[str, Sequence[tuple[str, _Pair]]]) -> list[Unfit]:
+        """The first failure of each pair that does not fit."""
         questions: list[tuple[Question, list[_Pair]]] = []
-        for manifest_sha256, pairs in sorted(by_build.items()):
-            schema = await _schema(blobs, manifest_sha256)
+        for manifest_sha256, some in sorted(asked.items()):
+            schema = await _schema(self._blobs, manifest_sha256)
             if schema is not None:
+                pairs = [pair for _, pair in some]
                 questions.append((Question(schema, tuple(pair.config for pair in pairs)), pairs))
         answers = await ask([question for question, _ in questions]) if questions else []
-        for (_, pairs), answer in zip(questions, answers, strict=True):
-            found += _failed(pairs, answer)
-        return found
+        return [
+            failed for (_, pairs), answer in zip(questions, answers, strict=True) for failed in _failed(pairs, answer)
+        ]
+
+    def _remember(self, fitting: Sequence[tuple[str, str]]) -> None:
+        self._fit.update(dict.fromkeys(fitting))
+        while len(self._fit) > MAX_REMEMBERED:
+            self._fit.popitem(last=False)
 
 
 async def holders(connection: AsyncConnection, module: str) -> AsyncIterator[Sequence[Holder]]:
@@ -136,17 +176,7 @@ async def takers(
         yield [Holder(row.id, row.version, row.profile, row.manifest_sha256, row.config) for row in rows]
 
 
-async def has_schema(connection: AsyncConnection, blobs: Blobs, module: str, version: int) -> bool:
-    """Whether any build of the version says what a configuration must be."""
-    query = select(modules.c.manifest_sha256).where(modules.c.name == module, modules.c.version == version)
-    for manifest_sha256 in (await connection.execute(query)).scalars():
-        if await _schema(blobs, manifest_sha256) is not None:
-            return True
-    return False
-
-
-def refuse(module: str, found: Sequence[Unfit]) -> None:
-    """Raises Conflict `configuration-unfit`, naming how many devices, and where."""
+def _refuse(module: str, found: Sequence[Unfit]) -> None:
     if not found:
         return
     total = sum(one.devices for one in found)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cloud_hub.blobs import Blobs
 from cloud_hub.clock import Clock
 from cloud_hub.configuration.configurations import Configurations
+from cloud_hub.configuration.fitting import Fitting
 from cloud_hub.configuration.viewing import Views
 from cloud_hub.events import Events
 from cloud_hub.rollouts.controller import Controller
@@ -21,5 +21,5 @@ class Configuring:
     views: Views
 
 
-def configuring(store: Store, blobs: Blobs, events: Events, rollouts: Controller, clock: Clock) -> Configuring:
-    return Configuring(Configurations(store, blobs, events, rollouts, clock), Views(store))
+def configuring(store: Store, events: Events, rollouts: Controller, fitting: Fitting, clock: Clock) -> Configuring:
+    return Configuring(Configurations(store, events, rollouts, fitting, clock), Views(store))
