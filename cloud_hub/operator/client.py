@@ -15,14 +15,14 @@ from typing import BinaryIO, Self
 
 from cloud_hub.api.devices import DeviceDetail, NewTags, Readmitted
 from cloud_hub.api.models import FileReference, RegisterModel
-from cloud_hub.api.people import Login, NewPassword, WhoAmI
 from cloud_hub.api.system import HubHealth, Upload
 from cloud_hub.api.trust import SignedMetadata, TrustStatus
 from cloud_hub.building.request import BuildRequest
-from cloud_hub.chain import Event
+from cloud_hub.chain import Event, Link
 from cloud_hub.claims import IssuedToken, KnownToken, NewToken
-from cloud_hub.devices import Device
+from cloud_hub.device_rows import Device
 from cloud_hub.expulsion import Expelled
+from cloud_hub.fleet import FleetSummary
 from cloud_hub.monitoring.looks import LookSummary
 from cloud_hub.monitoring.samples import SampleQuery, SampleRow
 from cloud_hub.offline import OfflineRequest, OfflineSet
@@ -39,6 +39,7 @@ from cloud_hub.operator.group_calls import GroupCalls
 from cloud_hub.operator.label_calls import LabelCalls
 from cloud_hub.operator.long_work import Watch, unwatched, work_out
 from cloud_hub.operator.operation_calls import OperationCalls
+from cloud_hub.operator.people_calls import PeopleCalls
 from cloud_hub.operator.privacy_calls import PrivacyCalls
 from cloud_hub.operator.retrain_calls import RetrainCalls
 from cloud_hub.operator.rollout_calls import RolloutCalls
@@ -47,10 +48,8 @@ from cloud_hub.operator.transport import Progress, Transport, path_of
 from cloud_hub.operator.webhook_calls import WebhookCalls
 from cloud_hub.packaging import ModuleRelease
 from cloud_hub.patches.queue import Patch
-from cloud_hub.people import ApiToken, NewApiToken, NewSession, NewUser, User, UserChange
 from cloud_hub.registry import ModelVersion, NewModel
 from cloud_hub.renewals import Readmission
-from cloud_hub.roles import Role
 from cloud_hub.trust.ceremony import Outcome, Pending
 from cloud_hub.trust.standing import Repository
 
@@ -72,6 +71,7 @@ class HubClient(
     DataSetCalls,
     RetrainCalls,
     RolloutCalls,
+    PeopleCalls,
     OperationCalls,
     StreamCalls,
     Following,
@@ -103,45 +103,13 @@ class HubClient(
             list[Event], "GET", "/events", query={"kind": kind, "subject": subject, "limit": limit}
         )
 
+    async def audit_head(self) -> Link:
+        """The end of the audit trail's chain of hashes."""
+        return await self._http.ask(Link, "GET", "/audit/head")
+
     async def export_audit(self, target: Path, progress: Progress = no_progress) -> int:
         """The whole audit trail, oldest first, one JSON object per line; bytes written to `target`."""
         return await self._http.download("/audit/export", target, progress)
-
-    # --- people and programs ------------------------------------------------------------------------------------
-    async def login(self, name: str, password: str) -> NewSession:
-        """Needs no token."""
-        return await self._http.ask(NewSession, "POST", "/login", Login(name, password))
-
-    async def logout(self) -> None:
-        await self._http.raw("POST", "/logout")
-
-    async def who_am_i(self) -> WhoAmI:
-        return await self._http.ask(WhoAmI, "GET", "/whoami")
-
-    async def users(self) -> list[User]:
-        return await self._http.ask(list[User], "GET", "/users")
-
-    async def add_user(self, name: str, password: str, role: Role, scope: str = "") -> User:
-        return await self._http.ask(User, "POST", "/users", NewUser(name, password, role, scope))
-
-    async def change_user(
-        self, name: str, role: Role | None = None, scope: str | None = None, disabled: bool | None = None
-    ) -> User:
-        """None leaves it as it is."""
-        return await self._http.ask(User, "PATCH", path_of("users", name), UserChange(role, scope, disabled))
-
-    async def set_password(self, name: str, password: str, current: str = "") -> None:
-        await self._http.raw("PUT", path_of("users", name, "password"), NewPassword(password, current))
-
-    async def api_tokens(self) -> list[ApiToken]:
-        return await self._http.ask(list[ApiToken], "GET", "/api-tokens")
-
-    async def create_api_token(self, name: str, role: Role, scope: str = "", life_s: float = 86_400.0) -> NewSession:
-        """The token's text cannot be had again."""
-        return await self._http.ask(NewSession, "POST", "/api-tokens", NewApiToken(name, role, scope, life_s))
-
-    async def revoke_api_token(self, token_id: str) -> None:
-        await self._http.raw("DELETE", path_of("api-tokens", token_id))
 
     # --- models -------------------------------------------------------------------------------------------------
     async def upload(self, file: Path, progress: Progress = no_progress) -> Upload:
@@ -258,11 +226,22 @@ class HubClient(
     async def revoke_token(self, token_id: str) -> None:
         await self._http.raw("DELETE", path_of("tokens", token_id))
 
-    async def devices(self, query: str = "all", retired: bool = False) -> list[Device]:
-        return await self._http.ask(list[Device], "GET", "/devices", query={"query": query, "retired": retired})
+    async def devices(
+        self, query: str = "all", retired: bool = False, brief: bool = False, limit: int = 100, after: str = ""
+    ) -> list[Device]:
+        """A page of devices that the query means, by id; without their reports when `brief`."""
+        wanted: dict[str, str | int] = {"query": query, "retired": retired, "brief": brief}
+        return await self._http.ask(list[Device], "GET", "/devices", query={**wanted, "limit": limit, "after": after})
+
+    async def fleet(self, query: str = "all", retired: bool = False) -> FleetSummary:
+        """Counts of the devices that the query means."""
+        return await self._http.ask(FleetSummary, "GET", "/fleet", query={"query": query, "retired": retired})
 
     async def device(self, device: str) -> DeviceDetail:
         return await self._http.ask(DeviceDetail, "GET", path_of("devices", device))
+
+    async def tags(self, device: str) -> NewTags:
+        return await self._http.ask(NewTags, "GET", path_of("devices", device, "tags"))
 
     async def set_tags(self, device: str, tags: dict[str, str]) -> Device:
         """Puts `tags` in the place of all that there are."""
