@@ -20,7 +20,10 @@ MAX_READ = 8 * 1024 * 1024  # of what is kept, the newest
 MAX_LINE = 16 * 1024
 LEVELS = ("debug", "info", "warning", "error")
 _STAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:Z|[+-]\d{4})) ")
-_LEVEL = re.compile(r"\b(DEBUG|INFO|WARN(?:ING)?|ERROR|CRITICAL|FATAL|debug|info|warn(?:ing)?|error|critical|fatal)\b")
+_WORDS = r"debug|info|warn(?:ing)?|error|critical|fatal"
+# In capitals anywhere; else only where a level stands, for prose has such words, too.
+_LEVEL = re.compile(rf"\b({_WORDS.upper()})\b|^\W*({_WORDS})\b|\b({_WORDS})[\]:]")
+_RAISED = re.compile(r"[\w.]*(?:Error|Exception|Interrupt)(?::|$)|Traceback \(most recent call last\)")
 _NAMES = {"warn": "warning", "critical": "error", "fatal": "error"}
 LOOKED_AT = 80  # characters at a line's beginning that may say its level
 
@@ -82,10 +85,10 @@ def _line(words: str, before: Line) -> Line:
 
 
 def _level(said: str) -> str:
-    if said.startswith("Traceback (most recent call last)"):
+    if _RAISED.match(said):
         return "error"
     match = _LEVEL.search(said[:LOOKED_AT])
-    word = match[1].lower() if match else "info"
+    word = (match[1] or match[2] or match[3]).lower() if match else "info"
     return _NAMES.get(word, word)
 
 
