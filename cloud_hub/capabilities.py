@@ -6,7 +6,8 @@ this hub holds. Nothing is kept about those given out. Made by `ways` for device
 
 The key lies in `keys/capability.key` (0600, or sealed), made when there is none, and a new one is made each month; the
 one before counts for a day longer than anything that it signed. A key that is sealed cannot be written over: then the
-new one lives as long as this process, and devices ask once more after a restart.
+new one lives as long as this process, and devices ask once more after a restart. Replicas of a hub must take each
+other's rights: theirs are made each month from a key that all of them hold, and written nowhere.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ from base64 import urlsafe_b64encode
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
 from cloud_hub.clock import Clock
 from cloud_hub.config import HubPaths
 from cloud_hub.errors import Conflict
 from cloud_hub.hardening import is_opened, opened
-from cloud_hub.trust.keys import write_private
+from cloud_hub.trust.keys import DIRECTOR_TIMESTAMP, key_folders, write_private
 
 Purpose = Literal["url", "grant"]
 ROTATE_S: Final = 30 * 86_400.0
@@ -30,6 +34,7 @@ MAX_LIFE_S: Final = 86_400.0
 KEY_BYTES: Final = 32
 MAX_TOKEN_CHARS: Final = 80
 _KEPT: Final = 2
+_ROOT: Final = f"{DIRECTOR_TIMESTAMP}.pem"
 
 
 @dataclass(frozen=True)
@@ -46,9 +51,10 @@ class Secret:
 class Capabilities:
     """Gives rights and checks them. The key is read, or made, at the first use: only a hub that serves needs it."""
 
-    def __init__(self, paths: HubPaths, clock: Clock) -> None:
+    def __init__(self, paths: HubPaths, clock: Clock, shared: bool = False) -> None:
         self._paths = paths
         self._clock = clock
+        self._shared = shared  # with other replicas
         self._secrets: list[Secret] = []
 
     def give(self, purpose: Purpose, sha256: str, expires: int) -> str:
@@ -76,6 +82,8 @@ class Capabilities:
 
     def _current(self) -> list[Secret]:
         """The newest first; a new one when that is old."""
+        if self._shared:
+            return self._derived()
         if not self._secrets:
             self._secrets = self._read()
         if not self._secrets or self._clock() - self._secrets[0].made_at > ROTATE_S:
@@ -83,6 +91,14 @@ class Capabilities:
             self._secrets = [fresh, *self._secrets][:_KEPT]
             if not is_opened(opened(self._paths.capability_key)):
                 write_private(self._paths.capability_key, "".join(one.line() for one in self._secrets).encode())
+        return self._secrets
+
+    def _derived(self) -> list[Secret]:
+        """This month's and the last one's."""
+        month = math.floor(self._clock() / ROTATE_S)
+        if not self._secrets or self._secrets[0].made_at != month * ROTATE_S:
+            root = next(path for folder in key_folders(self._paths) if (path := folder / _ROOT).is_file()).read_bytes()
+            self._secrets = [Secret(one * ROTATE_S, _derive(root, one)) for one in (month, month - 1)]
         return self._secrets
 
     def _read(self) -> list[Secret]:
@@ -101,6 +117,11 @@ class Capabilities:
         if not found or any(len(one.key) != KEY_BYTES for one in found):
             raise _unreadable(str(path))
         return found[:_KEPT]
+
+
+def _derive(root: bytes, month: int) -> bytes:
+    """HKDF (RFC 5869): who has what is made tells nothing of `root`."""
+    return HKDF(hashes.SHA256(), KEY_BYTES, None, f"mooring capability {month}".encode()).derive(root)
 
 
 def _mac(key: bytes, purpose: Purpose, sha256: str, expires: int) -> str:

@@ -65,10 +65,11 @@ from cloud_hub.rollouts.preview import Previews
 from cloud_hub.rollouts.targeting import Targeting
 from cloud_hub.rooms import Rooms
 from cloud_hub.serving import Serving
+from cloud_hub.store.bulk import in_slices
 from cloud_hub.store.engine import Store
 from cloud_hub.trust.ca import CertificateAuthority
 from cloud_hub.trust.ceremony import Ceremony
-from cloud_hub.trust.director import Director
+from cloud_hub.trust.director import RENEW_BATCH, Director
 from cloud_hub.trust.image import ImageRepository
 from cloud_hub.trust.issuer import Issuer
 from cloud_hub.trust.keys import Keys, key_folders
@@ -152,9 +153,11 @@ def compose(ground: Ground) -> Rooms:
         await identity.image.sign_module(module, version, profile, "rollout")
 
     async def ring_all(versions: Mapping[str, int]) -> None:
-        for device in versions:
-            delivery.serving.forget(device)
-        await link.ring_many(versions)
+        for some in in_slices(list(versions), RENEW_BATCH):
+            for device in some:
+                delivery.serving.forget(device)
+            await identity.director.sign_ahead(some)  # before they ask, all at once
+            await link.ring_many({device: versions[device] for device in some})
 
     presence = PresenceBook(store, clock)
     intake = Intake(identity.devices.take_reports, on_reports)
@@ -234,7 +237,8 @@ def _identity(ground: Ground) -> _Identity:
     claims = Claims(store, events, ca.server_ca_sha256, ground.catalog, clock)
     image = ImageRepository(store, ground.blobs, events, keys, clock)
     director = Director(store, keys, clock)
-    revocations = Revocations(store, events, ca, issuer, paths.crl, crl_life, clock, broker.reload)
+    shared = bool(config.replicas.name)
+    revocations = Revocations(store, events, ca, issuer, paths.crl, crl_life, clock, broker.reload, shared)
     renewals = Renewals(store, events, issuer, revocations, clock)
     clones = CloneAlerts(events, clock)
     devices = Devices(
@@ -257,7 +261,7 @@ def _watch(ground: Ground) -> _Watch:
 
 def _delivery(ground: Ground, identity: _Identity) -> _Delivery:
     config, store, blobs, clock = ground.config, ground.store, ground.blobs, ground.clock
-    capabilities = Capabilities(ground.paths, clock)
+    capabilities = Capabilities(ground.paths, clock, bool(config.replicas.name))
     serving = Serving(store, blobs, identity.image, identity.director, partial(capabilities.allows, "grant"))
     patches = Patches(store, blobs, config.patches)
     mirror = Mirror(config.transfer.s3, blobs, clock, serving.assigned) if config.transfer.s3.bucket else None

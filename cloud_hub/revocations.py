@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from cryptography import x509
-from sqlalchemy import delete, insert, select
+from sqlalchemy import delete, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cloud_hub.clock import Clock
@@ -59,9 +59,12 @@ class Revocations:
         life: timedelta,
         clock: Clock,
         reload: Callable[[], None],
+        shared: bool = False,
     ) -> None:
         self._store, self._events, self._ca, self._issuer = store, events, ca, issuer
         self._crl, self._life, self._clock, self._reload = crl, life, clock, reload
+        self._shared = shared  # with other replicas, each of which writes a list of its own
+        self._listed = -1  # how many stand on the list that was written last
         self._writing = asyncio.Lock()
         # What was added before the hub stopped may not have been published: the first tick does it.
         self._waiting = True
@@ -102,10 +105,11 @@ class Revocations:
         now = self._clock()
         state = read_list(self._crl, now)
         stale = state is None or state.left < REFRESH_BELOW
-        if (self._waiting or stale) and now - self._tried_at >= ROUTINE_S:
+        if (self._waiting or stale or self._shared) and now - self._tried_at >= ROUTINE_S:
             self._tried_at = now
             try:
-                await self.publish()
+                if self._waiting or stale or await self._have_others_revoked():
+                    await self.publish()
             except (HubError, OSError) as error:
                 _log.error("the revocation list was not written, trying again: %s", error)
             state = read_list(self._crl, now)
@@ -119,10 +123,16 @@ class Revocations:
             await connection.execute(delete(revocations).where(revocations.c.ends_at < now - KEPT_S))
             rows = (await connection.execute(select(revocations).order_by(revocations.c.serial))).all()
         own = [Revoked(int(row.serial, 16), row.revoked_at) for row in rows if not row.external]
+        self._listed = len(rows)
         theirs = await self._issuer.crl((int(row.serial, 16) for row in rows if row.external), now)
         await asyncio.to_thread(self._ca.write_crl, [*own, *more], now, life, theirs)
         self._reload()
         return len(rows)
+
+    async def _have_others_revoked(self) -> bool:
+        async with self._store.read() as connection:
+            count = (await connection.execute(select(func.count()).select_from(revocations))).scalar_one()
+        return int(count) != self._listed
 
     async def _alarm(self, state: ListState | None, now: float) -> None:
         days = 0.0 if state is None else (state.ends_at - now) / 86_400

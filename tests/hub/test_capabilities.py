@@ -8,6 +8,7 @@ from cloud_hub.capabilities import MAX_LIFE_S, ROTATE_S, Capabilities
 from cloud_hub.config import HubPaths
 from cloud_hub.errors import Conflict
 from cloud_hub.hardening import CREDENTIALS, exposed
+from cloud_hub.trust.keys import DIRECTOR_TIMESTAMP, create_key
 from support.clock import SetClock
 
 FILE, OTHER = "a" * 64, "b" * 64
@@ -27,6 +28,23 @@ def test_a_right_opens_its_own_file_for_its_own_purpose_until_it_ends(paths: Hub
     assert not rights.allows("grant", FILE, right)
     clock.advance(60)
     assert not rights.allows("url", FILE, right)
+
+
+def test_replicas_take_the_rights_of_each_other_over_the_end_of_a_month_and_no_other_hub_does(tmp_path: Path) -> None:
+    clock = SetClock()
+    for name in ("a", "b", "other"):
+        create_key(HubPaths(tmp_path / name).keys, DIRECTOR_TIMESTAMP)
+    key = HubPaths(tmp_path / "a").keys / f"{DIRECTOR_TIMESTAMP}.pem"
+    (HubPaths(tmp_path / "b").keys / key.name).write_bytes(key.read_bytes())
+    a, b, other = (Capabilities(HubPaths(tmp_path / name), clock, shared=True) for name in ("a", "b", "other"))
+    clock.advance(ROTATE_S - clock() % ROTATE_S - 30)
+    right = a.give("url", FILE, int(clock()) + 3600)
+    for _ in range(2):
+        assert b.allows("url", FILE, right)
+        assert not other.allows("url", FILE, right)
+        clock.advance(60)
+    assert b.allows("url", FILE, right)
+    assert a.give("url", FILE, 1) != right
 
 
 @pytest.mark.parametrize("spoil", ["later", "cut", "flipped", "empty", "words", "long", "other letters", "no end"])

@@ -24,8 +24,9 @@ from cloud_hub.config import HubConfig, HubPaths
 from cloud_hub.doctor import Finding, examine
 from cloud_hub.errors import HubError
 from cloud_hub.initialise import initialise
-from cloud_hub.revocations import ALARM_BELOW, read_list
+from cloud_hub.revocations import ALARM_BELOW, ROUTINE_S, Revocations, read_list
 from cloud_hub.trust.ca import Identity
+from cloud_hub.trust.issuer import Issuer
 from modules.enrolment import EnrollRequest
 from support.clock import SetClock
 from support.devices import PROFILE, make_request
@@ -115,6 +116,22 @@ async def test_row_60_the_list_is_written_anew_long_before_it_ends(hub_paths: Hu
         assert renewed is not None
         assert renewed.ends_at > ends.ends_at
         assert len(world.revocations) == told + 1, "the broker has been told"
+
+
+async def test_what_another_replica_has_revoked_comes_on_the_list(hub_paths: HubPaths, clock: SetClock) -> None:
+    async with trust_world(hub_paths, clock) as world:
+        told: list[None] = []
+        life, issuer = timedelta(days=30), Issuer(world.ca, world.config.ca, timedelta(days=30))
+        other = Revocations(
+            world.store, world.events, world.ca, issuer, hub_paths.crl, life, clock, lambda: told.append(None), True
+        )
+        await other.tick()
+        await world.enrol("cam-1")
+        for expected in (1, 2, 2):
+            assert len(told) == expected
+            await world.devices.retire("cam-1", OPERATOR)
+            clock.advance(ROUTINE_S)
+            await other.tick()
 
 
 async def test_row_60_a_list_that_cannot_be_written_is_an_alarm_many_days_before_it_ends(
