@@ -84,7 +84,8 @@ class _Replay:
             case "rollout.assigned":
                 yield from self._assigned(str(event.details["device"]))
             case "rollout.device-ended":
-                yield from self._ended(str(event.details["device"]), str(event.details["state"]))
+                already = event.details["reason_key"] == "already-runs"
+                yield from self._ended(str(event.details["device"]), str(event.details["state"]), already)
             case "rollout.device-retried":
                 self.standing[str(event.details["device"])] = WAITING
             case "rollout.group-started":
@@ -127,13 +128,15 @@ class _Replay:
             yield self._wrong("assigned-too-late", f"{device} was assigned although {said}")
         self.standing[device] = BEGUN
 
-    def _ended(self, device: str, state: str) -> Iterator[Violation]:
+    def _ended(self, device: str, state: str, already: bool) -> Iterator[Violation]:
+        """`already`: the device ran it before its turn came, so that nothing had to be assigned."""
         standing = self.standing.get(device, "nowhere")
         if state in RETURNED:
             sound = standing == VERIFIED or (standing == "stuck" and self._going_back)
             sound = sound and self._going_back
         else:
-            sound = standing == BEGUN or (standing == WAITING and state in ("rejected", CANCELLED))
+            unbegun = state in ("rejected", CANCELLED) or (already and state == VERIFIED)
+            sound = standing == BEGUN or (standing == WAITING and unbegun)
         if not sound:
             yield self._wrong("ended-twice", f"{device} ended as {state}, it was {standing}")
         self.standing[device] = state
