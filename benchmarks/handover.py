@@ -26,8 +26,9 @@ import numpy as np
 
 from agent.config import AgentConfig, FetchLimits, ServingSettings, StatePaths, UpdateLimits
 from benchmarks._load import records
+from benchmarks._servers import http
+from benchmarks._slots import session
 from benchmarks.common import median, report
-from benchmarks.serving import _request, _session
 from firmware_profiles.catalog import built_in
 from modules.bundle import Chunk, FileEntry, sha256_hex
 from modules.manifest import Health, Lineage, Manifest, Resources, Runtime, SamplingPolicy, encode_manifest
@@ -171,21 +172,30 @@ async def _note(log: Path, moments: list[tuple[float, str]]) -> None:
         await asyncio.sleep(0.02)
 
 
-def _start(folder: Path, address: str, path: Path) -> subprocess.Popen[bytes]:
+def _start(folder: Path, address: str, path: Path, rate: int = RATE) -> subprocess.Popen[bytes]:
     host, _, port = address.removeprefix("http://").partition(":")
-    request = _request().replace(b"/models/bench/", f"/models/{NAME}/".encode())
-    spec: dict[str, Any] = {"rate": RATE, "kept": KEPT, "host": host, "port": int(port), "path": str(path),
+    request = _request()
+    spec: dict[str, Any] = {"rate": rate, "kept": KEPT, "host": host, "port": int(port), "path": str(path),
                             "request": request.hex(), "out": str(folder / "load.bin")}  # fmt: skip
     (folder / "load.json").write_text(json.dumps(spec))
     command = [sys.executable, str(Path(__file__).with_name("_load.py")), str(folder / "load.json")]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
+def _request() -> bytes:
+    """One row, as bytes both ways."""
+    row = np.random.default_rng(0).normal(size=(1, 20)).astype(np.float32)
+    parameters = {"binary_data_size": row.nbytes}
+    tensor = {"name": "x", "datatype": "FP32", "shape": [1, 20], "parameters": parameters}
+    head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
+    return http(f"/v2/models/{NAME}/infer", head + row.tobytes(), len(head))
+
+
 def _module(version: int) -> Built:
     random = np.random.default_rng(version)
     model = _model(random)
     row = random.normal(size=(1, 20)).astype(np.float32)
-    answer = _session(model).run(["y"], {"x": row})[0]
+    answer = session(model).run(["y"], {"x": row})[0]
     golden = GoldenSet((GoldenCase((Tensor("x", "FP32", (1, 20), row.tobytes()),),
                                    (Tensor("y", "FP32", (1, 3), answer.tobytes()),)),))  # fmt: skip
     files = {"model.onnx": model, "golden": encode_golden(golden)}
