@@ -185,11 +185,17 @@ async def next_moment(connection: AsyncConnection, rollout: Rollout, now: float)
     deadlines = select(func.min(executions.c.deadline_at)).where(mine, executions.c.state.in_(_BUSY))
     moments = [(await connection.execute(deadlines)).scalar_one()]
     if rollout.state is RolloutState.RUNNING:
-        waiting = executions.c.state == str(ExecutionState.WAITING)
-        opened = executions.c.group_index.between(0, rollout.group_index)
-        beginnings = select(func.min(executions.c.ready_at)).where(mine, waiting, opened, executions.c.ready_at > now)
-        moments.append((await connection.execute(beginnings)).scalar_one())
+        moments.append(await next_ready(connection, rollout, now))
     return min((moment for moment in moments if moment is not None), default=None)
+
+
+async def next_ready(connection: AsyncConnection, rollout: Rollout, now: float) -> float | None:
+    """When the first of those that wait for their time may begin; None where none has to."""
+    waiting = (executions.c.rollout == rollout.id) & (executions.c.state == str(ExecutionState.WAITING))
+    opened = executions.c.group_index.between(0, rollout.group_index)
+    query = select(func.min(executions.c.ready_at)).where(waiting, opened, executions.c.ready_at > now)
+    found: float | None = (await connection.execute(query)).scalar_one()
+    return found
 
 
 # --- which rollouts -----------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import msgspec
 
 from cloud_hub.rollouts.decide import Counts
 from cloud_hub.rollouts.states import NOT_ELIGIBLE, Execution, ExecutionState, Rollout
+from cloud_hub.rollouts.waits import Wait
 
 MAX_SHOWN = 200
 
@@ -28,21 +29,22 @@ class GroupStatus(msgspec.Struct, frozen=True):
 class RolloutStatus(msgspec.Struct, frozen=True):
     """A rollout with its groups, and at most MAX_SHOWN executions, those first that need attention.
 
-    Executions with group_index -1 are devices that the module does not fit.
+    Executions with group_index -1 are devices that the module does not fit. `waits` is what it waits for, in words.
     """
 
     rollout: Rollout
     groups: tuple[GroupStatus, ...]
     executions: tuple[Execution, ...]
+    waits: tuple[Wait, ...] = ()
 
     @property
     def not_eligible(self) -> tuple[Execution, ...]:
         return tuple(e for e in self.executions if e.group_index == NOT_ELIGIBLE)
 
 
-def status(rollout: Rollout, counts: Counts, shown: Sequence[Execution]) -> RolloutStatus:
+def status(rollout: Rollout, counts: Counts, shown: Sequence[Execution], waits: Sequence[Wait] = ()) -> RolloutStatus:
     groups = [_group(rollout, index, counts[index]) for index in sorted(counts)]
-    return RolloutStatus(rollout, tuple(groups), tuple(shown))
+    return RolloutStatus(rollout, tuple(groups), tuple(shown), tuple(waits))
 
 
 def _group(rollout: Rollout, index: int, states: Mapping[ExecutionState, int]) -> GroupStatus:
