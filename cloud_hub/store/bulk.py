@@ -2,15 +2,31 @@
 
 PostgreSQL gets a whole column as one array, which costs it a tenth of a statement per row. SQLite, which has no
 round trips, gets a statement per row to write, and its keys as a table of values to read: it would not use an index
-for a list of them that holds numbers.
+for a list of them that holds numbers. JSON goes into arrays as text: a list of lists would be an array of two dimensions.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import Column, ColumnCollection, ColumnElement, Row, Select, Table, and_, func, insert, select, update
+from sqlalchemy import (
+    JSON,
+    Column,
+    ColumnCollection,
+    ColumnElement,
+    Row,
+    Select,
+    Table,
+    Text,
+    and_,
+    cast,
+    func,
+    insert,
+    select,
+    update,
+)
 from sqlalchemy import bindparam as bound
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -27,7 +43,7 @@ async def insert_many(connection: AsyncConnection, table: Table, rows: Sequence[
     if connection.dialect.name == "postgresql":
         names = list(rows[0])
         statement = postgresql.insert(table).from_select(names, _arrays(table, names), include_defaults=False)
-        await connection.execute(statement, _columns(rows, names))
+        await connection.execute(statement, _columns(table, rows, names))
     else:
         await connection.execute(insert(table), list(rows))
 
@@ -47,7 +63,7 @@ async def upsert(
         values = _set(table, names, made.excluded, changes)
         statement = made.from_select(names, _arrays(table, names), include_defaults=False)
         conflict = statement.on_conflict_do_update(index_elements=_keys(table), set_=values)
-        await connection.execute(conflict, _columns(rows, names))
+        await connection.execute(conflict, _columns(table, rows, names))
     else:
         plain = sqlite.insert(table)
         values = _set(table, names, plain.excluded, changes)
@@ -64,11 +80,13 @@ async def update_many(connection: AsyncConnection, table: Table, rows: Sequence[
     keys = _keys(table)
     names = [name for name in rows[0] if name not in keys]
     if connection.dialect.name == "postgresql":
-        arrays = [_array(table.c[name]) for name in rows[0]]
+        # Named otherwise than the columns, which an update takes for its own.
+        arrays = [_array(table.c[name], f"all_{name}") for name in rows[0]]
         given = func.unnest(*arrays).table_valued(*rows[0], name="given").render_derived()
         same = and_(*(table.c[key] == given.c[key] for key in keys))
-        change = update(table).where(same).values({name: given.c[name] for name in names})
-        await connection.execute(change, _columns(rows, list(rows[0])))
+        change = update(table).where(same).values({name: _typed(table.c[name], given.c[name]) for name in names})
+        columns = _columns(table, rows, list(rows[0]))
+        await connection.execute(change, {f"all_{name}": values for name, values in columns.items()})
     else:
         same = and_(*(table.c[key] == bound(f"of_{key}") for key in keys))
         change = (
@@ -86,7 +104,7 @@ async def find(
     if not keys:
         return []
     if connection.dialect.name == "postgresql":
-        arrays = [_array(table.c[name]) for name in names]
+        arrays = [_array(table.c[name], name) for name in names]
         given = func.unnest(*arrays).table_valued(*names, name="given").render_derived()
         query: Select[Any] = select(table).join(given, and_(*(table.c[name] == given.c[name] for name in names)))
         return list(await connection.execute(query, dict(zip(names, map(list, zip(*keys, strict=True)), strict=True))))
@@ -118,12 +136,20 @@ def _set(
 
 def _arrays(table: Table, names: Sequence[str]) -> Select[Any]:
     """A row per element of the arrays, which stand beside each other."""
-    return select(*(func.unnest(_array(table.c[name])) for name in names))
+    return select(*(_typed(table.c[name], func.unnest(_array(table.c[name], name))) for name in names))
 
 
-def _array(column: Column[Any]) -> ColumnElement[Any]:
-    return bound(column.name, type_=postgresql.ARRAY(column.type))
+def _array(column: Column[Any], name: str) -> ColumnElement[Any]:
+    kind = Text() if isinstance(column.type, JSON) else column.type
+    return bound(name, type_=postgresql.ARRAY(kind))
 
 
-def _columns(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, list[Any]]:
-    return {name: [row[name] for row in rows] for name in names}
+def _typed(column: Column[Any], element: ColumnElement[Any]) -> ColumnElement[Any]:
+    return cast(element, column.type) if isinstance(column.type, JSON) else element
+
+
+def _columns(table: Table, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, list[Any]]:
+    return {
+        name: [json.dumps(row[name]) if isinstance(table.c[name].type, JSON) else row[name] for row in rows]
+        for name in names
+    }
