@@ -14,6 +14,7 @@ from sqlalchemy import select
 
 from cloud_hub.errors import Forbidden, NotFound
 from cloud_hub.events import Visible
+from cloud_hub.groups.resolving import in_scope
 from cloud_hub.monitoring.alert_book import Alert
 from cloud_hub.monitoring.scopes import FLEET, is_device
 from cloud_hub.query import DeviceFacts
@@ -46,24 +47,22 @@ class Access:
         if self.everything:
             return None
         if self._devices is None:
-            query = select(devices.c.id, devices.c.profile, devices.c.tags)
+            query = select(devices.c.id).where(in_scope(self.principal.scope))
             async with self._store.read() as connection:
-                found = [DeviceFacts(row.id, row.profile, row.tags) for row in await connection.execute(query)]
-            self._devices = frozenset(device.id for device in found if self.sees(device))
+                self._devices = frozenset((await connection.execute(query)).scalars())
         return self._devices
 
     # --- devices ------------------------------------------------------------------------------------------------
     async def require_device(self, device: str) -> None:
         """Raises NotFound `device-not-found`, as for a device that is not there."""
-        mine = await self.devices()
-        if mine is not None and device not in mine:
-            raise _unknown(device)
+        if not self.everything:
+            await self.require_known_device(device)
 
     async def require_known_device(self, device: str) -> None:
         """In scope, and there. Raises NotFound `device-not-found`."""
-        await self.require_device(device)
+        query = select(devices.c.id).where(devices.c.id == device, in_scope(self.principal.scope))
         async with self._store.read() as connection:
-            found = (await connection.execute(select(devices.c.id).where(devices.c.id == device))).one_or_none()
+            found = (await connection.execute(query)).one_or_none()
         if found is None:
             raise _unknown(device)
 

@@ -11,8 +11,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-import msgspec
-from cryptography import x509
 from sqlalchemy import and_, delete, insert, select, update
 from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -22,14 +20,15 @@ from cloud_hub.claims import Claims, check_profile
 from cloud_hub.clock import Clock
 from cloud_hub.clone_alerts import CloneAlerts
 from cloud_hub.config import HubConfig
+from cloud_hub.device_rows import Device, to_device
 from cloud_hub.errors import BadRequest, HubError, NotFound
 from cloud_hub.events import Events
 from cloud_hub.intake.storing import Outcome, ReportStore
-from cloud_hub.query import DeviceFacts, Query, check_tags
+from cloud_hub.query import Moment, check_tags
 from cloud_hub.renewals import Renewals
 from cloud_hub.revocations import Revocations
 from cloud_hub.store.engine import Store
-from cloud_hub.store.tables import assignments, devices
+from cloud_hub.store.tables import assignments, devices, group_members, reported_modules
 from cloud_hub.trust.ca import CertificateAuthority
 from cloud_hub.trust.director import Director
 from cloud_hub.trust.image import ImageRepository
@@ -37,33 +36,10 @@ from cloud_hub.trust.issuer import Issuer
 from firmware_profiles.profile import DeviceProfile
 from modules.enrolment import ClaimToken, EnrollAnswer, EnrollRequest
 from modules.errors import ModuleError
-from modules.messages import DeviceReport, SignedReport, decode_report
+from modules.messages import DeviceReport, SignedReport
 
 BEHIND_PAGE: Final = 1000
 _log = logging.getLogger(__name__)
-
-
-class Device(msgspec.Struct, frozen=True):
-    """One device as the hub knows it. Times are by the hub's clock; `report` is the last that counted.
-
-    `renewing`: it has been given a new certificate, and has not been seen to use it.
-    """
-
-    id: str
-    profile: str
-    tags: dict[str, str]
-    created_at: float
-    retired_at: float | None
-    online: bool
-    director_version: int
-    report_at: float | None
-    report: DeviceReport | None
-    certificate_until: float = 0.0
-    renewing: bool = False
-
-    @property
-    def facts(self) -> DeviceFacts:
-        return DeviceFacts(self.id, self.profile, self.tags)
 
 
 class Devices:
@@ -144,15 +120,6 @@ class Devices:
             await self._events.record(connection, "device.enrolled", actor, request.device, **details)
         return again
 
-    async def list(self, query: Query, retired: bool = False) -> list[Device]:
-        """The devices that the query means, by id; those that were retired only on request."""
-        statement = select(devices).order_by(devices.c.id)
-        if not retired:
-            statement = statement.where(devices.c.retired_at.is_(None))
-        async with self._store.read() as connection:
-            found = [self._device(row) for row in await connection.execute(statement)]
-        return [device for device in found if query.matches(device.facts)]
-
     async def get(self, device: str) -> Device:
         """Raises NotFound `device-not-found`."""
         async with self._store.read() as connection:
@@ -179,7 +146,8 @@ class Devices:
             await self._revoke_certificates(connection, device, "retired")
             if row.retired_at is not None:
                 return False
-            await connection.execute(delete(assignments).where(assignments.c.device == device))
+            for table in (assignments, reported_modules, group_members):
+                await connection.execute(delete(table).where(table.c.device == device))
             change = update(devices).where(devices.c.id == device)
             await connection.execute(change.values(retired_at=self._clock(), readmit_until=None))
             await self._events.record(connection, kind, actor, device)
@@ -246,12 +214,13 @@ class Devices:
         """A new row, or the old one with the new certificate. Director versions go on; reports begin anew."""
         fresh: dict[str, object] = {"profile": request.profile, "certificate": certificate, "next_certificate": None}
         fresh |= {"issued_at": self._clock(), "readmit_until": None, "boots": []}
-        fresh |= {"report_counter": 0, "report": None, "known_version": 0}
+        fresh |= {"report_counter": 0, "report": None, "known_version": 0, "present": None}
         if not again:
             values = {"id": request.device, "tags": dict(tags), "created_at": self._clock(), "director_version": 1}
             await connection.execute(insert(devices).values(**values, **fresh))
             return
         old = await _row(connection, request.device)
+        await connection.execute(delete(reported_modules).where(reported_modules.c.device == request.device))
         if old.profile != request.profile:
             await connection.execute(delete(assignments).where(assignments.c.device == request.device))
         values = {"tags": {**old.tags, **tags}, "retired_at": None, "director_version": old.director_version + 1}
@@ -259,24 +228,7 @@ class Devices:
         await connection.execute(change.values(**values, **fresh, report_at=None))
 
     def _device(self, row: Row[Any]) -> Device:
-        seen = row.report_at is not None and self._clock() - row.report_at <= self._config.offline_after_s
-        return Device(
-            id=row.id,
-            profile=row.profile,
-            tags=row.tags,
-            created_at=row.created_at,
-            retired_at=row.retired_at,
-            online=seen and row.retired_at is None,
-            director_version=row.director_version,
-            report_at=row.report_at,
-            report=_stored_report(row),
-            certificate_until=x509.load_pem_x509_certificate(row.certificate.encode()).not_valid_after_utc.timestamp(),
-            renewing=row.next_certificate is not None,
-        )
-
-
-def _stored_report(row: Row[Any]) -> DeviceReport | None:
-    return None if row.report is None else decode_report(row.report)
+        return to_device(row, Moment(self._clock(), self._config.offline_after_s))
 
 
 async def _row(connection: AsyncConnection, device: str) -> Row[Any]:

@@ -21,13 +21,18 @@ from modules.messages import DeviceReport, SignedReport, decode_report
 
 
 class Difference(msgspec.Struct, frozen=True):
-    """One module that is not as desired. `why`: missing, other-version, not-verified, not-serving or not-desired."""
+    """One module that is not as desired. `why`: missing, other-version, not-verified, not-serving or not-desired.
+
+    `cause` says in a word, and `text` in a sentence, what keeps the device from it, see `explaining`.
+    """
 
     module: str
     why: str
     desired: int | None
     reported: int | None
     candidate: bool = False
+    cause: str = ""
+    text: str = ""
 
 
 class _KnownVersion(msgspec.Struct):

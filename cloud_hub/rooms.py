@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from cloud_hub.devices import Devices
     from cloud_hub.events import Events
     from cloud_hub.expulsion import Expulsion
+    from cloud_hub.fleet import Fleet
     from cloud_hub.groups.book import Groups
     from cloud_hub.groups.saved import SavedQueries
     from cloud_hub.labels.room import LabelRoom
@@ -75,6 +76,7 @@ class Rooms:
     ca: CertificateAuthority
     devices: Devices
     presence: PresenceBook
+    fleet: Fleet
     groups: Groups
     saved: SavedQueries
     claims: Claims

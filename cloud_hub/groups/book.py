@@ -6,7 +6,7 @@ What somebody may not see is not there for them: neither a group of others' devi
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Final
 
 import msgspec
@@ -29,7 +29,12 @@ MAX_GROUPS: Final = 1000
 MAX_NAMED: Final = 1000  # devices named one by one in a request
 SLICE: Final = 2000  # devices of one transaction
 SHOWN: Final = 20  # devices named in an event
+Came = Callable[..., Awaitable[object]]
 Description = Annotated[str, msgspec.Meta(max_length=500)]
+
+
+async def nobody_asks(*_devices: str) -> None:
+    return None
 
 
 class Group(msgspec.Struct, frozen=True):
@@ -63,9 +68,13 @@ class Changed(msgspec.Struct, frozen=True):
 
 
 class Groups:
-    def __init__(self, store: Store, events: Events, clock: Clock, offline_after_s: float) -> None:
+    """`came` is told of devices that have come into a group, after the commit."""
+
+    def __init__(
+        self, store: Store, events: Events, clock: Clock, offline_after_s: float, came: Came = nobody_asks
+    ) -> None:
         self._store, self._events, self._clock = store, events, clock
-        self._offline_after_s = offline_after_s
+        self._offline_after_s, self._came = offline_after_s, came
 
     async def create(self, new: NewGroup, actor: str) -> Group:
         """Raises BadRequest `name-invalid`, Conflict `group-exists` or `too-many-groups`."""
@@ -112,7 +121,7 @@ class Groups:
             await self._events.record(connection, "group.removed", actor, name, devices=found.devices)
 
     async def add(self, name: str, members: Members, actor: str, scope: Scope = EVERYTHING) -> Changed:
-        """Devices that are in it already stay.
+        """Devices that are in it already stay. Rollouts that take in whoever comes to match learn of each slice.
 
         Raises NotFound `group-not-found` or `device-not-found`, BadRequest `members-invalid` or as `resolving.meant`.
         """
@@ -128,7 +137,8 @@ class Groups:
                     connection, group_members, [{"name": name, "device": one, "added_at": now} for one in new]
                 )
                 await self._told(connection, "group.added", name, new, members, actor)
-                count += len(new)
+            await self._came(*new)
+            count += len(new)
         return Changed(name, count)
 
     async def take(self, name: str, members: Members, actor: str, scope: Scope = EVERYTHING) -> Changed:

@@ -11,13 +11,14 @@ from rich.text import Text
 
 from cloud_hub.api.devices import DeviceDetail
 from cloud_hub.chain import Event
-from cloud_hub.devices import Device
+from cloud_hub.device_rows import Device
 from cloud_hub.monitoring.samples import SampleRow, TensorValue
 from cloud_hub.operator.verify import Verification
 from cloud_hub.packaging import ModuleRelease
 from cloud_hub.registry import ModelVersion
 from firmware_profiles.profile import DeviceProfile
 from modules.messages import DeviceReport, ModuleReport, UpdateReport
+from modules.vitals import Vitals
 
 SHORT_DIGEST = 12
 MAX_CELL = 60
@@ -94,32 +95,36 @@ def verification(found: Verification) -> RenderableType:
     )
 
 
-def devices(found: Sequence[Device]) -> RenderableType:
-    rows = [(d.id, d.profile, _online(d), _running(d.report), pairs(d.tags), when(d.report_at)) for d in found]
-    return table(("device", "profile", "state", "runs", "tags", "last report"), rows, "no devices")
-
-
 def device(found: DeviceDetail) -> RenderableType:
     known, report = found.device, found.device.report
     facts = {
         "device": known.id,
         "profile": known.profile,
-        "state": _online(known),
+        "state": online(known),
         "tags": pairs(known.tags),
+        "groups": ", ".join(found.groups),
         "enrolled": when(known.created_at),
         "last report": when(known.report_at),
+        "last seen": when(known.seen_at),
         "director": f"version {known.director_version}, the device knows {report.director_version if report else 0}",
         "update": _update(report),
         **(_hardware(report.profile) if report is not None else {}),
+        **(_vitals(report.vitals) if report is not None and report.vitals is not None else {}),
         **({"heat": f"{report.heat}: modules give way"} if report is not None and report.heat else {}),
     }
     desired = [(a.module, str(a.version), a.mode, a.deployment) for a in found.desired]
-    differences = [(d.module, d.why, _number(d.desired), _number(d.reported)) for d in found.differences]
+    differences = [
+        (d.module + (" (candidate)" if d.candidate else ""), d.why, _number(d.desired), _number(d.reported), d.text)
+        for d in found.differences
+    ]
+    coming = [(c.module, str(c.version or ""), c.text) for c in found.coming]
     parts = [card(facts), Text(""), table(("desired module", "version", "mode", "rollout"), desired, "nothing desired")]
     if report is not None:
         parts += [Text(""), _reported(report)]
     if differences:
-        parts += [Text(""), table(("difference", "why", "desired", "reported"), differences, "")]
+        parts += [Text(""), table(("difference", "why", "desired", "reported", "because"), differences, "")]
+    if coming:
+        parts += [Text(""), table(("coming", "version", "how it stands"), coming, "")]
     return Group(*parts)
 
 
@@ -137,6 +142,23 @@ def _hardware(profile: DeviceProfile) -> dict[str, str]:
         "accelerators": "; ".join(parts) or "none",
         "memory": ", ".join(size),
         "kernel": profile.kernel,
+    }
+
+
+def _vitals(said: Vitals) -> dict[str, str]:
+    """How it was when it last reported."""
+    link = said.link
+    quality = [f"{link.rtt_ms:g} ms"] if link.rtt_ms else []
+    quality += [f"{link.reconnects} reconnects", f"{size(link.sent_bytes)} up, {size(link.received_bytes)} down"]
+    memory = "" if said.memory_free_mib is None else f"{said.memory_free_mib} MiB"
+    disk = "" if said.disk_free_mib is None else f"{said.disk_free_mib} MiB"
+    free = [f"memory {memory}"] if memory else []
+    return {
+        "free": ", ".join([*free, *([f"disk {disk}"] if disk else [])]),
+        "load": "" if said.load is None else f"{said.load:g} per core",
+        "temperature": "" if said.temperature_c is None else f"{said.temperature_c:g} °C",
+        "up for": f"{said.uptime_s / 3600:.1f} h" if said.uptime_s else "",
+        "link": ", ".join(quality),
     }
 
 
@@ -204,16 +226,10 @@ def pairs(values: Mapping[str, str]) -> str:
     return " ".join(f"{name}={value}" for name, value in sorted(values.items()))
 
 
-def _online(device: Device) -> str:
+def online(device: Device) -> str:
     if device.retired_at is not None:
         return "retired"
-    return "online" if device.online else "silent"
-
-
-def _running(report: DeviceReport | None) -> str:
-    if report is None:
-        return ""
-    return ", ".join(f"{m.name}:{m.version} {m.state}{'' if m.verified else ' (not verified)'}" for m in report.modules)
+    return "online" if device.online else "offline"
 
 
 def _update(report: DeviceReport | None) -> str:

@@ -28,6 +28,7 @@ from cloud_hub.rollouts.states import ENDED, Execution, Rollout, RolloutState
 from cloud_hub.rollouts.status import MAX_SHOWN, RolloutStatus, status
 from cloud_hub.rollouts.targeting import Chosen, Targeting, refuse
 from cloud_hub.rollouts.turn import Standing, Turn
+from cloud_hub.rollouts.waits import waits
 from cloud_hub.store.bulk import in_slices
 from cloud_hub.store.engine import Store
 from modules.messages import DeviceReport
@@ -184,7 +185,9 @@ class Controller:
             rollout = await records.load(connection, rollout_id)
             shown = await reading.worth_showing(connection, rollout_id, MAX_SHOWN, among)
             if among is None:
-                return status(rollout, await records.counts(connection, rollout_id), shown)
+                counts, now = await records.counts(connection, rollout_id), self._clock()
+                waiting = waits(rollout, counts, await records.next_ready(connection, rollout, now), now)
+                return status(rollout, counts, shown, waiting)
             return status(rollout, await reading.counts_of(connection, rollout_id, among), shown)
 
     async def executions(
@@ -237,12 +240,12 @@ class Controller:
         async with self._turn(rollout_id) as turn:
             turn.answer_gate(answer)
 
-    async def join(self, device: str) -> None:
-        """A device that came in, or has changed: rollouts that it may join and whose target it matches take it in."""
+    async def join(self, *found: str) -> None:
+        """Devices that came in, or have changed: rollouts that they may join and whose target they match take them."""
         async with self._store.read() as connection:
             joinable = [one for one in await records.active(connection) if one.plan.joining]
         for rollout in joinable:
-            if rollout.state is RolloutState.RUNNING:
+            for device in found if rollout.state is RolloutState.RUNNING else ():
                 await self._join(rollout.id, device)
 
     async def tick(self) -> None:

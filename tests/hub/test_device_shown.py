@@ -7,7 +7,7 @@ import io
 from rich.console import Console
 
 from cloud_hub.api.devices import DeviceDetail
-from cloud_hub.devices import Device
+from cloud_hub.device_rows import Device
 from cloud_hub.operator import render
 from firmware_profiles.profile import Accelerator, DeviceProfile, Processor
 from modules.messages import DeviceReport, UpdateReport

@@ -8,8 +8,9 @@ from cryptography import x509
 
 from cloud_hub.config import HubPaths
 from cloud_hub.desired import Assignment
+from cloud_hub.device_rows import Device
 from cloud_hub.errors import Conflict, NotFound, Unprocessable
-from cloud_hub.query import parse
+from cloud_hub.fleet import Fleet, FleetQuery
 from cloud_hub.reports import Difference, differences
 from modules.messages import AttackReport, ModuleReport, SignedReport
 from support.clock import SetClock
@@ -21,6 +22,11 @@ from support.trust import OPERATOR, TrustWorld, trust_world
 async def world(hub_paths: HubPaths, clock: SetClock) -> AsyncIterator[TrustWorld]:
     async with trust_world(hub_paths, clock) as world:
         yield world
+
+
+async def listed(world: TrustWorld, query: str, retired: bool = False) -> list[Device]:
+    fleet = Fleet(world.store, world.events._clock, world.config.offline_after_s)
+    return await fleet.page(FleetQuery(query, retired))
 
 
 def module(name: str = "digits", version: int = 1, verified: bool = True) -> ModuleReport:
@@ -88,10 +94,10 @@ async def test_an_attack_that_a_device_has_seen_is_an_event_once(world: TrustWor
 async def test_devices_are_found_by_query(world: TrustWorld) -> None:
     await world.enrol("cam-1", site="lyon")
     await world.enrol("cam-2", site="paris")
-    assert [device.id for device in await world.devices.list(parse("all"))] == ["cam-1", "cam-2"]
-    assert [device.id for device in await world.devices.list(parse("site=paris"))] == ["cam-2"]
+    assert [device.id for device in await listed(world, "all")] == ["cam-1", "cam-2"]
+    assert [device.id for device in await listed(world, "site=paris")] == ["cam-2"]
     await world.devices.set_tags("cam-1", {"site": "paris"}, OPERATOR)
-    assert [device.id for device in await world.devices.list(parse("site=paris"))] == ["cam-1", "cam-2"]
+    assert [device.id for device in await listed(world, "site=paris")] == ["cam-1", "cam-2"]
     with pytest.raises(NotFound, match="no device ghost"):
         await world.devices.set_tags("ghost", {}, OPERATOR)
 
@@ -102,8 +108,8 @@ async def test_a_retired_device_is_revoked_loses_its_modules_and_is_listed_only_
     await world.assign("cam-1", "digits")
     for _ in range(2):
         await world.devices.retire("cam-1", OPERATOR)
-    assert await world.devices.list(parse("all")) == []
-    assert [device.id for device in await world.devices.list(parse("all"), retired=True)] == ["cam-1"]
+    assert await listed(world, "all") == []
+    assert [device.id for device in await listed(world, "all", retired=True)] == ["cam-1"]
     assert await world.desired.of("cam-1") == ()
     crl = x509.load_pem_x509_crl(world.paths.crl.read_bytes())
     assert len(list(crl)) == len(world.revocations) == 1

@@ -12,7 +12,7 @@ from cloud_hub.operator.cli.session import Format, Output, act, note, parse_pair
 
 if TYPE_CHECKING:
     from cloud_hub.claims import IssuedToken, NewToken
-    from cloud_hub.devices import Device
+    from cloud_hub.device_rows import Device
     from cloud_hub.operator.client import HubClient
     from cloud_hub.operator.offline import Exported
 
@@ -20,20 +20,48 @@ app = typer.Typer(no_args_is_help=True, help="Devices: how they come in, what th
 DeviceId = Annotated[str, typer.Argument(metavar="DEVICE", help="The device's id.")]
 
 
-@app.command("list", epilog="Example:  mooring device list --query 'site=lab and profile=raspberry-pi*'")
+Query = Annotated[
+    str,
+    typer.Option("--query", "-q", help="`all`, or such as: site=lab and (agent < 0.2 or state = differs)."),
+]
+Retired = Annotated[bool, typer.Option("--retired", help="Retired devices too.")]
+
+
+@app.command("list", epilog="Example:  mooring device list --query 'site=lab and not online'")
 def list_devices(
     context: typer.Context,
-    query: Annotated[
-        str, typer.Option("--query", "-q", help="`all`, or terms such as site=lab,profile=jetson*,id!=cam-1.")
-    ] = "all",
-    retired: Annotated[bool, typer.Option("--retired", help="Retired devices too.")] = False,
+    query: Query = "all",
+    retired: Retired = False,
+    limit: Annotated[int, typer.Option(min=1, max=999, help="How many at most.")] = 100,
+    after: Annotated[str, typer.Option(metavar="DEVICE", help="Those behind this device.")] = "",
+    everyone: Annotated[bool, typer.Option("--all", help="All of them, page by page.")] = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """List devices with what they run."""
-    found = act(context, lambda hub: hub.devices(query, retired))
-    from cloud_hub.operator import render
+    """List devices with what they run, by id. `device show` explains what differs from what a device shall run."""
 
-    show(found, output, render.devices)
+    async def work(hub: HubClient) -> list[Device]:
+        if everyone:
+            return await hub.all_of(hub.devices(query, retired, brief=True, limit=1000, after=after))
+        return await hub.devices(query, retired, brief=True, limit=limit + 1, after=after)
+
+    found = act(context, work)
+    from cloud_hub.operator import render_fleet
+
+    shown = found if everyone else found[:limit]
+    show(shown, output, render_fleet.devices)
+    if len(shown) < len(found):
+        note(f"there are more: --all, or --after {shown[-1].id}")
+
+
+@app.command(epilog="Example:  mooring device summary --query site=lab")
+def summary(
+    context: typer.Context, query: Query = "all", retired: Retired = False, output: Output = Format.TABLE
+) -> None:
+    """Count devices by profile, agent and state, and the modules that they run."""
+    found = act(context, lambda hub: hub.fleet(query, retired))
+    from cloud_hub.operator import render_fleet
+
+    show(found, output, render_fleet.summary)
 
 
 @app.command("show", epilog="Example:  mooring device show cam-17")
@@ -156,9 +184,9 @@ def tag(
         return await hub.set_tags(device, {**kept, **wanted})
 
     found = act(context, work)
-    from cloud_hub.operator import render
+    from cloud_hub.operator import render_fleet
 
-    show([found], output, render.devices)
+    show([found], output, render_fleet.devices)
 
 
 @app.command(epilog="Example:  mooring device retire cam-17 --yes")
