@@ -69,12 +69,12 @@ def _in_open_groups(rollout: Rollout, counts: Counts, ready_at: float | None, no
         return []
     if ready_at is not None and ready_at > now and not busy:
         why = "their maintenance window" if rollout.plan.windows else "another attempt"
-        return [Wait("window", f"{left} devices wait for {why}, the first from {_utc(ready_at)} on", ready_at)]
+        return [Wait("window", f"{_devices(left)} for {why}, the first from {_utc(ready_at)} on", ready_at)]
     rate = rollout.plan.rate
     if rate is None:
         return []
     speed = rate.speed(totals(counts)[ExecutionState.VERIFIED])
-    return [Wait("rate", f"{left} devices wait for their turn, at {speed:g} a minute")]
+    return [Wait("rate", f"{_devices(left)} for their turn, at {speed:g} a minute")]
 
 
 def _approval(text: str) -> list[Wait]:
@@ -83,6 +83,10 @@ def _approval(text: str) -> list[Wait]:
 
 def _person(what: str) -> Wait:
     return Wait("person", f"waits for somebody {what}")
+
+
+def _devices(count: int) -> str:
+    return f"{count} device{'s wait' if count > 1 else ' waits'}"
 
 
 def _utc(moment: float) -> str:
