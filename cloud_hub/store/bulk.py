@@ -2,7 +2,8 @@
 
 PostgreSQL gets a whole column as one array, which costs it a tenth of a statement per row. SQLite, which has no
 round trips, gets a statement per row to write, and its keys as a table of values to read: it would not use an index
-for a list of them that holds numbers. JSON goes into arrays as text: a list of lists would be an array of two dimensions.
+for a list of them that holds numbers. JSON goes into arrays as text: a list of lists would be an array of two
+dimensions.
 """
 
 from __future__ import annotations
