@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
 import pytest
 
-from agent.commands import MARKS_KEY, MAX_MARKS, Commands, Doer, Mark
+from agent.commands import MARKS_KEY, MAX_MARKS, Answer, Commands, Doer, Mark
 from agent.config import OutboxLimits
 from agent.errors import WorkerError
 from agent.outbox import Outbox
 from agent.sampling.spending import Spending
 from agent.store import AgentStore
-from modules.commands import SAMPLES, AskSamples, Command, CommandResult, decode_asked, encode_asked
+from modules.commands import MAX_INLINE_BYTES, SAMPLES, AskSamples, Command, CommandResult, decode_asked, encode_asked
 from modules.errors import MessageError
 from modules.manifest import SamplingPolicy
 from modules.messages import decode_event, encode
+from modules.packed import unpack
+from modules.pieces import PIECE_BYTES, decode_piece
 from modules.topics import down
 from support.hub import FakeHub
 from support.links import make_link, running
@@ -43,8 +47,8 @@ class Bench:
         return CommandResult(command.id, "done", count=1, found=1)
 
     @asynccontextmanager
-    async def living(self, do: Doer | None = None) -> AsyncIterator[Commands]:
-        commands = Commands(self.store, self.outbox, {SAMPLES: do or self.count}, lambda: NOW)
+    async def living(self, do: Doer | None = None, left_out: tuple[str, ...] = ()) -> AsyncIterator[Commands]:
+        commands = Commands(self.store, self.outbox, {SAMPLES: do or self.count}, lambda: NOW, left_out)
         task = asyncio.create_task(commands.run())
         try:
             yield commands
@@ -154,6 +158,50 @@ async def test_a_command_that_fails_says_why_and_the_next_is_done(bench: Bench, 
     assert (first.outcome, first.key) == ("failed", key)
     assert "secret" not in first.text
     assert second.outcome == "done"
+
+
+async def test_a_kind_that_the_devices_settings_leave_out_is_refused_and_not_done(bench: Bench) -> None:
+    async with bench.living(left_out=(SAMPLES,)) as commands:
+        commands.hear(command())
+        (result,) = await bench.heard(1)
+    assert (result.outcome, result.key) == ("refused", "not-allowed")
+    assert "commands.refuse" in result.text
+    assert bench.done == []
+
+
+@pytest.mark.parametrize("size", [10, MAX_INLINE_BYTES - 2000, MAX_INLINE_BYTES + 1, 3 * PIECE_BYTES])
+async def test_what_a_command_brings_arrives_whole_in_the_result_or_in_pieces(bench: Bench, size: int) -> None:
+    brings = random.Random(5).randbytes(size)  # which packing makes no smaller
+
+    async def bring(asked: Command) -> Answer:
+        return Answer(CommandResult(asked.id, "done", count=1, found=1), brings)
+
+    async with bench.living(bring) as commands:
+        commands.hear(command())
+        (result,) = await bench.heard(1)
+    packed = result.data
+    if not packed:
+        await until(lambda: len(bench.hub.items("blob")) == -(-result.size // PIECE_BYTES), "all pieces")
+        packed = b"".join(decode_piece(item).data for item in bench.hub.items("blob"))
+    assert (len(packed), hashlib.sha256(packed).hexdigest()) == (result.size, result.sha256)
+    assert unpack(packed, size) == brings
+    assert bool(result.data) == (size < MAX_INLINE_BYTES)
+
+
+async def test_what_follows_an_answer_is_done_once_the_answer_is_on_the_disk(bench: Bench) -> None:
+    known: list[dict[str, Mark] | None] = []
+
+    async def ask(asked: Command) -> Answer:
+        return Answer(CommandResult(asked.id, "done"), then=lambda: followed.set())
+
+    followed = asyncio.Event()
+    async with bench.living(ask) as commands:
+        commands.hear(command())
+        async with asyncio.timeout(20):
+            await followed.wait()
+        known.append(await bench.store.get(MARKS_KEY, dict[str, Mark]))
+    assert known[0] is not None
+    assert known[0]["c-1"].ended
 
 
 async def test_only_so_many_commands_are_remembered(bench: Bench) -> None:
