@@ -18,6 +18,7 @@ from aiohttp import web
 
 from cloud_hub.api.answers import JSON, Pieces
 from cloud_hub.api.blobs import send_file
+from cloud_hub.api.etags import names, tag_of
 from cloud_hub.api.pages import Page, PageQuery, cut, row_cursor
 from cloud_hub.api.problem import MEDIA as PROBLEM
 from cloud_hub.api.problem import REQUEST_ID, Failure, known_failure, problem
@@ -43,7 +44,9 @@ class OperationQuery(PageQuery, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 class WaitQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """With `wait_s` the answer comes when the operation has come further, or after so many seconds."""
+    """With `wait_s` the answer comes when the operation has come further than If-None-Match says, or than it is now;
+    after so many seconds at the latest.
+    """
 
     wait_s: Annotated[float, msgspec.Meta(ge=0, le=MAX_WAIT_S)] = 0.0
 
@@ -105,14 +108,18 @@ async def list_operations(rooms: Rooms, call: Call) -> Page[Operation]:
 
 async def show_operation(rooms: Rooms, call: Call) -> Operation:
     query: WaitQuery = call.query
-    number = call.path["id"]
-    first = await _own(rooms, call)
-    if query.wait_s and not first.state.ended:
-        loop = asyncio.get_running_loop()
-        until = loop.time() + query.wait_s
-        while (left := until - loop.time()) > 0 and first == await _own(rooms, call):
-            await rooms.operations.news(number, left)
-    return await _own(rooms, call)
+    found = await _own(rooms, call)
+    if not query.wait_s:
+        return found
+    known = call.request.headers.get("If-None-Match", "") or tag_of(msgspec.json.encode(found))
+    loop = asyncio.get_running_loop()
+    until = loop.time() + query.wait_s
+    while not found.state.ended and names(known, tag_of(msgspec.json.encode(found)), weakly=True):
+        if (left := until - loop.time()) <= 0:
+            break
+        await rooms.operations.news(found.id, left)
+        found = await _own(rooms, call)
+    return found
 
 
 async def operation_result(rooms: Rooms, call: Call) -> web.StreamResponse:

@@ -78,12 +78,16 @@ class Operations:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         beat, self._beat = self._beat, None
+        left = list(self._live)
         tasks = [live.task for live in self._live.values() if live.task is not None]
         tasks += [beat] if beat is not None else []
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=STOP_S)
+        async with self._store.write() as connection:
+            for number in left:  # a task that had not begun yet could say nothing
+                await book.end(connection, number, OperationState.INTERRUPTED, self._clock())
 
     async def begin(self, new: New, work: Work) -> str:
         """Has `work` done, when there is room; the operation's id.
@@ -107,6 +111,7 @@ class Operations:
             del self._live[number]
             raise
         live.task = asyncio.create_task(self._run(number, new, live, work), name=f"operation-{number}", context=context)
+        live.task.add_done_callback(lambda _task: self._over(number))
         return number
 
     async def get(self, number: str) -> Kept:
@@ -170,8 +175,10 @@ class Operations:
         except Exception:
             # Only the database can be to blame; whoever asks finds it interrupted after SILENT_S.
             log.exception("the end of operation %s could not be written", number)
-        finally:
-            del self._live[number]
+
+    def _over(self, number: str) -> None:
+        live = self._live.pop(number, None)
+        if live is not None:
             live.wake()
 
     async def _ended(self, number: str, new: New, live: _Live, state: OperationState, outcome: Outcome | None) -> None:

@@ -9,13 +9,15 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from cloud_hub.operations.book import Operation, OperationState
+from cloud_hub.operations.book import Operation
 from cloud_hub.operator.errors import OperatorError, Refused
 from cloud_hub.operator.transport import NO_QUERY, Transport, path_of
 
 BUILD_S: Final = 3600.0  # for hubs that know no long operations: libraries are resolved, images made, models asked
 POLL_S: Final = 20.0
 CANCEL_S: Final = 5.0
+ACCEPTED: Final = 202
+NOT_MODIFIED: Final = 304
 PREFER: Final = {"Prefer": "respond-async"}
 Watch = Callable[[Operation], None]
 _Answer = TypeVar("_Answer")
@@ -38,7 +40,7 @@ async def work_out(
     `operation-interrupted`. A hub that knows no long operations answers at once, within BUILD_S.
     """
     got = await http.exchange("POST", path, body, NO_QUERY, BUILD_S, PREFER)
-    if got.status != 202:
+    if got.status != ACCEPTED:
         return http.parsed(answer, got)
     begun = http.parsed(Operation, got)
     try:
@@ -54,9 +56,12 @@ async def work_out(
 
 
 async def _ended(http: Transport, operation: Operation, watch: Watch) -> Operation:
+    tag = ""
     while True:
         watch(operation)
-        if operation.state not in (OperationState.WAITING, OperationState.RUNNING):
+        if operation.state.ended:
             return operation
-        path = path_of("operations", operation.id)
-        operation = await http.ask(Operation, "GET", path, query={"wait_s": POLL_S})
+        path, known = path_of("operations", operation.id), {"If-None-Match": tag} if tag else {}
+        got = await http.exchange("GET", path, None, {"wait_s": POLL_S if tag else 0.0}, headers=known)
+        tag = got.headers.get("ETag", "")
+        operation = operation if got.status == NOT_MODIFIED else http.parsed(Operation, got)

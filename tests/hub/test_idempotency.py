@@ -33,7 +33,7 @@ from cloud_hub.rooms import Rooms
 from cloud_hub.store.engine import Store
 from cloud_hub.store.tables import kept_requests, model_counters
 from support.clock import SetClock
-from support.waiting import until, until_blocking
+from support.waiting import until_blocking
 
 DEADLINE_S = 30.0
 TOKEN = "mho_a-token-for-tests"
@@ -51,6 +51,7 @@ class Bench:
 
     def __init__(self) -> None:
         self.begun = 0
+        self.written = asyncio.Event()
         self.go_on = asyncio.Event()
         self.go_on.set()
 
@@ -72,6 +73,7 @@ class Bench:
             await rooms.events.record(connection, "model.made", call.actor, thing.name)
             if thing.word == "refused":
                 raise Conflict("in-the-way", "something is in the way")
+        self.written.set()
         await self.go_on.wait()
         return Thing(thing.name, SECRET)
 
@@ -183,7 +185,7 @@ async def test_of_many_at_once_one_is_done_and_the_others_come_again(
 ) -> None:
     bench.go_on.clear()
     first = asyncio.create_task(post(client, "/things", "k1"))
-    await until(lambda: bench.begun > 0, "the first to have begun", DEADLINE_S)
+    await asyncio.wait_for(bench.written.wait(), DEADLINE_S)
     others = await asyncio.gather(*(post(client, "/things", "k1") for _ in range(8)))
     assert {(status, body["key"]) for status, body, _ in others} <= {
         (409, "request-under-way"), (409, "request-unanswered")
@@ -232,7 +234,7 @@ async def test_a_request_that_is_broken_off_is_never_done_twice(
     bench.go_on.clear()
     async with serving(store, clock, bench) as client:
         request = asyncio.create_task(post(client, path, "k1"))
-        await until(lambda: bench.begun > 0, "the request to have begun", DEADLINE_S)
+        await asyncio.wait_for(bench.written.wait(), DEADLINE_S)
         request.cancel()
         await asyncio.gather(request, return_exceptions=True)
         await client.server.close()  # ends what is under way
