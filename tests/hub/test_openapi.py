@@ -1,5 +1,5 @@
 import json
-from typing import Any
+from typing import Any, get_origin
 
 import msgspec
 import pytest
@@ -67,3 +67,60 @@ def test_downloads_are_described_with_their_media_type() -> None:
         and not route.media
     ]
     assert wrong == []
+
+
+# Reports that are made when they are asked for, one per module, output or build: there is no next page of them.
+NOT_PAGED = {"/drift", "/quality"}
+
+
+def test_every_list_comes_in_pages() -> None:
+    whole = {route.path for route in ROUTES if route.method == "GET" and get_origin(route.returns) is list}
+    whole -= {route.path for route in ROUTES if route.paged}
+    assert whole == NOT_PAGED
+
+
+# Sent as a page that has all of it: `after` is a revision there, and not a cursor.
+ONE_PAGE = {"/configurations/{module}/differences"}
+
+
+def test_the_query_of_a_list_has_a_limit_and_a_cursor() -> None:
+    paged = {route.path: route.query for route in ROUTES if route.paged and route.path not in ONE_PAGE}
+    names = {
+        path: {field.encode_name for field in msgspec.structs.fields(kind)} for path, kind in paged.items() if kind
+    }
+    assert names.keys() == paged.keys()
+    assert [path for path, found in names.items() if "limit" not in found or not found & {"after", "before"}] == []
+
+
+# Changes of what no GET shows on the same path: why no state of it can be named.
+UNSEEN = {
+    "/trust/publishers/{publisher}": "versions and signatures of TUF say more",
+    "/trust/targets": "as above",
+    "/trust/roots/{repository}": "as above",
+    "/users/{name}/password": "whoever sets it has not seen it",
+    "/api-tokens/{id}": "it is there or not",
+    "/tokens/{id}": "it is there or not",
+    "/watches/{module}": "a module has one for each scope; the list shows them",
+    "/quality/bounds": "the path is the list's, the query says which",
+}
+
+
+def test_what_can_be_changed_can_be_seen_so_that_its_state_can_be_named() -> None:
+    changed = {route.path for route in ROUTES if route.method in ("PUT", "PATCH", "DELETE")}
+    assert changed - {route.path for route in ROUTES if route.tagged} == UNSEEN.keys()
+
+
+def test_the_document_says_what_may_stand_in_the_head(served: dict[str, Any]) -> None:
+    def headers(path: str, method: str) -> set[str]:
+        found = served["paths"][f"/api/v1{path}"][method]["parameters"]
+        return {parameter["name"] for parameter in found if parameter["in"] == "header"}
+
+    assert headers("/modules", "post") == {"Idempotency-Key", "Prefer"}
+    assert headers("/users/{name}", "patch") == {"If-Match"}
+    assert headers("/users/{name}", "get") == {"If-None-Match"}
+    assert headers("/login", "post") == set()
+    assert headers("/events/stream", "get") == {"Last-Event-ID"}
+    built = served["paths"]["/api/v1/modules"]["post"]["responses"]
+    assert built.keys() == {"201", "202", "default"}
+    assert list(built["default"]["content"]) == ["application/problem+json"]
+    assert "Link" in served["paths"]["/api/v1/modules"]["get"]["responses"]["200"]["headers"]
