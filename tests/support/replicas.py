@@ -19,6 +19,7 @@ from pathlib import Path
 from cloud_hub.config import HubPaths
 from cloud_hub.initialise import free_ports
 from cloud_hub.operator.context import HubContext
+from cloud_hub.replicas.lease import WORK
 from cloud_hub.store.engine import Store
 from cloud_hub.store.tables import leases
 from support.postgres import PASSWORD, Postgres, running_postgres
@@ -30,6 +31,7 @@ COMPOSE = REPOSITORY / "deploy" / "compose"
 NAMES = ("a", "b")
 START_S = 120
 HOST = "localhost"
+LEASE_S = 5.0  # shorter than by default, so that a test sees it taken over
 
 
 @dataclass
@@ -133,6 +135,7 @@ def _initialise(site: Site) -> None:
     (folder / "database-password").write_text(PASSWORD)
     credentials = site.s3.settings(folder).credentials
     settings = (COMPOSE / "hub.toml").read_text().replace("http://minio:9000", site.s3.endpoint)
+    settings += f"lease_s = {LEASE_S}\n"
     (folder / "hub.toml").write_text(settings.replace("/run/secrets/bucket", credentials))
     conf = (COMPOSE / "mosquitto.conf").read_text().replace("/var/lib/mooring-broker", str(folder / "broker"))
     conf = conf.replace("/var/lib/mosquitto", str(folder / "sessions"))
@@ -179,7 +182,7 @@ async def holder(site: Site) -> str:
     store = await opened(site)
     try:
         async with store.read() as connection:
-            row = (await connection.execute(leases.select())).one_or_none()
+            row = (await connection.execute(leases.select().where(leases.c.name == WORK))).one_or_none()
             return "" if row is None else str(row.holder)
     finally:
         await store.close()
