@@ -51,6 +51,7 @@ from modules.runtime import CPU
 
 MAX_LAST_WORDS = 300
 MANY = 2  # modules, from which it pays to share the libraries; measured with benchmarks/workers.py
+FIRST_TO_GO = 1000  # of a candidate, when memory runs out: nobody's answers depend on it
 QUIET_SHARE = 0.25  # of its deadline, for which loading yields to those that serve; then a busy device goes on in haste
 
 _logger = logging.getLogger(__name__)
@@ -266,9 +267,11 @@ class ProcessRuntime:
         await worker.serve()
         self._introductions.serves(worker)
 
-    def changed(self, worker: WorkerProcess, module: Installed) -> None:
-        """The same files under new wishes: a candidate's share and mode count from now on."""
+    async def changed(self, worker: WorkerProcess, module: Installed) -> None:
+        """The same files under new wishes: a candidate's share and mode count from now on. Raises SlotError."""
         self._introductions.changed(worker, module)
+        if module.candidate:
+            worker.resources = _resources(module, self._slots.open(module.manifest_sha256))
 
     def rest(self, worker: WorkerProcess, rests: bool) -> None:
         """A candidate that rests is given nothing."""
@@ -311,13 +314,14 @@ class ProcessRuntime:
             tap=loan.tap.handle,
             candidate=module.candidate,
         )
-        return limited(
+        mine = limited(
             self._access.given(given),
             _resources(module, slot),
             settings.pin == "on",
             cage.limits_processors,
             settings.gpu_memory_mib,
         )
+        return msgspec.structs.replace(mine, oom_score=FIRST_TO_GO) if module.candidate else mine
 
 
 def _tap() -> Tap:
@@ -329,9 +333,9 @@ def _tap() -> Tap:
 
 
 def _resources(module: Installed, slot: Slot) -> Resources:
-    """A candidate gives way to everything else, whatever its manifest says."""
+    """A shadow gives way to everything else, whatever its manifest says; for an arm somebody waits."""
     resources = slot.manifest.resources
-    return msgspec.structs.replace(resources, priority="low") if module.candidate else resources
+    return msgspec.structs.replace(resources, priority="low") if module.mode == "shadow" else resources
 
 
 def _with_files(order: Start, worker: WorkerProcess) -> Start:

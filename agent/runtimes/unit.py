@@ -93,8 +93,10 @@ class Unit:
     async def adopt(self, module: Installed) -> None:
         """The same files under new wishes: the worker goes on, with the new sampling policy."""
         before, self.module = self.module, module
-        if self._worker is not None:
-            self._runtime.changed(self._worker, module)
+        if self._worker is not None and module.candidate:
+            with contextlib.suppress(AgentError):
+                await self._runtime.changed(self._worker, module)
+                await self._bear(self._worker)
         if module.sampling != before.sampling and self._worker is not None:
             # A worker that has just ended starts again with the new one; a damaged slot is the next update's affair,
             # and must not keep this one from being written down.

@@ -86,7 +86,8 @@ class AlertEvidence(msgspec.Struct, frozen=True):
     `window` is the index of the shortest window of looks that raised it (-1: no evidence from counts), `alarm_look`
     the start of the newest look in which that window still did. Once resolved, `resolution` says how, and looks
     before `calm_from` are not weighed again. `affected` devices alarm by themselves, as far as was looked;
-    `reference` is what the counts were compared with.
+    `reference` is what the counts were compared with. `beside` says as what the build ran when it opened, where it was
+    beside a version that serves.
     """
 
     threshold: float
@@ -104,6 +105,7 @@ class AlertEvidence(msgspec.Struct, frozen=True):
     common: tuple[Common, ...] = ()
     causes: tuple[Cause, ...] = ()
     reference: str = "training"
+    beside: Literal["", "shadow", "arm"] = ""
 
     @property
     def names(self) -> tuple[str, ...]:

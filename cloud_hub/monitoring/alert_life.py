@@ -23,6 +23,7 @@ from cloud_hub.errors import BadRequest, Conflict
 from cloud_hub.events import Events
 from cloud_hub.monitoring import alert_book
 from cloud_hub.monitoring.alert_book import Alert, AlertEvidence, AlertKind, Change, Resolution, Severity, State
+from cloud_hub.monitoring.beside import way_of
 from cloud_hub.monitoring.looks import Group
 from cloud_hub.store.tables import alert_changes, alerts
 
@@ -54,7 +55,8 @@ class AlertLife:
     ) -> int:
         """The alert's id: a new one, or that of one which was resolved a moment ago."""
         now = self._clock()
-        weight = severity or severity_of(group, evidence)
+        evidence = msgspec.structs.replace(evidence, beside=await way_of(connection, group))
+        weight = severity_of(group, evidence, severity)
         last = await alert_book.latest(connection, kind, group)
         if last is not None and last.resolved_at is not None and now - last.resolved_at < self._reopen_s:
             again = msgspec.structs.replace(evidence, calm_from=last.evidence.calm_from)
@@ -88,7 +90,8 @@ class AlertLife:
             return  # somebody resolved it while it was weighed
         if evidence.calm_from is None:
             evidence = msgspec.structs.replace(evidence, calm_from=alert.evidence.calm_from)
-        weight = severity or severity_of(alert.group, evidence)
+        evidence = msgspec.structs.replace(evidence, beside=alert.evidence.beside)
+        weight = severity_of(alert.group, evidence, severity)
         worse = weight == "critical" != alert.severity
         values = {"severity": "critical" if worse else alert.severity, "evidence": msgspec.to_builtins(evidence)}
         if worse and alert.state != "open":
@@ -201,6 +204,7 @@ class AlertLife:
             version=alert.version,
             manifest_sha256=alert.manifest_sha256,
             severity=alert.severity,
+            beside=alert.evidence.beside,
             state=alert.state,
             names=alert.evidence.names,
             devices=alert.devices,
@@ -211,8 +215,14 @@ class AlertLife:
         )
 
 
-def severity_of(group: Group, evidence: AlertEvidence) -> Severity:
-    """Critical: a large change (PSI of an alarming feature, or share of bad values), or of more than one device."""
+def severity_of(group: Group, evidence: AlertEvidence, said: Severity | None = None) -> Severity:
+    """Critical: a large change (PSI of an alarming feature, or share of bad values), or of more than one device; or as
+    it was `said`. What a shadow does is nobody's emergency.
+    """
+    if evidence.beside == "shadow":
+        return "warning"
+    if said is not None:
+        return said
     return "critical" if severe(evidence) or not group.scope.startswith("device:") else "warning"
 
 

@@ -39,7 +39,7 @@ def alerts(found: Sequence[Alert]) -> RenderableType:
             str(alert.id),
             alert.severity,
             alert.kind,
-            f"{alert.module}:{alert.version}" if alert.version else alert.module,
+            _module(alert),
             alert.scope,
             _state(alert),
             when(alert.evidence.since or alert.opened_at),
@@ -77,10 +77,16 @@ def watches(found: Sequence[Watch]) -> RenderableType:
 
 
 def _headline(alert: Alert) -> Text:
-    module = f" of {alert.module}:{alert.version}" if alert.version else f" of {alert.module}" if alert.module else ""
+    module = f" of {_module(alert)}" if alert.module else ""
     line = Text.assemble((f"alert {alert.id}: ", "bold"), (alert.severity, _COLOURS[alert.severity]))
     line.append(f" {alert.kind}{module} on {_scope(alert)}, {_state(alert)}")
     return line.append(f", since {when(alert.evidence.since or alert.opened_at)}")
+
+
+def _module(alert: Alert) -> str:
+    """What a candidate does is told apart from what serves."""
+    named = f"{alert.module}:{alert.version}" if alert.version else alert.module
+    return f"{named} ({alert.evidence.beside})" if alert.evidence.beside else named
 
 
 def _scope(alert: Alert) -> str:

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 from collections.abc import AsyncIterator
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import msgspec
@@ -195,6 +196,15 @@ async def test_whatever_a_shadow_does_the_version_that_serves_answers(device: De
     if source is DIES:
         await until(lambda: device.candidate().restarts > 0, "the shadow to be started again")
         assert all(level == "warning" and key.startswith("candidate-") for level, key, _ in device.told)
+
+
+async def test_a_shadow_goes_first_when_memory_runs_out_and_has_no_address(device: Device) -> None:
+    one, two = build(version=1), build(version=2)
+    await device.run(device.installed(one), device.installed(two, "shadow"))
+    pids = [device.worker(key).pid for key in ("iris", CANDIDATE)]
+    scores = [int(Path(f"/proc/{pid}/oom_score_adj").read_text()) for pid in pids]
+    assert scores == [500, 1000]
+    assert not (device.paths.endpoints / f"{CANDIDATE}.sock").exists()
 
 
 async def test_a_shadow_that_was_killed_is_fed_again(device: Device) -> None:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from sqlalchemy import insert
 
 from cloud_hub.blobs import Blobs
 from cloud_hub.errors import NotFound
@@ -9,6 +10,7 @@ from cloud_hub.events import Events
 from cloud_hub.monitoring.alert_book import Alert
 from cloud_hub.monitoring.looks import Group
 from cloud_hub.store.engine import Store
+from cloud_hub.store.tables import assignments
 from support.clock import SetClock
 from support.monitoring import LOOK_S, Array, Built, Monitored, build_module, make_window
 from support.waiting import until_async
@@ -213,3 +215,31 @@ async def test_drift_before_any_window_is_an_empty_report(hub: Monitored, built:
 
 def test_the_scope_of_a_group_names_the_device_or_the_fleet() -> None:
     assert (Group("m", "*").scope, Group("m", "edge-a").scope) == ("fleet", "device:edge-a")
+
+
+async def _assigned(store: Store, device: str, role: str, mode: str) -> None:
+    """As the director has it. The device itself plays no part."""
+    values = {"module": "digits", "version": 1, "profile": "edge", "config": {}, "deployment": "r1", "assigned_at": 0.0}
+    async with store.write() as connection:
+        await connection.execute(insert(assignments).values(device=device, role=role, mode=mode, **values))
+
+
+async def test_what_a_shadow_does_is_told_apart_and_is_never_critical(
+    hub: Monitored, built: Built, store: Store, events: Events
+) -> None:
+    await _assigned(store, "edge-c", "candidate", "shadow")
+    await live(hub, built, 10, calm())
+    await live(hub, built, 8, calm() | {"edge-c": rows(shift=4.0, number=5000)})
+    (alert,) = [alert for alert in await open_alerts(hub, "drift") if alert.scope == "device:edge-c"]
+    assert (alert.evidence.beside, alert.severity) == ("shadow", "warning")
+    (opened,) = [event for event in await events.list() if event.details.get("alert") == alert.id][-1:]
+    assert opened.details["beside"] == "shadow"
+
+
+async def test_the_same_build_where_it_serves_is_as_grave_as_ever(hub: Monitored, built: Built, store: Store) -> None:
+    await _assigned(store, "edge-a", "candidate", "shadow")
+    await _assigned(store, "edge-c", "main", "serve")
+    await live(hub, built, 10, calm())
+    await live(hub, built, 8, calm() | {"edge-c": rows(shift=4.0, number=5000)})
+    (alert,) = [alert for alert in await open_alerts(hub, "drift") if alert.scope == "device:edge-c"]
+    assert (alert.evidence.beside, alert.severity) == ("", "critical")
