@@ -29,13 +29,16 @@ def served(tmp_path: Path) -> Iterator[HubPaths]:
 
 
 def attempt(paths: HubPaths, folder: Path, examples: int, deadline_s: float, *options: str) -> str:
-    """Schemathesis as a program of its own, with a seed, so that what it finds it finds again."""
+    """Schemathesis as a program of its own, with a seed, so that what it finds it finds again.
+
+    Without the streams, which have no end; test_stream.py asks them for what they do not allow.
+    """
     url = f"{HubConfig.load(paths.root).api_url}/api/v1/openapi.json"
     token = paths.operator_token.read_text().strip()
     arguments = [
         COMMAND, "run", url, f"--tls-verify={paths.server_ca_crt}", f"--header=Authorization: Bearer {token}",
         "--checks=not_a_server_error", f"--max-examples={examples}", "--seed=7", "--no-color",
-        "--request-timeout=20", "--continue-on-failure", *options,
+        "--request-timeout=20", "--continue-on-failure", "--exclude-path-regex=/stream$", *options,
     ]  # fmt: skip
     # Where it keeps its examples; no settings of whoever runs the tests.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SCHEMATHESIS_")}
@@ -46,9 +49,9 @@ def attempt(paths: HubPaths, folder: Path, examples: int, deadline_s: float, *op
     return run.stdout
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 def test_no_operation_ends_in_a_server_error(served: HubPaths, tmp_path: Path) -> None:
-    assert re.search(r"Tested: [1-9]", attempt(served, tmp_path, 8, 90, "--phases=fuzzing"))
+    assert re.search(r"Tested: [1-9]", attempt(served, tmp_path, 8, 200, "--phases=fuzzing"))
 
 
 @pytest.mark.soak
