@@ -84,7 +84,7 @@ class _Replay:
             case "rollout.assigned":
                 yield from self._assigned(str(event.details["device"]))
             case "rollout.device-ended":
-                already = event.details["reason_key"] == "already-runs"
+                already = event.details.get("reason_key") == "already-runs"
                 yield from self._ended(str(event.details["device"]), str(event.details["state"]), already)
             case "rollout.device-retried":
                 self.standing[str(event.details["device"])] = WAITING
