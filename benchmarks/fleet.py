@@ -61,6 +61,7 @@ CONNECT_S = 600.0
 ROLLOUT_S = 900.0
 STORM_S = 600.0
 SETTLE_S = 30.0
+TELL_S = 20.0
 PACE_S = 0.1  # between two calls of the API
 PROFILE = """\
 report_every_s = 60
@@ -178,8 +179,8 @@ async def call_on(client: HubClient, rollout: str, device: str, took_ms: list[fl
         await asyncio.sleep(PACE_S)
 
 
-async def roll_out(client: HubClient, count: int) -> dict[str, float]:
-    began = time.monotonic()
+async def roll_out(client: HubClient, simulator: Simulator) -> dict[str, float]:
+    began = told = time.monotonic()
     started = await client.create_rollout(NewRollout(MODULE, 1, "all", start=True))
     device = started.executions[0].device
     took_ms: list[float] = []
@@ -190,6 +191,12 @@ async def roll_out(client: HubClient, count: int) -> dict[str, float]:
             status = await client.rollout(started.rollout.id)
             if status.rollout.state != "running" or time.monotonic() - began > ROLLOUT_S:
                 break
+            if time.monotonic() - told > TELL_S:
+                told = time.monotonic()
+                now = {
+                    name: simulator.last[name] for name in ("connected", "questions", "reports", "updates", "errors")
+                }
+                print(f"{told - began:.0f} s: {now}", flush=True)
             await asyncio.sleep(0.5)
     finally:
         calling.cancel()
@@ -265,7 +272,7 @@ async def measure(folder: Path, database: str, chosen: argparse.Namespace) -> di
             )
             metrics = {"devices": float(count), "seed_s": simulator.ready_s, "connect_s": connect_s}
             print(metrics, flush=True)
-            metrics |= await roll_out(client, count)
+            metrics |= await roll_out(client, simulator)
             print({key: round(value, 2) for key, value in metrics.items()}, flush=True)
             if chosen.steady:
                 metrics |= await at_rest(hub.pid, broker_of(hub.pid), simulator, chosen.steady)

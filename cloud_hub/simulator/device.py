@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from functools import partial
+from math import ceil
 from typing import Final, Literal
 
 import mqtt5
@@ -324,7 +325,12 @@ class Device:
         correlation = self._boot[:8].encode() + number.to_bytes(4, "big")
         self._ground.counts.questions += 1
         self.session.publish(
-            up(device, "get"), encode(question), qos=0, answer_to=down(device, "data"), correlation=correlation
+            up(device, "get"),
+            encode(question),
+            qos=0,
+            answer_to=down(device, "data"),
+            correlation=correlation,
+            expiry_s=max(1, ceil(self._ground.profile.answer_s)),
         )
 
     def _unanswered(self, number: int) -> None:

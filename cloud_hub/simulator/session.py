@@ -82,6 +82,7 @@ class Session:
         retain: bool = False,
         answer_to: str = "",
         correlation: bytes = b"",
+        expiry_s: int | None = None,
     ) -> int:
         """The packet's number, 0 with quality 0. Only while `up`."""
         number = 0
@@ -96,6 +97,7 @@ class Session:
             packet_id=number or None,
             response_topic=answer_to or None,
             correlation_data=correlation or None,
+            message_expiry_interval=expiry_s,
         )
         self._say(packet.write())
         return number

@@ -8,6 +8,7 @@ Hierarchical Timing Wheels (1987), scheme 6.
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import ceil
 
 TICK_S = 0.05
 SLOTS = 4096  # one turn takes 205 seconds; what waits longer is passed over once a turn
@@ -26,7 +27,7 @@ class Wheel:
 
     def after(self, delay_s: float, call: Callable[..., None], *arguments: object) -> None:
         """Calls once, at least one tick from now."""
-        ticks = max(1, int(delay_s / self._tick_s + 0.999))
+        ticks = max(1, ceil(delay_s / self._tick_s))
         rounds, place = divmod(ticks - 1, len(self._slots))
         self._slots[(self._tick + 1 + place) % len(self._slots)].append((rounds, call, arguments))
         self.waiting += 1

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
 from sqlalchemy import insert
 
+from cloud_hub.config import HubConfig, HubPaths
+from cloud_hub.initialise import free_ports, initialise
+from cloud_hub.operator.client import HubClient
 from cloud_hub.reference import profile_training
 from cloud_hub.rooms import Rooms
+from cloud_hub.service import open_hub
 from cloud_hub.simulator.fleet import Member, Place
 from cloud_hub.simulator.seeding import seed
 from cloud_hub.store.tables import modules
@@ -19,6 +24,7 @@ from modules.bundle import MAX_CHUNK_BYTES, Chunk, FileEntry, sha256_hex
 from modules.manifest import Health, Lineage, Manifest, encode_manifest
 from modules.tensors import TensorSpec
 from modules.windows import encode_reference
+from support.hubs import serving
 
 HARDWARE = built_in()["generic-x86_64"]
 MODULE = "digits"
@@ -65,3 +71,17 @@ async def _file(rooms: Rooms, path: str, data: bytes) -> FileEntry:
     digest = await rooms.blobs.put(data)
     pieces = (data[at : at + MAX_CHUNK_BYTES] for at in range(0, len(data), MAX_CHUNK_BYTES))
     return FileEntry(path, len(data), digest, tuple(Chunk(sha256_hex(piece), len(piece)) for piece in pieces))
+
+
+@asynccontextmanager
+async def hub_with_module(folder: Path, **module: float) -> AsyncIterator[tuple[HubPaths, HubClient]]:
+    """A hub that serves, with version 1 of MODULE signed; `module` are arguments of `publish`."""
+    api, mqtt = free_ports(2)
+    config = HubConfig(
+        dev=True, public_host="localhost", api_host="127.0.0.1", mqtt_host="127.0.0.1", api_port=api, mqtt_port=mqtt
+    )
+    paths = await initialise(folder, config)
+    async with open_hub(paths) as rooms:
+        await publish(rooms, **module)  # type: ignore[arg-type]
+    async with serving(paths) as client:
+        yield paths, client
