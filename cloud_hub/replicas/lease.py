@@ -134,7 +134,9 @@ class Lease:
     async def _take(self) -> int:
         """A new token when the lease is free, or was this process's in an earlier life; 0 when another has it."""
         async with self._store.aside() as connection:
-            standing = await self._standing(connection)
+            if self._is_others(await self._standing(connection)):
+                return 0
+            standing = await self._standing(connection, lock=True)
             until = _now(connection) + self._lease_s
             if standing is None:
                 values = {"name": self._name, "holder": self._holder, "token": 1}
@@ -143,18 +145,22 @@ class Lease:
                         await connection.execute(insert(leases).values(**values, until=until))
                         return 1
                 return 0
-            holder, token, left = standing
-            if holder != self._holder and left > 0:
+            _, token, _ = standing
+            if self._is_others(standing):
                 return 0
             change = update(leases).where(leases.c.name == self._name)
             await connection.execute(change.values(holder=self._holder, token=token + 1, until=until))
             return token + 1
 
-    async def _standing(self, connection: AsyncConnection) -> tuple[str, int, float] | None:
-        """Holder, token and seconds left. Locked against all who check it: transactions of the holder end first."""
+    def _is_others(self, standing: tuple[str, int, float] | None) -> bool:
+        """Whether another holds it now."""
+        return standing is not None and standing[0] != self._holder and standing[2] > 0
+
+    async def _standing(self, connection: AsyncConnection, lock: bool = False) -> tuple[str, int, float] | None:
+        """Holder, token and seconds left. With `lock` transactions of the holder, which check it, end first."""
         left = (leases.c.until - _now(connection)).label("left")
         query = select(leases.c.holder, leases.c.token, left).where(leases.c.name == self._name)
-        row = (await connection.execute(query.with_for_update())).one_or_none()
+        row = (await connection.execute(query.with_for_update() if lock else query)).one_or_none()
         return None if row is None else (row.holder, row.token, row.left)
 
     async def _give_back(self) -> None:
