@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import TypeEngine
 
 from cloud_hub.clock import Clock
-from cloud_hub.query.sql import LATE_S
+from cloud_hub.query.facts import LATE_S
 from cloud_hub.store.bulk import in_slices
 from cloud_hub.store.engine import Store
 from cloud_hub.store.tables import devices
@@ -111,6 +111,7 @@ def _statement(online: bool) -> Update:
     newer: ColumnElement[bool] = d.presence_number < number
     if not online:
         newer = or_(newer, and_(d.presence_number == number, d.present == true()))
+    newer = and_(d.presence_boot == boot, newer)
     other = d.presence_boot != boot
     if not online:
         # The last word of an earlier life, which another hub may have written only now, ends no later one.

@@ -13,6 +13,7 @@ from typing import Final
 MODULE: Final = "module."  # module.NAME: the version of that module which the device reports
 TAG: Final = "tag."
 NUMBER: Final = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")
+LATE_S: Final = 30.0  # a report this long after the device went is not one that was on its way
 _VERSION: Final = re.compile(r"[0-9]+(?:\.[0-9]+)*")
 _PART: Final = 10_000  # one part of a version, and a part of the number that versions are ordered by
 
@@ -85,6 +86,14 @@ class DeviceFacts:
         if fact in VERSIONS:
             return version_number(self.agent)
         return self.numbers.get(fact)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When it is, by the hub's clock, and after how long without a word a device is offline."""
+
+    now: float
+    offline_after_s: float
 
 
 def field_of(fact: str) -> str:

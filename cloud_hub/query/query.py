@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
-
-from sqlalchemy import ColumnElement
+from typing import TYPE_CHECKING, Final
 
 from cloud_hub.errors import BadRequest
-from cloud_hub.query.facts import DeviceFacts, field_of
+from cloud_hub.query.facts import DeviceFacts, Moment, field_of
 from cloud_hub.query.matching import holds
-from cloud_hub.query.sql import Moment, condition
 from cloud_hub.query.tree import EVERYTHING, Among, Both, Either, Node, Not, both, depth, either, leaves, negated
+
+if TYPE_CHECKING:
+    from sqlalchemy import ColumnElement
 
 MAX_CONDITIONS: Final = 500  # of a query together with the saved ones that it names
 MAX_NESTED: Final = 32  # levels of the same
@@ -49,6 +49,8 @@ class Query:
 
         Raises BadRequest `query-not-resolved` for one that names saved queries, see `with_saved`.
         """
+        from cloud_hub.query.sql import condition  # the command line has queries, and no database
+
         return condition(self.node, moment)
 
     def values(self, fact: str) -> frozenset[str]:

@@ -6,8 +6,7 @@ NULL as false first. Negations go down to the single conditions, where that is s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from sqlalchemy import Boolean, ColumnElement, Float, and_, false, func, literal, not_, or_, select, true
 from sqlalchemy.ext.compiler import compiles
@@ -15,20 +14,10 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
 from cloud_hub.errors import BadRequest
-from cloud_hub.query.facts import MODULE, NUMBERS, TAG
+from cloud_hub.query.facts import LATE_S, MODULE, NUMBERS, TAG, Moment
 from cloud_hub.query.matching import SIGNS
 from cloud_hub.query.tree import Both, Compared, Either, Leaf, Node, Not
 from cloud_hub.store.tables import assignments, devices, executions, group_members, reported_modules
-
-LATE_S: Final = 30.0  # a report this long after the device went is not one that was on its way
-
-
-@dataclass(frozen=True)
-class Moment:
-    """When it is, by the hub's clock, and after how long without a word a device is offline."""
-
-    now: float
-    offline_after_s: float
 
 
 def condition(node: Node, moment: Moment, positive: bool = True) -> ColumnElement[bool]:
