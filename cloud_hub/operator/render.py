@@ -222,6 +222,20 @@ def size(count: float) -> str:
     return f"{count:.1f} GiB"
 
 
+def span(seconds: float) -> str:
+    """A length of time in its two largest units: 45 s, 12 min, 2 h 10 min, 3 d 4 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours} h" if hours else f"{days} d"
+
+
 def pairs(values: Mapping[str, str]) -> str:
     return " ".join(f"{name}={value}" for name, value in sorted(values.items()))
 

@@ -8,9 +8,19 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from cloud_hub.operator.render import table, when
-from cloud_hub.rollouts.states import FAILURES, IN_PROGRESS, Execution, ExecutionState, Rollout, RolloutState
+from cloud_hub.operator.pace import Progress
+from cloud_hub.operator.render import span, table, when
+from cloud_hub.rollouts.states import (
+    BUSY,
+    FAILURES,
+    NOT_ELIGIBLE,
+    Execution,
+    ExecutionState,
+    Rollout,
+    RolloutState,
+)
 from cloud_hub.rollouts.status import GroupStatus, RolloutStatus
+from cloud_hub.rollouts.waits import Wait
 
 BAR_CHARS = 30
 MAX_SHOWN = 20
@@ -18,30 +28,80 @@ _STATE_STYLE = {
     RolloutState.FINISHED: "bold green",
     RolloutState.FAILED: "bold red",
     RolloutState.ABORTED: "bold red",
+    RolloutState.ROLLED_BACK: "bold red",
+    RolloutState.ROLLING_BACK: "bold yellow",
     RolloutState.PAUSED: "bold yellow",
 }
 
 
 def rollouts(found: Sequence[Rollout]) -> RenderableType:
-    rows = [
-        (r.id, f"{r.module}:{r.version}", r.target, str(r.state), when(r.started_at), when(r.finished_at), r.reason)
-        for r in found
-    ]
+    rows = [(r.id, named(r), r.target, str(r.state), when(r.started_at), when(r.finished_at), r.reason) for r in found]
     return table(("rollout", "module", "target", "state", "started", "ended", "reason"), rows, "no rollouts")
 
 
-def rollout(status: RolloutStatus) -> RenderableType:
-    """Headline, groups, and the devices that are at work or did not succeed."""
-    return Group(_headline(status.rollout), _groups(status), *_gate(status.rollout), *_attention(status))
+def rollout(status: RolloutStatus, progress: Progress | None = None, now: float = 0.0) -> RenderableType:
+    """Headline, groups, what it waits for, and the devices that are at work or did not succeed.
+
+    With `progress` how fast it comes along, and with `now` (epoch seconds) how long waiting takes.
+    """
+    return Group(
+        _headline(status.rollout),
+        _groups(status),
+        *_gate(status.rollout),
+        *_waits(status.waits, now),
+        *_progress(progress),
+        *_attention(status),
+    )
+
+
+def executions(found: Sequence[Execution]) -> RenderableType:
+    rows = [
+        (e.device, _place(e), str(e.state), str(e.attempt + 1), when(e.started_at), _took(e), _why(e)) for e in found
+    ]
+    headers = ("device", "group", "state", "attempt", "begun", "took", "reason")
+    return table(headers, rows, "no devices")
+
+
+def named(rollout: Rollout) -> str:
+    """What it brings: a version, a revision of the configuration, or both."""
+    version = f"{rollout.module}:{rollout.version}" if rollout.version else rollout.module
+    return f"{version} configuration {rollout.config}" if rollout.config else version
+
+
+def _place(execution: Execution) -> str:
+    return "none" if execution.group_index == NOT_ELIGIBLE else str(execution.group_index + 1)
+
+
+def _took(execution: Execution) -> str:
+    begun, ended = execution.started_at, execution.finished_at
+    return "" if begun is None or ended is None or ended < begun else span(ended - begun)
 
 
 def _headline(rollout: Rollout) -> Text:
     line = Text.assemble(
         (f"{rollout.id} ", "bold"),
-        f"{rollout.module}:{rollout.version} to {rollout.target}: ",
+        f"{named(rollout)} to {rollout.target}: ",
         (str(rollout.state), _STATE_STYLE.get(rollout.state, "bold cyan")),
     )
     return line.append(f" ({rollout.reason})") if rollout.reason else line
+
+
+def _waits(found: Sequence[Wait], now: float) -> list[RenderableType]:
+    lines: list[RenderableType] = []
+    for wait in found:
+        left = f" (in {span(wait.until - now)})" if wait.until is not None and 0 < now < wait.until else ""
+        lines.append(Text("waiting: ", "bold yellow").append(f"{wait.text}{left}", "default"))
+    return lines
+
+
+def _progress(progress: Progress | None) -> list[RenderableType]:
+    if progress is None:
+        return []
+    line = f"{progress.done} of {progress.of} devices done"
+    if progress.per_minute is not None and progress.left_s is not None:
+        line += f", {progress.per_minute:.3g} a minute"
+        line += f", about {span(progress.left_s)} left at this pace" if progress.done < progress.of else ""
+    return [Text(line, style="dim")]
 
 
 def _gate(rollout: Rollout) -> list[RenderableType]:
@@ -68,12 +128,15 @@ def _groups(status: RolloutStatus) -> Table:
 
 def _bar(group: GroupStatus) -> Text:
     """One character or more per state, verified first; the parts add up to the bar."""
-    failed = sum(group.states.get(state, 0) for state in FAILURES)
-    busy = sum(group.states.get(state, 0) for state in IN_PROGRESS)
-    parts = [(group.states.get(ExecutionState.VERIFIED, 0), "green"), (failed, "red"), (busy, "yellow")]
+    parts = [
+        ({ExecutionState.VERIFIED}, "green"),
+        ({ExecutionState.RETURNED}, "blue"),
+        ({*FAILURES, ExecutionState.STUCK}, "red"),
+        ({*BUSY}, "yellow"),
+    ]
     bar, used, count = Text(), 0, 0
-    for number, style in parts:
-        count += number
+    for states, style in parts:
+        count += sum(group.states.get(state, 0) for state in states)
         upto = round(BAR_CHARS * count / max(1, group.size))
         bar.append("━" * (upto - used), style)
         used = upto
@@ -86,10 +149,14 @@ def _others(group: GroupStatus) -> str:
 
 
 def _attention(status: RolloutStatus) -> list[RenderableType]:
-    shown = [e for e in status.executions if e.state in IN_PROGRESS or e.state in FAILURES]
+    wanted = {*BUSY, *FAILURES, ExecutionState.STUCK}
+    shown = [e for e in status.executions if e.state in wanted]
     if not shown:
         return []
-    more = f"and {len(shown) - MAX_SHOWN} more" if len(shown) > MAX_SHOWN else ""
+    # The status holds some hundred executions; how many there are stands in the groups.
+    total = sum(group.states.get(state, 0) for group in status.groups for state in wanted)
+    left = max(total, len(shown)) - MAX_SHOWN
+    more = f"and {left} more; see `mooring rollout devices {status.rollout.id}`" if left > 0 else ""
     rows = [(e.device, str(e.state), _why(e)) for e in shown[:MAX_SHOWN]]
     return [Text(""), table(("device", "state", "reason"), rows, ""), Text(more, style="dim")]
 

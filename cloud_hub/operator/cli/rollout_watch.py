@@ -1,0 +1,57 @@
+"""Showing a rollout, and following it to its end. Used by every command that gives one."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+from rich.live import Live
+
+from cloud_hub.operator.cli.session import Format, act, show, stdout
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from cloud_hub.operator.client import HubClient
+    from cloud_hub.rollouts.status import RolloutStatus
+
+Watch = Annotated[bool, typer.Option("--watch", "-w", help="Follow it to its end; status 1 unless it finished.")]
+POLL_S: Final = 0.5
+
+
+def shown(
+    context: typer.Context, work: Callable[[HubClient], Awaitable[RolloutStatus]], output: Format, watch: bool
+) -> None:
+    """Does it and shows the rollout; with `watch` until it has ended, with an exit status that says how."""
+
+    async def all_of_it(hub: HubClient) -> RolloutStatus:
+        status = await work(hub)
+        return await _follow(hub, status, live=output is Format.TABLE) if watch else status
+
+    status = act(context, all_of_it)
+    from cloud_hub.operator import render_rollout
+    from cloud_hub.rollouts.states import RolloutState
+
+    show(status, output, render_rollout.rollout)
+    if watch and status.rollout.state is not RolloutState.FINISHED:
+        raise typer.Exit(1)
+
+
+async def _follow(hub: HubClient, status: RolloutStatus, live: bool) -> RolloutStatus:
+    """Asks until the rollout has ended, drawing it meanwhile on a terminal."""
+    from cloud_hub.operator.pace import Pace
+    from cloud_hub.operator.render_rollout import rollout
+    from cloud_hub.rollouts.states import ENDED, RolloutState
+
+    console = stdout()
+    console.quiet = not live or not console.is_terminal
+    pace = Pace()
+    with Live(rollout(status), console=console, transient=True, auto_refresh=False) as view:
+        while status.rollout.state not in ENDED and status.rollout.state is not RolloutState.DRAFT:
+            await asyncio.sleep(POLL_S)
+            status = await hub.rollout(status.rollout.id)
+            pace.note(status, time.monotonic())
+            view.update(rollout(status, pace.progress(), time.time()), refresh=True)
+    return status
