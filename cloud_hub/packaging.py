@@ -23,6 +23,7 @@ from cloud_hub.clock import Clock
 from cloud_hub.errors import Conflict, NotFound, Unprocessable
 from cloud_hub.events import Events
 from cloud_hub.images.bases import Bases
+from cloud_hub.operations.progress import tell
 from cloud_hub.registry import Registry
 from cloud_hub.store.behind import behind
 from cloud_hub.store.engine import Store
@@ -104,6 +105,7 @@ class Packaging:
                 f"module {manifest.name}: its {manifest.size} bytes need a manifest of {len(body)} bytes, expected at "
                 f"most {MAX_MANIFEST_BYTES}; nothing was built. About 10 GiB fit in one module",
             )
+        tell("writing it down")
         await self._blobs.put(body)
         return await self._remember(manifest, body, publisher, actor)
 

@@ -172,6 +172,7 @@ ROUTES: tuple[Route, ...] = (
         body=NewToken,
         status=201,
         role=Role.OPERATOR,
+        whole=True,
     ),
     Route(
         "GET",

@@ -18,6 +18,7 @@ from cloud_hub.building.request import BuildRequest
 from cloud_hub.building.resolve import Resolver, Target
 from cloud_hub.building.runtime import runtime
 from cloud_hub.configuration.schemas import schema_text
+from cloud_hub.operations.progress import tell
 from cloud_hub.probing.request import ProbeResult
 from cloud_hub.registry import ModelVersion
 from firmware_profiles.profile import DeviceProfile, Requirements
@@ -33,13 +34,17 @@ async def model_manifest(
 ) -> Manifest:
     """Raises Unprocessable with what does not fit, NotFound for an upload that is not there."""
     schema = await schema_text(request.config_schema) if request.config_schema is not None else msgspec.UNSET
+    tell("reading the model")
     sources = await gather(request, model, bench)
     target = target_of(profile, request.python, resolver)
+    tell("finding its libraries")
     libraries = await _libraries(request, target, resolver, bench)
     runs = runtime(request, sources, FOLDER if len(libraries) > 1 else "")
     check_instances(runs, sources)
+    tell("asking the model for known answers")
     runs, result = await known_answers(request, runs, sources, bench)
     sources |= _written(result, bench.folder)
+    tell("storing its files")
     own, carried = await bench.store(sources), await bench.store(libraries)
     manifest = Manifest(
         name=request.model,

@@ -29,6 +29,7 @@ from cloud_hub.datasets.settings import DatasetSettings
 from cloud_hub.datasets.spool import LabelColumns, Row, Spool
 from cloud_hub.datasets.wishes import HELDOUT, TRAIN, ColumnType, NewDataset
 from cloud_hub.errors import TooLarge, Unprocessable
+from cloud_hub.operations.progress import tell
 from cloud_hub.registry import ModelFile
 from cloud_hub.store.engine import Store
 
@@ -70,10 +71,12 @@ class DatasetBuilder:
                 async for page in selection.pages(query, builds):
                     await asyncio.to_thread(spool.add, page)
                     self._check_size(spool)
+                    tell("rows read", spool.rows)
                 if not spool.rows:
                     raise Unprocessable(
                         "dataset-empty", f"data set {query.name}: no sample matches the query; nothing was built"
                     )
+                tell("writing files", 0, spool.rows)
                 written = await asyncio.to_thread(_write, spool, query, columns, folder)
                 files = [await self._kept(folder / path, path) for path in (HELDOUT, TRAIN)]
         return Made(
