@@ -12,7 +12,11 @@ import msgspec
 import pytest
 
 from cloud_hub import mirror as mirrors
-from cloud_hub.blobs import FolderBlobs
+from cloud_hub.blobs import Blobs, FolderBlobs
+from cloud_hub.bucket.blobs import BucketBlobs
+from cloud_hub.bucket.cache import Cache
+from cloud_hub.bucket.objects import Objects
+from cloud_hub.bucket.settings import BucketSettings, Place
 from cloud_hub.clock import system_clock
 from cloud_hub.config import HubConfig
 from cloud_hub.errors import BadRequest, Unavailable
@@ -47,7 +51,7 @@ def settings(bucket: Bucket, folder: Path) -> S3Settings:
 
 
 @asynccontextmanager
-async def mirroring(settings: S3Settings, blobs: FolderBlobs, *needed: str) -> AsyncIterator[Mirror]:
+async def mirroring(settings: S3Settings, blobs: Blobs, *needed: str) -> AsyncIterator[Mirror]:
     async def wanted() -> frozenset[str]:
         return frozenset(needed)
 
@@ -269,3 +273,16 @@ def test_settings_come_back_from_the_file_as_they_were_written(tmp_path: Path) -
     config = HubConfig(transfer=TransferSettings(public_url="https://cdn.example/x", url_life_s=600.0, s3=s3))
     config.write(tmp_path)
     assert HubConfig.load(tmp_path, {}) == config
+
+
+async def test_files_that_lie_in_the_same_bucket_are_offered_from_there_and_not_sent_again(
+    bucket: Bucket, tmp_path: Path
+) -> None:
+    s3 = settings(bucket, tmp_path)
+    own = BucketSettings(bucket.endpoint, bucket.region, s3.credentials)
+    blobs = BucketBlobs(Objects(Place(bucket.name, s3.prefix), own), Cache(tmp_path / "cache", 2**20), 3600.0)
+    one = await blobs.put(b"the model")
+    assert len(bucket.puts) == 1
+    async with mirroring(s3, blobs, one) as mirror:
+        assert await fetched(await address(mirror, one)) == (200, b"the model")
+    assert len(bucket.puts) == 1
