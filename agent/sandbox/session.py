@@ -78,6 +78,7 @@ class Session:
             backend = Recorded(backend, order.given.black_box)
         settle(order.given)
         words, level = _confined(order, manifest)
+        self._configured = order.config not in (b"", b"{}")
         self._slot = _reachable(Path(order.slot))
         if manifest.runtime.environment:
             use_libraries(self._slot / manifest.runtime.environment)
@@ -118,7 +119,7 @@ class Session:
         if not health.golden:
             return Passed(0, 0.0)
         golden = decode_golden((self._slot / health.golden).read_bytes())
-        worst = check_golden(golden, self._backend.run, health.rtol, health.atol)
+        worst = check_golden(golden, self._backend.run, health.rtol, health.atol, self._configured)
         if golden.cases:
             inputs = golden_inputs(golden.cases[0])
             self._predictor.warm_up(inputs, _rows(self._manifest, inputs))
