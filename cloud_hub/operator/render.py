@@ -262,12 +262,18 @@ def _told(update: UpdateReport) -> str:
 
 def _reported(report: DeviceReport) -> RenderableType:
     rows = [
-        (f"{m.name}:{m.version}", m.state, "yes" if m.verified else "no", str(m.requests), str(m.errors), m.endpoint,
+        (_held(m), m.state, "yes" if m.verified else "no", str(m.requests), str(m.errors), m.endpoint,
          _samples(m))
         for m in report.modules
     ]  # fmt: skip
     headers = ("reported module", "state", "verified", "requests", "errors", "endpoint", "samples left out")
     return table(headers, rows, "the device reports no modules")
+
+
+def _held(module: ModuleReport) -> str:
+    """A candidate has the name of the version that serves."""
+    beside = f" ({module.mode} of {module.share:.4g})" if module.candidate else ""
+    return f"{module.name}:{module.version}{beside}"
 
 
 def _samples(module: ModuleReport) -> str:
