@@ -34,7 +34,7 @@ class RolloutCalls:
         """By device id; of one state or group (from 0) where given."""
         query: dict[str, str | int] = {"state": state, "limit": limit}
         if group is not None:
-            query["group"] = group
+            query["group"] = str(group)  # a 0 would be left out
         return await self._http.ask(list[Execution], "GET", path_of("rollouts", rollout, "executions"), query=query)
 
     async def start_rollout(self, rollout: str) -> RolloutStatus:
