@@ -27,6 +27,7 @@ from modules.manifest import SamplingPolicy
 from modules.messages import ModuleReport, Sample, Stream, decode_sample
 from modules.targets import Mode
 from modules.windows import Window, decode_window
+from mooring_client import Client
 from support.built import Built, build, build_script, install, rows
 from support.waiting import until, until_async
 
@@ -180,6 +181,22 @@ async def test_a_share_of_the_predictions_goes_to_the_shadow_and_both_sample_the
     both = {sample.prediction_id for sample in device.samples(one)} & set(fed)
     assert {sample.prediction_id for sample in device.samples(two)} == both
     assert 0 < len(both) < len(fed)
+
+
+async def test_a_shadow_is_fed_what_clients_ask_over_shared_memory_too(device: Device) -> None:
+    one, two = build(version=1), build(version=2)
+    quiet = SamplingPolicy(rate=0.0, window_s=3600.0)
+    modules = [device.installed(one), device.installed(two, "shadow")]
+    await device.run(*(msgspec.structs.replace(module, sampling=quiet) for module in modules))
+
+    def predict_often() -> None:
+        with Client(device.paths.endpoints / "iris.sock", model="iris", transport="shared-memory") as client:
+            for number in range(40):
+                client.ask({"X": rows(1)}, id=f"s{number}")
+
+    await asyncio.to_thread(predict_often)
+    counts = await device.counts(fed=40, compared=40)
+    assert (counts["offered"], counts["agreed"]) == (40, 40)
 
 
 @pytest.mark.parametrize("source", [DIES, FAILS, HANGS], ids=["dies", "fails", "hangs"])
