@@ -11,6 +11,7 @@ import typer
 from cloud_hub import __version__
 from cloud_hub.operator.cli import (
     alerts,
+    applying,
     arms,
     audit,
     candidates,
@@ -113,6 +114,7 @@ def _all(
     context.obj = Settings(context_file, reason)
 
 
+app.command(epilog=applying.EPILOG)(applying.apply)
 app.command(epilog=simulate.EPILOG)(simulate.simulate)
 
 

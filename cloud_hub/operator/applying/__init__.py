@@ -1,0 +1,1 @@
+"""A fleet as a file: read, compared with the hub, and made so."""
