@@ -8,19 +8,20 @@ share. A reading one sees one moment. Opened by `service`; every room that keeps
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import URL, ColumnElement, Connection, Engine, bindparam, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from cloud_hub.bell import Bell
 from cloud_hub.errors import Unavailable
+from cloud_hub.store.among import among as among
 from cloud_hub.store.guards import connection_here, guards_here, reading_through
 
 WRITE_WAIT_S: Final = 30.0
@@ -157,11 +158,6 @@ def fenced_by(fence: Fence) -> Iterator[None]:
         yield
     finally:
         _fence.reset(before)
-
-
-def among(column: ColumnElement[str], values: Collection[str]) -> ColumnElement[bool]:
-    """Whether the column is one of the values, of which there may be more than a statement can have parameters."""
-    return column.in_(bindparam(None, sorted(values), expanding=True, literal_execute=True))
 
 
 def upgrade(url: str | URL, revision: str = "head") -> None:
