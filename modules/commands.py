@@ -25,7 +25,7 @@ MAX_BODY_BYTES = 16 * 1024
 MAX_ASKED = 500  # samples of one command
 MAX_LINES = 20_000  # of logs that one command may ask for
 MAX_RESULT_BYTES = 4 * 1024 * 1024  # of what a command brings, before it is packed
-MAX_INLINE_BYTES = 32 * 1024  # packed; what is larger comes as pieces of a blob
+MAX_INLINE_BYTES = 8 * 1024  # packed; what is larger comes as pieces of a blob, for hubs take events of 16 KiB
 COMMAND_ID = r"[a-z0-9][a-z0-9-]{0,31}"
 
 Outcome = Literal["done", "refused", "failed", "expired"]
