@@ -19,7 +19,8 @@ from cloud_hub.clock import Clock
 from cloud_hub.desired import Desired
 from cloud_hub.errors import BadRequest, Conflict, Unprocessable
 from cloud_hub.events import Events
-from cloud_hub.query import parse
+from cloud_hub.groups.resolving import meant
+from cloud_hub.query import Moment
 from cloud_hub.rollouts.targeting import refuse_overlap
 from cloud_hub.store.bulk import in_slices
 from cloud_hub.store.engine import Store
@@ -63,7 +64,17 @@ class DevicePolicy(msgspec.Struct, frozen=True):
 class Policies:
     """`ring` tells a device that its desired state has a new version."""
 
-    def __init__(self, store: Store, blobs: Blobs, events: Events, desired: Desired, ring: Ring, clock: Clock) -> None:
+    def __init__(
+        self,
+        store: Store,
+        blobs: Blobs,
+        events: Events,
+        desired: Desired,
+        ring: Ring,
+        clock: Clock,
+        offline_after_s: float = 900.0,
+    ) -> None:
+        self._offline_after_s = offline_after_s
         self._store, self._blobs, self._events, self._desired, self._ring = store, blobs, events, desired, ring
         self._clock = clock
 
@@ -91,10 +102,12 @@ class Policies:
         return shown
 
     async def _matching(self, module: str, target: str, devices: Collection[str] | None) -> list[Holder]:
-        query = parse(target or ALL)
         async with self._store.read() as connection:
-            found = await holders(connection, self._blobs, module)
-        return [one for one in found if query.matches(one.facts) and (devices is None or one.device in devices)]
+            wanted = None
+            if target and target != ALL:
+                wanted = await meant(connection, target, Moment(self._clock(), self._offline_after_s))
+            found = await holders(connection, self._blobs, module, wanted)
+        return [one for one in found if devices is None or one.device in devices]
 
     async def _write(
         self, change: PolicyChange, some: Collection[tuple[Holder, SamplingPolicy | None]], actor: str

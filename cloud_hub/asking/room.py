@@ -40,6 +40,6 @@ def asking(
 ) -> Asking:
     return Asking(
         Commands(store, blobs, events, clock, link.command, config.offline_after_s),
-        Policies(store, blobs, events, desired, ring, clock),
+        Policies(store, blobs, events, desired, ring, clock, config.offline_after_s),
         SampleBlobs(store, tensors, events, clock, config.samples_days * DAY_S),
     )

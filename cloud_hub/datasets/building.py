@@ -30,6 +30,7 @@ from cloud_hub.datasets.spool import LabelColumns, Row, Spool
 from cloud_hub.datasets.wishes import HELDOUT, TRAIN, ColumnType, NewDataset
 from cloud_hub.errors import TooLarge, Unprocessable
 from cloud_hub.operations.progress import tell
+from cloud_hub.query import Moment
 from cloud_hub.registry import ModelFile
 from cloud_hub.store.engine import Store
 
@@ -53,7 +54,16 @@ class Made(msgspec.Struct, frozen=True):
 class DatasetBuilder:
     """Builds one data set at a time: two would only slow each other down. `tensors` are the blobs of samples."""
 
-    def __init__(self, store: Store, blobs: Blobs, tensors: Blobs, clock: Clock, settings: DatasetSettings) -> None:
+    def __init__(
+        self,
+        store: Store,
+        blobs: Blobs,
+        tensors: Blobs,
+        clock: Clock,
+        settings: DatasetSettings,
+        offline_after_s: float = 900.0,
+    ) -> None:
+        self._offline_after_s = offline_after_s
         self._store, self._blobs, self._tensors, self._clock, self._settings = store, blobs, tensors, clock, settings
         self._turn = asyncio.Lock()
 
@@ -61,7 +71,7 @@ class DatasetBuilder:
         """Raises NotFound (`module-not-found`, `blob-not-found`), Unprocessable (`dataset-empty`, `schema-mixed`),
         TooLarge `dataset-too-large`, BadRequest `query-invalid`.
         """
-        selection = Selection(self._store, self._tensors, mine)
+        selection = Selection(self._store, self._tensors, Moment(self._clock(), self._offline_after_s), mine)
         query = await self._closed(asked, selection)
         builds = await builds_of(self._store, self._blobs, query.module, query.version)
         columns = columns_of(build.manifest for build in builds.values())

@@ -21,10 +21,8 @@ class DataSets:
     book: DatasetBook
 
 
-def data_sets(
-    config: HubConfig, store: Store, blobs: Blobs, tensors: Blobs, events: Events, clock: Clock
-) -> DataSets:
+def data_sets(config: HubConfig, store: Store, blobs: Blobs, tensors: Blobs, events: Events, clock: Clock) -> DataSets:
     """`tensors` are the blobs of samples."""
-    builder = DatasetBuilder(store, blobs, tensors, clock, config.datasets)
+    builder = DatasetBuilder(store, blobs, tensors, clock, config.datasets, config.offline_after_s)
     exports = ParquetExports(store, blobs, Samples(store), config.look_s)
     return DataSets(exports, DatasetBook(store, events, builder, clock))

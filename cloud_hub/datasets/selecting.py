@@ -19,8 +19,9 @@ from cloud_hub.datasets.rows import Taken
 from cloud_hub.datasets.spool import Row, answers_of
 from cloud_hub.datasets.wishes import NewDataset
 from cloud_hub.errors import NotFound
+from cloud_hub.groups.resolving import where
 from cloud_hub.labels.book import current_labels
-from cloud_hub.query import DeviceFacts, parse
+from cloud_hub.query import Moment
 from cloud_hub.store.engine import Store, among
 from cloud_hub.store.tables import devices, samples
 from modules.errors import ModuleError
@@ -34,10 +35,12 @@ _ORDER: Final = (samples.c.at, samples.c.device, samples.c.prediction_id, sample
 
 
 class Selection:
-    """`tensors` are the blobs of samples (`asking.pieces`); `mine` bounds the devices where not all may be seen."""
+    """`tensors` are the blobs of samples (`asking.pieces`); `mine` bounds the devices where not all may be seen.
+    `moment` is when devices are what the target says.
+    """
 
-    def __init__(self, store: Store, tensors: Blobs, mine: Collection[str] | None = None) -> None:
-        self._store, self._tensors, self._mine = store, tensors, mine
+    def __init__(self, store: Store, tensors: Blobs, moment: Moment, mine: Collection[str] | None = None) -> None:
+        self._store, self._tensors, self._moment, self._mine = store, tensors, moment, mine
 
     async def newest(self) -> int:
         """The id of the last sample that has come."""
@@ -95,10 +98,9 @@ class Selection:
         return select(samples).where(*conditions).order_by(*_ORDER)
 
     async def _targets(self, target: str) -> set[str]:
-        wanted = parse(target)
         async with self._store.read() as connection:
-            rows = await connection.execute(select(devices.c.id, devices.c.profile, devices.c.tags))
-            return {row.id for row in rows if wanted.matches(DeviceFacts(row.id, row.profile, row.tags))}
+            which = await where(connection, target, self._moment)  # retired ones too: they have taken samples
+            return set((await connection.execute(select(devices.c.id).where(which))).scalars())
 
     async def _whole(self, sample: Sample) -> Sample:
         """With the tensors that came as blobs."""
