@@ -1,7 +1,7 @@
 """Which hub the `mooring` command talks to: address, token and CA, from a small TOML file.
 
-`mooring-hub init` writes one for the hub's own machine, `mooring login` one for another. The file holds a secret, so it
-is written with mode 0600.
+`mooring-hub init` writes one for the hub's own machine, `mooring login` one for another; `contexts` knows where several
+of them lie. The file holds a secret, so it is written with mode 0600.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import tomllib
-from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -66,11 +65,3 @@ class HubContext(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         except OSError as error:
             fresh.unlink(missing_ok=True)
             raise ContextError("context-not-written", f"{path}: {error.strerror}; nothing was changed") from error
-
-
-def default_path(environment: Mapping[str, str] = os.environ) -> Path:
-    """Where the context is unless told otherwise: MOORING_CONTEXT, else the user's configuration folder."""
-    if environment.get(VARIABLE):
-        return Path(environment[VARIABLE])
-    folder = Path(environment.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    return folder / "mooring" / "context.toml"

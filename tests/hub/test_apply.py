@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from hub.test_operator_cli import EnrolledDevice, Operator, device, files, operator, signed  # noqa: F401
+from hub.test_operator_cli import Operator, device, files, operator, signed  # noqa: F401
+from support.devices import EnrolledDevice
 
 FLEET = """
 mooring: 1

@@ -58,7 +58,7 @@ def device_logs(
         expires_s=_life(expires),
     )  # fmt: skip
     found, brought = _asked(context, new, no_wait)
-    _answered(found, output if brought is None or output is Format.JSON else None)
+    _answered(found, output if brought is None or output is not Format.TABLE else None)
     if output is Format.TABLE and brought is not None:
         sys.stdout.write(brought.decode(errors="replace"))
         if found.count < found.found:
@@ -237,7 +237,7 @@ async def _brought(hub: HubClient, found: AskedCommand) -> bytes:
 def _answered(found: AskedCommand, output: Format | None) -> None:
     """Says what was answered, and ends with status 1 where it was not done."""
     if found.state not in ("done", "pending"):
-        if output is Format.JSON:
+        if output is not None and output is not Format.TABLE:
             show(found, output, str)
         fail(f"{found.device}: {found.state}: {found.text or found.key} ({found.id})")
     if output is not None:

@@ -94,7 +94,7 @@ def token(
         return await hub.issue_token(new), hub.context.url
 
     made, url = act(context, work)
-    if output is Format.JSON:
+    if output is not Format.TABLE:
         show({"token": made.token, "id": made.id}, output, str)
         return
     stdout().print(made.token, soft_wrap=True)
@@ -212,7 +212,7 @@ def readmit(
     """Let a device back in that was away for longer than its certificate's life: it may renew it once."""
     seconds = _seconds(within)
     found = act(context, lambda hub: hub.readmit(device, seconds))
-    if output is Format.JSON:
+    if output is not Format.TABLE:
         show(found, output, str)
         return
     note(f"{device} may renew its expired certificate within {within}; it tries by itself every few minutes")

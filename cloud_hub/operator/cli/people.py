@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cloud_hub.operator.cli.session import Format, Output, Settings, act, note, show, stdout, told
-from cloud_hub.operator.context import HubContext, default_path
+from cloud_hub.operator.context import HubContext
+from cloud_hub.operator.contexts import path_of
 from cloud_hub.operator.errors import OperatorError, Refused
 from cloud_hub.roles import Role
 
@@ -43,12 +44,16 @@ def login(
     ] = None,
     user: Annotated[str, typer.Option(metavar="NAME", help="Log in with a password instead of a token.")] = "",
     password_file: PasswordFile = None,
+    name: Annotated[
+        str, typer.Option(metavar="NAME", help="Keep it under a name, beside others: see `mooring context`.")
+    ] = "",
 ) -> None:
     """Remember a hub, after checking that it answers and takes the token or the password."""
     if bool(user) == (token_file is not None):
         raise typer.BadParameter("expected either --token-file FILE or --user NAME")
     settings = context.find_object(Settings) or Settings()
-    target = settings.context or default_path()
+    with told():
+        target = path_of(name) if name else settings.path
     if (target.parent / "hub.toml").is_file():  # the only copy of the operator's access in that form
         raise typer.BadParameter(f"{target} is a hub's own: unset MOORING_CONTEXT, or name another file with --context")
     with told():
@@ -164,7 +169,7 @@ def create_token(
 ) -> None:
     """Make a service token. It is printed once; the hub keeps only its digest."""
     made = act(context, lambda hub: hub.create_api_token(name, role, scope, days * 86_400))
-    if output is Format.JSON:
+    if output is not Format.TABLE:
         show(made, output, str)
         return
     stdout().print(made.token, soft_wrap=True)

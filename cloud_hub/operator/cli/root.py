@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,6 +16,7 @@ from cloud_hub.operator.cli import (
     candidates,
     commands,
     configuration,
+    contexts,
     datasets,
     devices,
     exports,
@@ -71,6 +71,7 @@ app.add_typer(retraining.app, name="retrain")
 app.add_typer(monitoring.events, name="events")
 app.add_typer(privacy.app, name="privacy")
 app.add_typer(webhooks.app, name="webhooks")
+app.add_typer(contexts.app, name="context")
 app.add_typer(people.account)
 app.add_typer(people.users, name="user")
 app.add_typer(people.tokens, name="token")
@@ -94,15 +95,16 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _all(
     context: typer.Context,
-    context_file: Annotated[
-        Path | None,
+    context_name: Annotated[
+        str,
         typer.Option(
             "--context",
             envvar="MOORING_CONTEXT",
-            metavar="FILE",
-            help="Which hub: a file written by `mooring login` or by `mooring-hub init`.",
+            metavar="NAME|FILE",
+            help="Which hub: a name that `mooring login --name` gave, or a context file such as a hub's own.",
+            autocompletion=contexts.complete,
         ),
-    ] = None,
+    ] = "",
     reason: Annotated[
         str, typer.Option("--reason", metavar="TEXT", help="Why, for the audit trail: kept with every change.")
     ] = "",
@@ -111,7 +113,7 @@ def _all(
     ] = False,
 ) -> None:
     del version
-    context.obj = Settings(context_file, reason)
+    context.obj = Settings(context_name, reason)
 
 
 app.command(epilog=applying.EPILOG)(applying.apply)

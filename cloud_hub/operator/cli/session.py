@@ -21,7 +21,8 @@ import typer
 from rich.console import Console, RenderableType
 from rich.markup import escape
 
-from cloud_hub.operator.context import HubContext, default_path
+from cloud_hub.operator.context import HubContext
+from cloud_hub.operator.contexts import default_path, path_of
 from cloud_hub.operator.errors import OperatorError
 
 if TYPE_CHECKING:
@@ -37,20 +38,26 @@ _T = TypeVar("_T")
 class Format(enum.StrEnum):
     TABLE = "table"
     JSON = "json"
+    YAML = "yaml"
 
 
-Output = Annotated[Format, typer.Option("--output", "-o", help="A table to read, or JSON to process.")]
+Output = Annotated[Format, typer.Option("--output", "-o", help="A table to read, JSON or YAML to process.")]
 
 
 @dataclass(frozen=True)
 class Settings:
     """Options that stand before the command."""
 
-    context: Path | None = None
+    context: str = ""  # a name, or a file
     reason: str = ""
 
+    @property
+    def path(self) -> Path:
+        """Raises ContextError."""
+        return path_of(self.context) if self.context else default_path()
+
     def load(self) -> HubContext:
-        return HubContext.load(self.context or default_path())
+        return HubContext.load(self.path)
 
 
 @dataclass(frozen=True)
@@ -142,6 +149,13 @@ def show(value: _T, output: Format, render: Callable[[_T], RenderableType]) -> N
     """The value on standard output."""
     if output is Format.JSON:
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
+        return
+    if output is Format.YAML:
+        import yaml
+
+        # Through JSON: what is shown has the API's names and values in either form.
+        plain = msgspec.json.decode(msgspec.json.encode(value))
+        sys.stdout.write(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, default_flow_style=False))
         return
     console = stdout()
     console.print(render(value))
