@@ -6,7 +6,7 @@ get their files (`_delivery`), and at last what ties them together. Called by `s
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -60,16 +60,16 @@ from cloud_hub.replicas.room import Replica
 from cloud_hub.replicas.turns import Commit, in_turn
 from cloud_hub.retraining.room import retraining
 from cloud_hub.revocations import Revocations
+from cloud_hub.ringing import Ringing
 from cloud_hub.rollouts.controller import Controller
 from cloud_hub.rollouts.preview import Previews
 from cloud_hub.rollouts.targeting import Targeting
 from cloud_hub.rooms import Rooms
 from cloud_hub.serving import Serving
-from cloud_hub.store.bulk import in_slices
 from cloud_hub.store.engine import Store
 from cloud_hub.trust.ca import CertificateAuthority
 from cloud_hub.trust.ceremony import Ceremony
-from cloud_hub.trust.director import RENEW_BATCH, Director
+from cloud_hub.trust.director import Director
 from cloud_hub.trust.image import ImageRepository
 from cloud_hub.trust.issuer import Issuer
 from cloud_hub.trust.keys import Keys, key_folders
@@ -152,12 +152,10 @@ def compose(ground: Ground) -> Rooms:
     async def sign_again(module: str, version: int, profile: str) -> None:
         await identity.image.sign_module(module, version, profile, "rollout")
 
-    async def ring_all(versions: Mapping[str, int]) -> None:
-        for some in in_slices(list(versions), RENEW_BATCH):
-            for device in some:
-                delivery.serving.forget(device)
-            await identity.director.sign_ahead(some)  # before they ask, all at once
-            await link.ring_many({device: versions[device] for device in some})
+    async def ready(some: Collection[str]) -> None:
+        for device in some:
+            delivery.serving.forget(device)
+        await identity.director.sign_ahead(some)  # before they ask, all at once
 
     presence = PresenceBook(store, clock)
     intake = Intake(identity.devices.take_reports, on_reports)
@@ -166,10 +164,11 @@ def compose(ground: Ground) -> Rooms:
     commit = in_turn(watch.ingest.commit) if config.replicas.name else watch.ingest.commit
     handlers = _handlers(identity, delivery, commit, intake.take, presence.note)
     link = HubLink(config, paths, handlers, lambda: lease.held)
+    ringing = Ringing(ready, link.ring_many)
     out = outward(config, paths, store, events, clock, link)
     targeting = Targeting(clock, config.offline_after_s)
     fitting = Fitting(blobs)
-    rollouts = Controller(store, events, desired, ring_all, clock, targeting, sign_again, RolloutCheck(fitting))
+    rollouts = Controller(store, events, desired, ringing.ring_all, clock, targeting, sign_again, RolloutCheck(fitting))
     asked = asking(config, store, blobs, ground.tensors, events, desired, link, ring, clock)
     packaging = _packaging(ground, registry)
     datasets = data_sets(config, store, blobs, ground.tensors, events, clock)
@@ -206,7 +205,7 @@ def compose(ground: Ground) -> Rooms:
         alerts=watch.alerts,
         comparisons=watch.comparisons,
         gates=Gates(store, watch.comparisons, rollouts, clock, config.look_s),
-        candidates=Candidates(store, blobs, events, rollouts, watch.comparisons, ring_all, clock),
+        candidates=Candidates(store, blobs, events, rollouts, watch.comparisons, ringing.ring_all, clock),
         patches=delivery.patches,
         samples=Samples(store),
         asking=asked,
@@ -217,6 +216,7 @@ def compose(ground: Ground) -> Rooms:
         ),
         broker=identity.broker,
         link=link,
+        ringing=ringing,
         replica=Replica.of(store, config.replicas, lease, link),
         mirror=delivery.mirror,
         metrics=metrics(

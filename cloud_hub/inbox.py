@@ -33,6 +33,11 @@ class Inbox:
         self._bytes = 0
         self._tasks: list[asyncio.Task[None]] = []
 
+    @property
+    def waiting(self) -> int:
+        """How many lanes have work and no worker."""
+        return self._turns.qsize()
+
     def put(self, lane: str, size: int, work: Work) -> bool:
         """Whether there was room. `size` is what the work holds in memory, in bytes."""
         if self._bytes + size > MAX_WAITING_BYTES:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -55,7 +57,10 @@ FIRST_RETRY_S = 0.1
 LAST_RETRY_S = 5.0
 STOP_DEADLINE_S = 5.0
 DOORBELL_ROUND_S = 10.0
-RINGS_AT_ONCE = 200
+RINGS_AT_ONCE = 100
+QUESTIONS_WAITING = 200  # while more do, no further bells are rung
+RING_PAUSE_S = 3.0
+RING_LOOK_S = 0.05
 ROUNDS_UNTIL_ALL = 30  # every so many rounds the devices that lag are rung again even when nothing has changed
 
 SHARED = "$share/hub/"  # each message goes to one of the replicas
@@ -160,9 +165,21 @@ class HubLink:
             log.info("doorbell of %s not rung now: %s", device, error)
 
     async def ring_many(self, versions: Mapping[str, int]) -> None:
-        """As `ring`, for many: the broker's receipts are awaited together, RINGS_AT_ONCE at a time."""
+        """As `ring`, for many: the broker's receipts are awaited together, RINGS_AT_ONCE at a time.
+
+        Who is rung asks questions, so this waits, at most RING_PAUSE_S for each slice, until few of them wait.
+        """
         for some in in_slices(list(versions.items()), RINGS_AT_ONCE):
             await asyncio.gather(*(self.ring(device, version) for device, version in some))
+            if len(some) == RINGS_AT_ONCE:
+                await self._answered()
+
+    async def _answered(self) -> None:
+        """Returns when few questions wait, or after RING_PAUSE_S."""
+        until = time.monotonic() + RING_PAUSE_S
+        await asyncio.sleep(RING_LOOK_S)  # the first questions of those just rung come in
+        while self._gets.waiting > QUESTIONS_WAITING and time.monotonic() < until:  # noqa: ASYNC110 - of many lanes
+            await asyncio.sleep(RING_LOOK_S)
 
     async def publish_event(self, topic: str, payload: bytes, content_type: str) -> None:
         """Returns when the broker has it. Raises ConnectionEnded, also while there is no connection."""
@@ -277,10 +294,9 @@ class HubLink:
     def _accept(self, topic: Topic, message: Message, packet: PublishPacket) -> None:
         device, channel, size = topic.device, topic.channel, len(packet.payload)
         if isinstance(message, Get | Renew | Offers) and channel == "get":
-            correlation = _correlation(device, packet)
-            fits = self._gets.put(
-                device, size, self._guard(device, partial(self._on_question, device, message, correlation))
-            )
+            correlation, ends_at = _correlation(device, packet), _end(packet)
+            question = partial(self._on_question, device, message, correlation, ends_at)
+            fits = self._gets.put(device, size, self._guard(device, question))
         elif isinstance(message, Batch) and channel == message.stream:
             work = self._guard(device, partial(self._on_batch, device, message))
             fits = self._batches.put(f"{device}/{channel}", size, work)
@@ -311,7 +327,10 @@ class HubLink:
 
         return guarded
 
-    async def _on_question(self, device: str, asked: Get | Renew | Offers, correlation: bytes) -> None:
+    async def _on_question(self, device: str, asked: Get | Renew | Offers, correlation: bytes, ends_at: float) -> None:
+        if time.monotonic() > ends_at:
+            self._complaints.note(device, "expired", "a question waited here longer than the device does; not answered")
+            return
         answer: Answer | Renewed | Offered | Refusal
         if isinstance(asked, Renew):
             answer = await self._handlers.on_renew(device, asked)
@@ -345,6 +364,12 @@ class HubLink:
         if client is None or not self.connected.is_set():
             raise ConnectionEnded("not connected")
         await client.publish(topic, payload, qos=qos, retain=retain, correlation=correlation, content_type=content_type)
+
+
+def _end(packet: PublishPacket) -> float:
+    """Until when the device waits for an answer, as it said and the broker has counted down; by the monotonic clock."""
+    left_s = packet.message_expiry_interval
+    return math.inf if left_s is None else time.monotonic() + left_s
 
 
 def _correlation(device: str, packet: PublishPacket) -> bytes:

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from cloud_hub.replicas.room import Replica
     from cloud_hub.retraining.room import Retraining
     from cloud_hub.revocations import Revocations
+    from cloud_hub.ringing import Ringing
     from cloud_hub.rollouts.controller import Controller
     from cloud_hub.rollouts.preview import Previews
     from cloud_hub.store.engine import Store
@@ -101,6 +102,7 @@ class Rooms:
     retraining: Retraining
     broker: Broker
     link: HubLink
+    ringing: Ringing
     replica: Replica
     mirror: Mirror | None
     outward: Outward

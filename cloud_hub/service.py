@@ -101,6 +101,7 @@ async def serve(
             await parts.enter_async_context(rooms.alerts)
             await parts.enter_async_context(rooms.link)
             await parts.enter_async_context(_beside(rooms.presence.run(), "presence"))
+            await parts.enter_async_context(_beside(rooms.ringing.run(), "doorbells"))
             await parts.enter_async_context(_beside(_ticking(rooms.revocations.tick, "revocation list"), "revocations"))
             await parts.enter_async_context(_beside(rooms.labels.watch.keep_watching(), "labels"))
             if rooms.mirror is not None:

@@ -20,7 +20,7 @@ import msgspec
 from cloud_hub.simulator.counts import Summary
 from cloud_hub.simulator.device import Device, learn
 from cloud_hub.simulator.facts import Untrusted
-from cloud_hub.simulator.ground import Ground
+from cloud_hub.simulator.ground import Asker, Ground
 from cloud_hub.simulator.identity import Identity, Tls, new_key
 from cloud_hub.simulator.profile import Group, Profile, place
 from cloud_hub.simulator.state import DeviceState
@@ -62,7 +62,7 @@ class Fleet:
         self._place, self._members, self.profile = place, members, profile
         self._wheel_task: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._waiting: list[Device] = []
+        self._waiting: list[Asker] = []
         self._learning: set[str] = set()
         self._began = self._cpu = 0.0
         self.devices: list[Device] = []
@@ -130,13 +130,13 @@ class Fleet:
             counts.late_s = max(counts.late_s, time.monotonic() - began - asked)
 
     # --- once for all ------------------------------------------------------------------------------------------
-    def _verify(self, device: Device) -> None:
+    def _verify(self, device: Asker) -> None:
         """Calls `device.verified` when the chain has been verified, by whichever device asked first."""
         self._waiting.append(device)
         if len(self._waiting) == 1:
             self._spawn(self._verified(device), "simulator-verify")
 
-    async def _verified(self, device: Device) -> None:
+    async def _verified(self, device: Asker) -> None:
         failure = ""
         try:
             await self.ground.trust.verify(device.ask)
@@ -147,14 +147,14 @@ class Fleet:
         for one in waiting:
             one.verified(failure)
 
-    def _learn(self, device: Device, module: ModuleReport) -> None:
+    def _learn(self, device: Asker, module: ModuleReport) -> None:
         """Has this device fetch what its module's windows are drawn from, unless another does."""
         digest = module.manifest_sha256
         if digest not in self._learning and digest not in self.ground.draws:
             self._learning.add(digest)
             self._spawn(self._learned(device, module), "simulator-learn")
 
-    async def _learned(self, device: Device, module: ModuleReport) -> None:
+    async def _learned(self, device: Asker, module: ModuleReport) -> None:
         try:
             self.ground.draws[module.manifest_sha256] = await learn(device.ask, module)
         except (Unanswered, ModuleError) as error:

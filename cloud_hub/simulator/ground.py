@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from cloud_hub.simulator.counts import Counts
 from cloud_hub.simulator.facts import Facts
@@ -22,12 +22,19 @@ from cloud_hub.simulator.trust import Trust
 from cloud_hub.simulator.wheel import Wheel
 from cloud_hub.simulator.windows import Draws
 from firmware_profiles.profile import DeviceProfile
-
-if TYPE_CHECKING:
-    from cloud_hub.simulator.device import Device
-    from modules.messages import ModuleReport
+from modules.messages import Answer, Get, ModuleReport, Refusal
 
 HANDSHAKES_AT_ONCE = 96  # below the backlog of brokers; the devices would be on processors of their own
+
+
+class Asker(Protocol):
+    """A device, to those who do something once for all over its connection."""
+
+    async def ask(self, get: Get) -> Answer | Refusal:
+        """Raises `walk.Unanswered`."""
+
+    def verified(self, failure: str) -> None:
+        """The chain has been verified, or why not."""
 
 
 def _nobody(*_: object) -> None:
@@ -73,8 +80,8 @@ class Ground:
     poller: Poller = field(default_factory=Poller)
     slots: Slots = field(default_factory=Slots)
     draws: dict[str, Draws | None] = field(default_factory=dict)
-    verify: Callable[[Device], None] = _nobody  # has the chain verified, then calls the device back
-    learn: Callable[[Device, ModuleReport], None] = _nobody  # has the module's reference fetched
+    verify: Callable[[Asker], None] = _nobody  # has the chain verified, then calls the device back
+    learn: Callable[[Asker, ModuleReport], None] = _nobody  # has the module's reference fetched
     now: Callable[[], float] = time.monotonic
     clock: Callable[[], float] = time.time
 
