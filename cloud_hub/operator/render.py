@@ -223,9 +223,10 @@ def size(count: float) -> str:
 
 
 def span(seconds: float) -> str:
-    """A length of time in its two largest units: 45 s, 12 min, 2 h 10 min, 3 d 4 h."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
+    """A length of time in its largest units: 45 s, 2 min 20 s, 12 min, 2 h 10 min, 3 d 4 h."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 10:
+        return " ".join(f"{count} {unit}" for count, unit in ((minutes, "min"), (rest, "s")) if count) or "0 s"
     minutes = round(seconds / 60)
     if minutes < 60:
         return f"{minutes} min"
