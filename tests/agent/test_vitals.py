@@ -12,7 +12,7 @@ from agent.link import Link
 from agent.probe.tree import Tree
 from agent.probe.vitals import vitals
 from agent.quality import Quality
-from modules.messages import AgentEvent, decode_report, encode, encode_report
+from modules.messages import Batch, decode_report, encode, encode_report
 from modules.topics import up
 from modules.vitals import LinkQuality, Vitals
 from support.devices import make_report
@@ -83,7 +83,7 @@ async def link(broker: Mosquitto) -> Link:
 async def test_the_link_counts_what_goes_and_comes_and_how_often_it_began_anew(link: Link, broker: Mosquitto) -> None:
     async with FakeHub(broker, {("blob", "a" * 64): b"0123456789"}) as hub, running(link):
         await link.get("blob", "a" * 64)
-        await link.publish(up("cam-17", "event"), encode(AgentEvent(1.0, "info", "hello", "x" * 1000)))
+        await link.publish(up("cam-17", "event"), encode(Batch("event", "life", 0, ((1, b"x" * 1000),))))
         first = link.quality.now()
         assert first.reconnects == 0
         assert first.rtt_ms > 0
