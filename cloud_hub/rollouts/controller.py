@@ -156,17 +156,17 @@ class Controller:
         return await self.get(rollout_id)
 
     async def retry(self, rollout_id: str, actor: str) -> RolloutStatus:
-        """Devices that failed begin again; in a rollout that has ended also those that it cancelled.
+        """Devices that failed begin again; in a rollout that has ended also those that it cancelled. Those that another
+        rollout of the module has by now stay as they are.
 
-        Raises Conflict `rollout-state`, `nothing-to-retry`, and `device-in-rollout` when devices are taken by now.
+        Raises Conflict `rollout-state` or `nothing-to-retry`.
         """
         async with self._turn(rollout_id) as turn:
             states = (RolloutState.FINISHED, RolloutState.FAILED, RolloutState.ABORTED)
             _expect(turn.rollout, "retry", RolloutState.RUNNING, RolloutState.PAUSED, *states)
-            if turn.rollout.state in ENDED:
-                await self._refuse_others(turn)
             if not await turn.retry(actor):
-                raise Conflict("nothing-to-retry", f"rollout {rollout_id}: no device failed", id=rollout_id)
+                text = f"rollout {rollout_id}: no device failed, or others have them now"
+                raise Conflict("nothing-to-retry", text, id=rollout_id)
         return await self.get(rollout_id)
 
     async def approve(
@@ -301,20 +301,24 @@ class Controller:
     async def _make_room(self, turn: Turn) -> None:
         """What the plan says about devices that another rollout of the module is under way on."""
         rollout = turn.rollout
-        taken = await records.overlap(turn.connection, rollout.id, rollout.module)
         if rollout.plan.conflict == "refuse":
-            refuse(rollout.module, taken)
-        elif rollout.plan.conflict == "skip":
+            await self._refuse_others(turn)
+            return
+        others = await records.overlap(turn.connection, rollout.id, rollout.module)
+        if rollout.plan.conflict == "skip":
+            taken = {device for devices in others.values() for device in devices}
             await turn.give_up(taken, "another rollout of the module is under way on the device")
-        else:
-            for other in sorted(set(taken.values())):
-                losing = await self._opened(turn.connection, other)
-                why = f"rollout {rollout.id} has taken the device over"
-                await losing.give_up([device for device, owner in taken.items() if owner == other], why)
-                await losing.save()
+            return
+        for other, devices in others.items():
+            losing = await self._opened(turn.connection, other)
+            await losing.give_up(devices, f"rollout {rollout.id} has taken the device over")
+            losing.more = True  # what follows for it is the next tick's
+            await losing.save()
+            turn.rings.update(losing.rings)
 
     async def _refuse_others(self, turn: Turn) -> None:
-        refuse(turn.rollout.module, await records.overlap(turn.connection, turn.rollout.id, turn.rollout.module))
+        others = await records.overlap(turn.connection, turn.rollout.id, turn.rollout.module)
+        refuse(turn.rollout.module, {device: other for other, devices in others.items() for device in devices})
 
     @asynccontextmanager
     async def _turn(self, rollout_id: str) -> AsyncIterator[Turn]:

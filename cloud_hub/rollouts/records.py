@@ -27,6 +27,7 @@ from cloud_hub.rollouts.states import (
     Rollout,
     RolloutState,
 )
+from cloud_hub.store.among import among
 from cloud_hub.store.bulk import in_slices, insert_many, upsert
 from cloud_hub.store.tables import devices, executions, rollout_counts, rollouts
 
@@ -149,7 +150,7 @@ async def members(connection: AsyncConnection, rollout_id: str, ids: Collection[
     """Of these devices, those that take part."""
     found: list[Member] = []
     for some in in_slices(sorted(ids)):
-        query = _members(rollout_id).where(executions.c.device.in_(some), executions.c.group_index != NOT_ELIGIBLE)
+        query = _members(rollout_id).where(among(executions.c.device, some), executions.c.group_index != NOT_ELIGIBLE)
         found += [_member(row) for row in await connection.execute(query)]
     return found
 
@@ -222,7 +223,7 @@ async def concerned(connection: AsyncConnection, deployments: Mapping[str, Colle
     undone = executions.c.state.in_(_UNDONE) & (executions.c.reason_key != LATE)
     for some in in_slices(sorted(deployments)):
         query = select(*columns).where(
-            executions.c.device.in_(some),
+            among(executions.c.device, some),
             executions.c.state.in_(_BUSY) | undone,
             executions.c.group_index != NOT_ELIGIBLE,
         )
@@ -251,8 +252,12 @@ async def elsewhere(connection: AsyncConnection, module: str, rollout_id: str, i
     return {row.device: row.rollout for row in await connection.execute(query) if row.device in wanted}
 
 
-async def overlap(connection: AsyncConnection, rollout_id: str, module: str) -> dict[str, str]:
-    """As `elsewhere`, for the devices of a rollout."""
+async def overlap(connection: AsyncConnection, rollout_id: str, module: str) -> dict[str, list[str]]:
+    """Every other rollout of the module that is under way on a device of this one, with those devices.
+
+    One device may be in several: verified in one that others join, and at work in another.
+    """
+    found: dict[str, list[str]] = defaultdict(list)
     others = executions.alias("others")
     open_for_it = rollouts.c.state.in_(_ACTIVE) & (others.c.state != str(ExecutionState.CANCELLED))
     query = (
@@ -266,7 +271,9 @@ async def overlap(connection: AsyncConnection, rollout_id: str, module: str) -> 
         .where(others.c.rollout != rollout_id, others.c.group_index != NOT_ELIGIBLE, rollouts.c.module == module)
         .where(open_for_it | others.c.state.in_(_BUSY))
     )
-    return {row.device: row.rollout for row in await connection.execute(query)}
+    for device, rollout in await connection.execute(query.order_by(others.c.rollout, others.c.device)):
+        found[rollout].append(device)
+    return found
 
 
 async def unheard(connection: AsyncConnection) -> dict[str, int]:

@@ -107,7 +107,10 @@ class Turn:
         states = {*RETRIED, ExecutionState.REVERTED}
         if self.rollout.state in ENDED:
             states.add(ExecutionState.CANCELLED)
-        members = await records.standing(self.connection, self.rollout.id, states, records.EVERYONE)
+        others = await records.overlap(self.connection, self.rollout.id, self.rollout.module)
+        taken = {device for devices in others.values() for device in devices}
+        found = await records.standing(self.connection, self.rollout.id, states, records.EVERYONE)
+        members = [one for one in found if one.execution.device not in taken]
         for member in members:
             self._become(member.execution, member.execution.again(self._now))
         rollout = decide.pardon(self.rollout, self.counts, actor)

@@ -58,7 +58,7 @@ async def counted(fleet: Fleet, rollout: str) -> tuple[dict[str, int], dict[str,
     async with fleet.store.read() as connection:
         first = {s: n for s, n in await connection.execute(kept.group_by(rollout_counts.c.state)) if n}
         rows = await connection.execute(there.where(executions.c.group_index >= 0).group_by(executions.c.state))
-        second: dict[str, int] = dict(rows.all())  # type: ignore[arg-type]
+        second: dict[str, int] = dict(rows.all())
     return first, second
 
 
@@ -193,7 +193,7 @@ async def test_the_failed_of_a_rollout_that_has_ended_are_tried_again_by_hand(fl
     assert (await fleet.rollouts.get(rollout)).rollout.state is RolloutState.FINISHED
     kept, there = await counted(fleet, rollout)
     assert kept == there == {"verified": 5}
-    with pytest.raises(Conflict, match="no device failed"):
+    with pytest.raises(Conflict, match="no device failed, or others have them"):
         await fleet.rollouts.retry(rollout, "ann")
 
 
@@ -239,6 +239,19 @@ async def test_devices_of_another_rollout_are_taken_over_where_the_plan_says_so(
     for device in IDS:
         await fleet.verified(device, second)
     assert (await fleet.rollouts.get(second)).rollout.state is RolloutState.FINISHED
+
+
+async def test_all_rollouts_that_a_device_is_in_give_it_up_not_only_one_of_them(fleet: Fleet) -> None:
+    first = (await fleet.create(version=1, target=f"id={IDS[0]}", joining=True)).rollout.id
+    await fleet.verified(IDS[0], first, version=1)
+    second = (await fleet.create(groups=("rest",), conflict="supersede")).rollout.id
+    third = (await fleet.create(version=1, groups=("rest",), conflict="supersede")).rollout.id
+    assert set((await fleet.stands(second)).values()) == {"cancelled"}
+    assert await fleet.assigned(IDS[1]) == [(1, third)]
+    await fleet.rollouts.tick()
+    assert (await fleet.rollouts.get(second)).rollout.state is not RolloutState.RUNNING
+    with pytest.raises(Conflict, match="others have them now"):
+        await fleet.rollouts.retry(second, "ann")
 
 
 # --- when --------------------------------------------------------------------------------------------------------
