@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from cloud_hub.agents import agent_version, older
 from cloud_hub.clock import Clock
 from cloud_hub.errors import Conflict, HubError, NotFound
+from cloud_hub.store.among import among
 from cloud_hub.store.bulk import in_slices, insert_many
 from cloud_hub.store.engine import Store
 from cloud_hub.store.tables import assignments, devices, modules
@@ -191,7 +192,7 @@ def _build(one: Assignment) -> Build:
 
 def _of(ids: Collection[str], module: str, role: str) -> ColumnElement[bool]:
     here = assignments.c
-    return and_(here.device.in_(ids), here.module == module, here.role == role)
+    return and_(among(here.device, ids), here.module == module, here.role == role)
 
 
 def _check_beside(device: str, counter: int | None, main: tuple[Assignment, int] | None) -> None:
@@ -228,7 +229,7 @@ async def _known(connection: AsyncConnection, ids: Collection[str]) -> dict[str,
     found: dict[str, Row[Any]] = {}
     for some in in_slices(sorted(ids)):
         query = select(devices.c.id, devices.c.profile, devices.c.retired_at, devices.c.director_version)
-        found |= {row.id: row for row in await connection.execute(query.where(devices.c.id.in_(some)))}
+        found |= {row.id: row for row in await connection.execute(query.where(among(devices.c.id, some)))}
     return found
 
 
@@ -236,7 +237,7 @@ async def _agents(connection: AsyncConnection, ids: Collection[str]) -> dict[str
     """The agent's version that each device reports."""
     found: dict[str, str] = {}
     for some in in_slices(sorted(ids)):
-        query = select(devices.c.id, devices.c.report).where(devices.c.id.in_(some))
+        query = select(devices.c.id, devices.c.report).where(among(devices.c.id, some))
         found |= {id_: agent_version(report) for id_, report in await connection.execute(query)}
     return found
 
@@ -319,5 +320,5 @@ async def _remove(connection: AsyncConnection, ids: Collection[str], module: str
 
 async def _raise_versions(connection: AsyncConnection, ids: Collection[str]) -> None:
     for some in in_slices(sorted(ids)):
-        change = update(devices).where(devices.c.id.in_(some))
+        change = update(devices).where(among(devices.c.id, some))
         await connection.execute(change.values(director_version=devices.c.director_version + 1))

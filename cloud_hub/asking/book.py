@@ -165,7 +165,7 @@ async def counted(connection: AsyncConnection, now: float, devices: Collection[s
     found: dict[str, int] = {}
     for some in in_slices(sorted(devices)):
         query = select(commands.c.device, func.count()).where(
-            commands.c.state == PENDING, commands.c.expires_at > now, commands.c.device.in_(some)
+            commands.c.state == PENDING, commands.c.expires_at > now, among(commands.c.device, some)
         )
         rows = await connection.execute(query.group_by(commands.c.device))
         found.update((row[0], row[1]) for row in rows)

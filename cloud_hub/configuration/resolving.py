@@ -17,6 +17,7 @@ from cloud_hub.configuration.document import Document, resolve
 from cloud_hub.desired import MAIN
 from cloud_hub.errors import BadRequest
 from cloud_hub.query import Moment, Query, parse
+from cloud_hub.store.among import among
 from cloud_hub.store.bulk import in_slices
 from cloud_hub.store.tables import assignments
 from cloud_hub.store.tables import devices as device_rows
@@ -68,7 +69,7 @@ async def matching(
     columns = [query.where(_NO_MOMENT).label(f"m{index}") for index, query in enumerate(queries)]
     found: dict[str, tuple[int, ...]] = {}
     for some in in_slices(sorted(devices)):
-        rows = await connection.execute(select(device_rows.c.id, *columns).where(device_rows.c.id.in_(some)))
+        rows = await connection.execute(select(device_rows.c.id, *columns).where(among(device_rows.c.id, some)))
         found.update({row[0]: tuple(index for index, holds in enumerate(row[1:]) if holds) for row in rows})
     return found
 
@@ -85,7 +86,7 @@ async def assigned(connection: AsyncConnection, module: str, devices: Collection
     found: dict[str, dict[str, Any]] = {}
     for some in in_slices(sorted(devices)):
         query = select(assignments.c.device, assignments.c.config).where(
-            assignments.c.module == module, assignments.c.device.in_(some), *main_only()
+            assignments.c.module == module, among(assignments.c.device, some), *main_only()
         )
         found.update((row.device, row.config or {}) for row in await connection.execute(query))
     return found

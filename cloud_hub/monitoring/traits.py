@@ -15,6 +15,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cloud_hub.monitoring.scopes import DeviceTraits
+from cloud_hub.store.among import among
 from cloud_hub.store.bulk import in_slices
 from cloud_hub.store.tables import devices
 
@@ -45,7 +46,7 @@ class Traits:
         found: dict[str, DeviceTraits | None] = {}
         columns = (devices.c.id, devices.c.profile, devices.c.tags, devices.c.retired_at, devices.c.report_counter)
         for some in in_slices(sorted(ids)):
-            rows: list[Any] = list(await connection.execute(select(*columns).where(devices.c.id.in_(some))))
+            rows: list[Any] = list(await connection.execute(select(*columns).where(among(devices.c.id, some))))
             await self._read_reports(connection, rows)
             for row in rows:
                 gone = row.retired_at is not None
@@ -56,7 +57,7 @@ class Traits:
         new = {row.id: row.report_counter for row in rows if self._said.get(row.id, (0,))[0] != row.report_counter}
         if not new:
             return
-        query = select(devices.c.id, devices.c.report).where(devices.c.id.in_(list(new)))
+        query = select(devices.c.id, devices.c.report).where(among(devices.c.id, new))
         for row in await connection.execute(query):
             self._said[row.id] = (new[row.id], *_said(row.report))
             self._said.move_to_end(row.id)

@@ -11,6 +11,7 @@ from sqlalchemy import ColumnElement, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cloud_hub.desired import MAIN
+from cloud_hub.store.among import among
 from cloud_hub.store.bulk import in_slices
 from cloud_hub.store.tables import assignments, devices, modules
 from modules.messages import DeviceReport, decode_report
@@ -56,7 +57,7 @@ async def reports(connection: AsyncConnection, ids: Collection[str]) -> dict[str
     """The last report of each device that has one."""
     found: dict[str, DeviceReport] = {}
     for some in in_slices(sorted(ids)):
-        query = select(devices.c.id, devices.c.report).where(devices.c.id.in_(some), devices.c.report.is_not(None))
+        query = select(devices.c.id, devices.c.report).where(among(devices.c.id, some), devices.c.report.is_not(None))
         for id_, report in await connection.execute(query):
             found[id_] = decode_report(report)
     return found

@@ -281,7 +281,7 @@ async def _assigned_rows(connection: AsyncConnection, wanted: Sequence[str]) -> 
             modules.c.release_counter,
         )
         .select_from(assignments.outerjoin(modules, built))
-        .where(assignments.c.device.in_(wanted))
+        .where(among(assignments.c.device, wanted))
         .order_by(assignments.c.module)
     )  # fmt: skip
     found: dict[str, list[Row[Any]]] = defaultdict(list)
