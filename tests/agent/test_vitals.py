@@ -68,7 +68,7 @@ def test_vitals_travel_in_the_report_and_an_old_report_has_none() -> None:
 def test_the_round_trip_is_the_median_of_the_last_ones() -> None:
     quality = Quality()
     assert quality.now() == LinkQuality()
-    for after_s in [9.0] * 20 + [0.010] * 8 + [0.030] * 8:
+    for after_s in [9.0] * 20 + [0.010] * 7 + [0.020] * 2 + [0.030] * 7:
         quality.acknowledged(after_s)
     quality.connected()
     quality.connected()
