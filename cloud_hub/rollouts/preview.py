@@ -29,7 +29,7 @@ from cloud_hub.rollouts.states import Execution
 from cloud_hub.rollouts.targeting import Chosen, Targeting
 from cloud_hub.rollouts.transfers import Step, Transfer, transfers
 from cloud_hub.store.bulk import in_slices
-from cloud_hub.store.engine import Store
+from cloud_hub.store.engine import Store, among
 from cloud_hub.store.tables import assignments, devices
 
 SHOWN: Final = 20  # ids that stand for a whole group
@@ -130,7 +130,7 @@ async def _count(connection: AsyncConnection, module: str, ids: Sequence[str], w
     columns = select(devices.c.profile, zone_of.label("zone"), assignments.c.version)
     query = columns.select_from(devices.outerjoin(assignments, on))
     for some in in_slices(ids):
-        for profile, name, version in await connection.execute(query.where(devices.c.id.in_(some))):
+        for profile, name, version in await connection.execute(query.where(among(devices.c.id, some))):
             found.steps[Step(profile, version or 0)] += 1
             found.zones[name or ""] += 1
     return found
