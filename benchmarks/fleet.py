@@ -45,7 +45,7 @@ from cloud_hub.config import HubConfig, HubPaths  # noqa: E402
 from cloud_hub.initialise import free_ports, initialise  # noqa: E402
 from cloud_hub.operator.client import HubClient  # noqa: E402
 from cloud_hub.operator.context import HubContext  # noqa: E402
-from cloud_hub.rollouts.controller import NewRollout  # noqa: E402
+from cloud_hub.rollouts.new import NewRollout  # noqa: E402
 from cloud_hub.service import open_hub  # noqa: E402
 from cloud_hub.simulator.state import DeviceState  # noqa: E402
 from cloud_hub.store.address import database_url  # noqa: E402

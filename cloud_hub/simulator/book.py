@@ -38,7 +38,7 @@ class Book:
         self._path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=5.0)
+            self._file = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=1.0)
             path.chmod(0o600)  # it holds the keys of the fleet
             self._file.execute("PRAGMA locking_mode = EXCLUSIVE")
             self._file.execute("PRAGMA journal_mode = WAL")
