@@ -298,6 +298,8 @@ class Device:
         if failure:
             counts.errors[failure[:80]] += 1
             state.current = IDLE
+            # What the director wants was read and not done: the next look must not take it for old news.
+            state.held = {name: digest for name, digest in state.held.items() if name != "director"}
             self._replies += 1
             most = min(LATEST_S, LATER_S * 2.0 ** min(self._replies, 16))
             self._ground.wheel.after(self._ground.chance.uniform(LATER_S / 2, most), self._again, self._walks)
