@@ -20,7 +20,7 @@ from cloud_hub.arms.comparisons import Comparisons, Question
 from cloud_hub.blobs import Blobs
 from cloud_hub.bounds import AnyVersion
 from cloud_hub.clock import Clock
-from cloud_hub.errors import Conflict, NotFound
+from cloud_hub.errors import Conflict, HubError, NotFound
 from cloud_hub.events import Events
 from cloud_hub.roles import EVERYTHING, Scope
 from cloud_hub.rollouts import targets
@@ -73,7 +73,12 @@ class Candidates:
             await self._events.record(
                 connection, "candidate.started", actor, candidate.id, module=new.module, version=new.version, **said
             )
-        await self._rollouts.start(candidate.id, actor)
+        try:
+            await self._rollouts.start(candidate.id, actor)
+        except HubError as error:  # a device was taken just now
+            await self._rollouts.abort(candidate.id, actor, "the candidate could not be started")
+            await self._end(candidate, "dropped", actor, reason=error.message)
+            raise
         return candidate
 
     async def get(self, id_: str) -> Candidate:
