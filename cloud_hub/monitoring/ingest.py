@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import time
 from collections import deque
 from collections.abc import Callable, Collection
 from typing import Final
@@ -33,6 +34,9 @@ MAX_EPOCH: Final = 63
 # What shares one transaction: enough that its cost is nothing per entry, few enough that others get the writer soon.
 MAX_JOBS: Final = 256
 MAX_ENTRIES: Final = 2048
+# Between two transactions, unless so many batches wait: those that come a few at a time share one as well.
+GATHER_S: Final = 0.03
+ENOUGH: Final = 16
 _EVENT_KIND = re.compile(r"(agent\.[a-z0-9][a-z0-9.-]{0,49}|(window|sample|event|blob)\.[a-z]+)")
 
 _log = logging.getLogger(__name__)
@@ -61,6 +65,7 @@ class Ingest:
         self._committer = Committer(store, references, clock, look_s, settings.group_by, self._record, joiner)
         self._waiting: deque[Job] = deque()
         self._turn = asyncio.Lock()
+        self._ended = float("-inf")  # the last transaction
         self.on_job: Callable[[Job], None] = _uncounted  # called for each batch that was committed; must not block
 
     async def commit(self, device: str, batch: Batch) -> Ack | None:
@@ -105,6 +110,8 @@ class Ingest:
                 await self._record(connection, f"{job.batch.stream}.held", job.device, entries=job.held)
 
     async def _commit_waiting(self) -> None:
+        if len(self._waiting) < ENOUGH and (pause_s := self._ended + GATHER_S - time.monotonic()) > 0:
+            await asyncio.sleep(pause_s)
         jobs = self._next_group()
         try:
             await self._commit(jobs)
@@ -120,6 +127,7 @@ class Ingest:
                 except Exception as its_error:
                     job.done, job.error = True, its_error
         finally:
+            self._ended = time.monotonic()
             # Only a cancellation leaves any: the next in turn commits them. The marks tell what was committed.
             self._waiting.extendleft(reversed([job for job in jobs if not job.done and not job.abandoned]))
 

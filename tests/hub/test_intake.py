@@ -142,6 +142,19 @@ async def test_reports_that_come_while_others_are_stored_share_the_next_transact
     assert [getattr(result, "key", None) for result in results] == [None, None, "report-signature", None, None]
 
 
+async def test_reports_that_come_a_few_at_a_time_share_a_transaction_too() -> None:
+    told = Told()
+    told.gate.set()
+    intake = Intake(told.take, told.on_reports)
+    await intake.take("alone", NOTHING)
+    tasks = []
+    for number in range(5):  # one in each turn of the loop, as they come from a socket
+        tasks.append(asyncio.create_task(intake.take(f"cam-{number}", NOTHING)))
+        await asyncio.sleep(0)
+    await asyncio.gather(*tasks)
+    assert told.groups == [["alone"], [f"cam-{number}" for number in range(5)]]
+
+
 async def test_a_report_that_cannot_be_stored_does_not_keep_others_from_it() -> None:
     told = Told()
     told.gate.set()
