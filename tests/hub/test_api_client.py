@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import ssl
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
@@ -16,6 +17,7 @@ from aiohttp import web
 
 from cloud_hub.api.answers import Pieces
 from cloud_hub.api.route import REVISION_HEADER, Call, Route
+from cloud_hub.chain import Event
 from cloud_hub.config import HubConfig, HubPaths
 from cloud_hub.errors import Unprocessable
 from cloud_hub.initialise import free_ports, initialise
@@ -446,3 +448,54 @@ async def test_only_so_many_operations_wait(paths: HubPaths, workshop: Workshop)
         assert (await hub.operation(second.id)).state is OperationState.WAITING
         workshop.go_on.set()
         assert [(await ended(hub, one.id)).state for one in (first, second)] == [OperationState.DONE] * 2
+
+
+# --- the command ------------------------------------------------------------------------------------------------
+
+
+async def mooring(paths: HubPaths, *arguments: str) -> tuple[int, str]:
+    """Status and output of the command, as a person has it."""
+    command = str(Path(sys.executable).with_name("mooring"))
+    process = await asyncio.create_subprocess_exec(
+        command,
+        "--context",
+        str(paths.context),
+        *arguments,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    said, _ = await asyncio.wait_for(process.communicate(), 2 * DEADLINE_S)
+    assert process.returncode is not None
+    return process.returncode, said.decode()
+
+
+async def test_the_command_shows_waits_for_fetches_and_ends_operations(
+    paths: HubPaths, workshop: Workshop, tmp_path: Path
+) -> None:
+    async with working(paths, workshop) as (_, hub):
+        first, second = await begin(hub), await begin(hub, "badly")
+        status, said = await mooring(paths, "operation", "list", "--state", "running")
+        assert status == 0, said
+        assert first.id in said
+        assert "making 3 of 10" in said
+        status, said = await mooring(paths, "operation", "cancel", first.id)
+        assert (status, "cancelled" in said) == (0, True), said
+        workshop.go_on.set()
+        status, said = await mooring(paths, "operation", "wait", second.id)
+        assert (status, "has ended as failed" in said) == (1, True), said
+        third = await ended(hub, (await begin(hub, method="GET", path="/slow/file")).id)
+        status, said = await mooring(paths, "operation", "result", third.id, str(tmp_path / "out"))
+        assert (status, (tmp_path / "out").read_bytes()[:7]) == (0, b"line 0\n"), said
+
+
+async def test_the_command_follows_events(paths: HubPaths) -> None:
+    async with serving_api(paths) as api, HubClient(api.context) as hub:
+        following = asyncio.create_task(
+            mooring(paths, "events", "follow", "--kind", "api-token.*", "--after", "0", "--count", "2", "-o", "json")
+        )
+        for number in range(2):
+            await hub.create_api_token(f"t{number}", Role.VIEWER)
+        status, said = await following
+        assert status == 0, said
+        events = [msgspec.json.decode(line, type=Event) for line in said.splitlines()]
+        assert [event.kind for event in events] == ["api-token.created"] * 2

@@ -20,6 +20,7 @@ from cloud_hub.operator.cli import (
     datasets,
     devices,
     exports,
+    following,
     fpga,
     groups,
     keys,
@@ -27,6 +28,7 @@ from cloud_hub.operator.cli import (
     models,
     modules,
     monitoring,
+    operations,
     people,
     privacy,
     retraining,
@@ -69,6 +71,8 @@ app.add_typer(exports.windows, name="windows")
 app.add_typer(datasets.app, name="dataset")
 app.add_typer(retraining.app, name="retrain")
 app.add_typer(monitoring.events, name="events")
+monitoring.events.command(epilog=following.EPILOG)(following.follow)
+app.add_typer(operations.app, name="operation")
 app.add_typer(privacy.app, name="privacy")
 app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(contexts.app, name="context")
