@@ -31,6 +31,8 @@ from modules.errors import ModuleError
 from modules.messages import ModuleReport
 
 LEAVE_S = 5.0
+VERIFY_TRIES = 20
+VERIFY_PAUSE_S = 0.5
 
 log = logging.getLogger(__name__)
 
@@ -131,18 +133,24 @@ class Fleet:
 
     # --- once for all ------------------------------------------------------------------------------------------
     def _verify(self, device: Asker) -> None:
-        """Calls `device.verified` when the chain has been verified, by whichever device asked first."""
+        """Calls `device.verified` when the chain has been verified, over whichever connection."""
         self._waiting.append(device)
         if len(self._waiting) == 1:
-            self._spawn(self._verified(device), "simulator-verify")
+            self._spawn(self._verified(), "simulator-verify")
 
-    async def _verified(self, device: Asker) -> None:
-        failure = ""
-        try:
-            await self.ground.trust.verify(device.ask)
-        except (Untrusted, Unanswered, TimeoutError) as error:
-            failure = str(error) or type(error).__name__
-            log.warning("the hub's metadata could not be verified, trying again: %s", failure)
+    async def _verified(self) -> None:
+        failure = "nobody is connected"
+        for _ in range(VERIFY_TRIES):
+            asker = next((device for device in self.devices if device.session.up), None)
+            try:
+                if asker is not None:
+                    await self.ground.trust.verify(asker.ask)
+                    failure = ""
+                    break
+            except (Untrusted, Unanswered, TimeoutError) as error:
+                failure = str(error) or type(error).__name__
+                log.warning("the hub's metadata could not be verified, trying again: %s", failure)
+            await asyncio.sleep(VERIFY_PAUSE_S)
         waiting, self._waiting = self._waiting, []
         for one in waiting:
             one.verified(failure)
