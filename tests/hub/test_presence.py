@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,11 @@ from sqlalchemy import insert, select
 
 from agent.config import LinkLimits
 from agent.link import Link
+from cloud_hub.broker import Broker
+from cloud_hub.config import HubPaths
+from cloud_hub.link import Handlers, HubLink
 from cloud_hub.presence import GROUP, PresenceBook, is_online
+from cloud_hub.serving import Serving
 from cloud_hub.store.engine import Store
 from cloud_hub.store.tables import devices
 from modules.errors import MessageError
@@ -25,7 +30,8 @@ from modules.topics import Topic, all_up
 from support.clock import SetClock
 from support.links import QUICK, make_link, running
 from support.mosquitto import HUB, Mosquitto
-from support.waiting import until
+from support.trust import trust_world
+from support.waiting import until, until_async
 
 SOON = msgspec.structs.replace(QUICK, absent_after_s=0)
 LIMIT_S = 900.0
@@ -219,3 +225,43 @@ async def test_a_device_that_is_back_in_time_was_never_away(broker: Mosquitto, e
         await until(lambda: link.session == 2, "the second connection")
         await until(lambda: bool((said := ear.last("cam-17")) and said.number == 2), "the second word")
         assert all(said.online for _, said in ear.heard)
+
+
+async def test_the_hub_knows_who_is_there_over_its_own_broker(hub_paths: HubPaths, tmp_path: Path) -> None:
+    clock = SetClock(time.time())
+    async with AsyncExitStack() as parts:
+        world = await parts.enter_async_context(trust_world(hub_paths, clock))
+        book = PresenceBook(world.store, clock)
+        device = await world.enrol("cam-1")
+        await world.revoker.publish()
+        broker = await parts.enter_async_context(Broker(world.config, world.paths))
+        await broker.ready()
+        serving = Serving(world.store, world.blobs, world.image, world.director)
+        handlers = Handlers(
+            serving.answer, never, never, world.devices.accept_report, world.devices.behind, on_presence=book.note
+        )
+        hub = await parts.enter_async_context(HubLink(world.config, world.paths, handlers))
+        await until(hub.connected.is_set, "the hub")
+        work = asyncio.create_task(book.run())
+        parts.callback(work.cancel)
+        tls = device.context(tmp_path)
+        slow = msgspec.structs.replace(SOON, reconnect_first_s=60.0, reconnect_ceiling_s=60.0)
+        link = Link("cam-1", "localhost", world.config.mqtt_port, lambda: tls, slow, jitter=lambda: 1.0)
+
+        async def online() -> bool:
+            return (await world.devices.get("cam-1")).online
+
+        async def offline() -> bool:
+            return not await online()
+
+        async with running(link):
+            await until_async(online, "the device at the hub")
+            clock.advance(60)
+            cut(link)
+            await until_async(offline, "its last will at the hub")
+        found = await world.devices.get("cam-1")
+        assert found.offline_at == clock()
+
+
+async def never(_device: str, _said: object) -> Any:
+    raise AssertionError("nobody asks for this here")
