@@ -150,7 +150,8 @@ def _typed(column: Column[Any], element: ColumnElement[Any]) -> ColumnElement[An
 
 
 def _columns(table: Table, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, list[Any]]:
-    return {
-        name: [json.dumps(row[name]) if isinstance(table.c[name].type, JSON) else row[name] for row in rows]
-        for name in names
-    }
+    found = {name: [row[name] for row in rows] for name in names}
+    for name in names:
+        if isinstance(table.c[name].type, JSON):
+            found[name] = [json.dumps(value) for value in found[name]]
+    return found
