@@ -291,7 +291,7 @@ def _handlers(
 def _operations(config: HubConfig, store: Store, events: Events, clock: Clock) -> Operations:
     api = config.api
     keep_s = api.operation_hours * 3600.0
-    return Operations(store, events, clock, api.operations, api.operations_waiting, keep_s, not config.uses_postgres)
+    return Operations(store, events, clock, api.operations, api.operations_waiting, keep_s, not config.replicas.name)
 
 
 def _packaging(ground: Ground, registry: Registry) -> Packaging:
