@@ -88,7 +88,7 @@ def watches(
     output: Output = Format.TABLE,
 ) -> None:
     """List what is compared with something else than its training data."""
-    found = act(context, lambda hub: hub.watches(module))
+    found = act(context, lambda hub: hub.all_of(hub.watches(module)))
     from cloud_hub.operator import render_alerts
 
     show(found, output, render_alerts.watches)

@@ -111,7 +111,7 @@ def list_tokens(
     output: Output = Format.TABLE,
 ) -> None:
     """List claim tokens: for whom, how often used, until when. Their secrets are not kept."""
-    found = act(context, lambda hub: hub.tokens(spent))
+    found = act(context, lambda hub: hub.all_of(hub.tokens(spent)))
     from cloud_hub.operator import render_devices
 
     show(found, output, render_devices.tokens)

@@ -163,7 +163,7 @@ def list_bounds(
     output: Output = Format.TABLE,
 ) -> None:
     """List how good modules are asked to be."""
-    found = act(context, lambda hub: hub.quality_bounds(module))
+    found = act(context, lambda hub: hub.all_of(hub.quality_bounds(module)))
     from cloud_hub.operator import render_quality
 
     show(found, output, render_quality.bounds)

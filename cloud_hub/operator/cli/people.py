@@ -100,7 +100,7 @@ def add_user(
 @users.command("list", epilog="Example:  mooring user list")
 def list_users(context: typer.Context, output: Output = Format.TABLE) -> None:
     """List users with role and scope."""
-    found = act(context, lambda hub: hub.users())
+    found = act(context, lambda hub: hub.all_of(hub.users()))
     from cloud_hub.operator import render_people
 
     show(found, output, render_people.users)
@@ -179,7 +179,7 @@ def create_token(
 @tokens.command("list", epilog="Example:  mooring token list")
 def list_tokens(context: typer.Context, output: Output = Format.TABLE) -> None:
     """List service tokens: never their secrets."""
-    found = act(context, lambda hub: hub.api_tokens())
+    found = act(context, lambda hub: hub.all_of(hub.api_tokens()))
     from cloud_hub.operator import render_people
 
     show(found, output, render_people.tokens)

@@ -97,7 +97,7 @@ def pending(context: typer.Context, output: Output = Format.TABLE) -> None:
     """List publishers' lists that wait for more signatures; `sign --append` gives one."""
 
     async def work(hub: HubClient) -> list[Pending]:
-        return [one for one in await hub.trust_pending() if one.role not in ("root", "targets")]
+        return [one for one in await hub.all_of(hub.trust_pending()) if one.role not in ("root", "targets")]
 
     found = act(context, work)
     from cloud_hub.operator import render_trust
@@ -143,7 +143,7 @@ async def _append(hub: HubClient, image: PublishedImage, publisher: str, key: st
 
     from cloud_hub.operator import releases, trusted
 
-    waiting = [one for one in await hub.trust_pending() if (one.repository, one.role) == ("image", publisher)]
+    waiting = [one for one in await hub.all_of(hub.trust_pending()) if (one.repository, one.role) == ("image", publisher)]
     if not waiting:
         raise OperatorError("nothing-pending", f"{publisher}: nothing waits for a signature; nothing was signed")
     metadata = trusted.parse(waiting[0].metadata.encode(), Targets, f"the proposal for {publisher}")

@@ -64,7 +64,7 @@ def create(
 @app.command("list", epilog="Example:  mooring retrain list")
 def list_plans(context: typer.Context, output: Output = Format.TABLE) -> None:
     """List plans: what starts them, what they accept, when they ran."""
-    found = act(context, lambda hub: hub.plans())
+    found = act(context, lambda hub: hub.all_of(hub.plans()))
     from cloud_hub.operator import render_retraining
 
     show(found, output, render_retraining.plans)

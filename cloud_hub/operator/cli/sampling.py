@@ -32,7 +32,7 @@ def show_sampling(
     output: Output = Format.TABLE,
 ) -> None:
     """Show the sampling policy that counts on each device: the module's own, or one set for the device."""
-    found = act(context, lambda hub: hub.sampling(module, _target(device, target)))
+    found = act(context, lambda hub: hub.all_of(hub.sampling(module, _target(device, target))))
     from cloud_hub.operator import render_asking
 
     show(found, output, render_asking.policies)

@@ -60,7 +60,7 @@ def status(context: typer.Context, output: Output = Format.TABLE) -> None:
 @app.command(epilog="Example:  mooring trust pending")
 def pending(context: typer.Context, output: Output = Format.TABLE) -> None:
     """List what waits for more signatures."""
-    found = act(context, lambda hub: hub.trust_pending())
+    found = act(context, lambda hub: hub.all_of(hub.trust_pending()))
     from cloud_hub.operator import render_trust
 
     show(found, output, render_trust.pending)
@@ -202,7 +202,7 @@ def sign(
 
 
 async def _proposal(hub: HubClient, role: Proposed) -> Pending:
-    for one in await hub.trust_pending():
+    for one in await hub.all_of(hub.trust_pending()):
         if f"{one.repository}/{one.role}" == role.value:
             return one
     raise OperatorError("nothing-pending", f"{role.value}: nothing waits for a signature; nothing was signed")

@@ -50,7 +50,7 @@ def create(
 @app.command("list", epilog="Example:  mooring webhooks list")
 def list_webhooks(context: typer.Context, output: Output = Format.TABLE) -> None:
     """List webhooks, how far behind they are, and how many deliveries are dead."""
-    found = act(context, lambda hub: hub.webhooks())
+    found = act(context, lambda hub: hub.all_of(hub.webhooks()))
     from cloud_hub.operator import render_webhooks
 
     show(found, output, render_webhooks.webhooks)
