@@ -89,7 +89,7 @@ class Bench(Fleet):
             "digits", given.version, self.digests[given.version], given.version, given.deployment, "serving", True
         )
         module = msgspec.structs.replace(module, config_sha256=digest)
-        await self.say(msgspec.structs.replace(self.report(device, modules=(module,)), agent_version=agent))
+        await self.say(self.report(device, modules=(module,), agent_version=agent, director_version=99))
 
     async def state(self, rollout: str) -> RolloutState:
         return (await self.rollouts.get(rollout)).rollout.state
@@ -208,6 +208,20 @@ async def test_a_configuration_that_fails_on_a_device_goes_back_and_the_old_one_
     again = await bench.set(mode="fast")  # made from what stands, not from what failed
     assert (again.revision, again.base) == (3, 1)
     assert (await bench.configs())["cam-100"] == {"threshold": 0.7, "mode": "fast"}
+
+
+async def test_a_fleet_that_is_rolled_back_has_what_stood_before_and_so_has_the_module(bench: Bench) -> None:
+    await bench.put(threshold=0.7)
+    result = await bench.set(threshold=0.2)
+    for device in await bench.configs():
+        await bench.has(device)
+    assert await bench.standing() == 2
+    await bench.rollouts.roll_back(result.rollout, "ann", "no good")
+    assert await bench.configs() == {f"cam-{n}00": {"threshold": 0.7} for n in range(1, 5)}
+    for device in await bench.configs():
+        await bench.has(device)
+    assert await bench.state(result.rollout) is RolloutState.ROLLED_BACK
+    assert await bench.standing() == 1
 
 
 async def test_going_back_makes_a_new_revision_of_the_old_content(bench: Bench) -> None:
