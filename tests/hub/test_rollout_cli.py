@@ -208,9 +208,10 @@ async def test_devices_are_listed_in_pages_and_failed_ones_begin_again(hub: Hub)
 async def test_everybody_goes_back_and_a_watch_ends_with_it(hub: Hub) -> None:
     rollout = await hub.create("--start", "--group", "1", "--group", "rest")
     await hub.fleet.verified("cam-100", rollout)
-    watching = asyncio.create_task(hub("rollout", "status", rollout, "--watch", "-o", "json", status=1))
     shown = await hub("rollout", "rollback", rollout, "--reason", "too slow")
     assert "rolling_back (too slow)" in shown
+    # One command at a time: a runner takes the standard output of the whole process.
+    watching = asyncio.create_task(hub("rollout", "status", rollout, "--watch", "-o", "json", status=1))
     # What it had before was nothing.
     await hub.fleet.say(hub.fleet.report("cam-100", director_version=3))
     await until(lambda: watching.done(), "the watch to end", 60)
