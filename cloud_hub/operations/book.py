@@ -133,6 +133,15 @@ async def forget(connection: AsyncConnection, ended_before: float) -> int:
     return (await connection.execute(delete(operations).where(operations.c.id.in_(old)))).rowcount
 
 
+async def trim(connection: AsyncConnection, owner: str, most: int) -> None:
+    """Forgets the oldest of the owner's that have ended, so that `most` are left."""
+    newest = select(operations.c.number).where(operations.c.owner == owner).order_by(operations.c.number.desc())
+    last = (await connection.execute(newest.offset(most - 1).limit(1))).scalar_one_or_none()
+    if last is not None:
+        old = (operations.c.owner == owner) & (operations.c.number < last) & operations.c.ended_at.is_not(None)
+        await connection.execute(delete(operations).where(old))
+
+
 async def is_work(connection: AsyncConnection, process: str, silent_since: float, ended_before: float) -> bool:
     """Whether `interrupt` or `forget` would find anything."""
     left = operations.c.state.in_(LIVE) & (operations.c.process != process) & (operations.c.seen_at <= silent_since)

@@ -28,6 +28,7 @@ from cloud_hub.store.guards import guarded
 BEAT_S: Final = 5.0
 SILENT_S: Final = 60.0  # without a word from its process an operation is taken for interrupted
 STOP_S: Final = 10.0
+KEPT_EACH: Final = 100  # of one owner
 POLL_S: Final = 1.0
 RETRY_AFTER_S: Final = 10.0
 Work = Callable[[], Awaitable[Outcome]]
@@ -103,6 +104,7 @@ class Operations:
         live = self._live[number] = _Live(new.owner)
         try:
             async with self._store.write() as connection:
+                await book.trim(connection, new.owner, KEPT_EACH)
                 await book.add(connection, number, new, self._process, self._clock())
                 await self._events.record(connection, "operation.begun", new.actor, number, kind=new.kind)
             with guarded(None):  # the request's guards have been passed with the operation itself

@@ -152,3 +152,16 @@ async def test_a_hub_that_stops_begins_nothing_more(store: Store, events: Events
     assert (await operations.get(number)).state == OperationState.INTERRUPTED
     with pytest.raises(Unavailable, match="the hub is stopping"):
         await operations.begin(NEW, nothing)
+
+
+async def test_only_the_newest_of_an_owner_are_kept(
+    store: Store, events: Events, clock: SetClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "KEPT_EACH", 3)
+    others = New("modules_build_module", "POST /modules", "token:bob", "bob")
+    async with opened(store, events, clock) as operations:
+        for new in (others, NEW, NEW, NEW, NEW, NEW):
+            number = await operations.begin(new, nothing)
+            await becomes(operations, number, OperationState.DONE)
+        assert len(await operations.page("token:alice", "", 0, 100)) == 4  # the new one, and those that were left
+        assert len(await operations.page("token:bob", "", 0, 100)) == 1

@@ -143,7 +143,9 @@ async def _append(hub: HubClient, image: PublishedImage, publisher: str, key: st
 
     from cloud_hub.operator import releases, trusted
 
-    waiting = [one for one in await hub.all_of(hub.trust_pending()) if (one.repository, one.role) == ("image", publisher)]
+    waiting = [
+        one for one in await hub.all_of(hub.trust_pending()) if (one.repository, one.role) == ("image", publisher)
+    ]
     if not waiting:
         raise OperatorError("nothing-pending", f"{publisher}: nothing waits for a signature; nothing was signed")
     metadata = trusted.parse(waiting[0].metadata.encode(), Targets, f"the proposal for {publisher}")
