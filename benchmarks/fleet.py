@@ -5,7 +5,7 @@ with a key and a certificate for each device, over TLS 1.3. All on this machine.
 
 `connect_s`: from the simulator's start until every device is connected. `rollout_s`: a signed module to all of them,
 rate unlimited, until every device is verified after a probation of PROBATION_S; `api_p99_ms` are calls to several
-routes meanwhile, one after another. Then at rest: a report every 60 s and a window every 300 s from each device:
+routes meanwhile, one after another; `rollout_*_cpu_s` is what it cost, which is the same on a machine that is busy. Then at rest: a report every 60 s and a window every 300 s from each device:
 `hub_pss_mib`, `hub_cores`, `broker_pss_mib`, `broker_cores`, and the simulator's own. With --storm the broker is killed
 (SIGKILL): `storm_recovered_s` is when every device is connected again and has reported. `lost_reports`: devices of
 which the hub does not have the last report at the end; `lost_windows` those that were given up or not acknowledged.
@@ -39,7 +39,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import msgspec  # noqa: E402
 from sqlalchemy import select  # noqa: E402
 
-from benchmarks._processes import Meter, children  # noqa: E402
+from benchmarks._processes import Meter, children, cpu_s  # noqa: E402
 from benchmarks.common import report  # noqa: E402
 from cloud_hub.config import HubConfig, HubPaths  # noqa: E402
 from cloud_hub.initialise import free_ports, initialise  # noqa: E402
@@ -179,7 +179,9 @@ async def call_on(client: HubClient, rollout: str, device: str, took_ms: list[fl
         await asyncio.sleep(PACE_S)
 
 
-async def roll_out(client: HubClient, simulator: Simulator) -> dict[str, float]:
+async def roll_out(client: HubClient, simulator: Simulator, hub: int) -> dict[str, float]:
+    pids = {"hub": hub, "broker": broker_of(hub), "simulator": simulator.pid}
+    before = {name: cpu_s(pid) for name, pid in pids.items()}
     began = told = time.monotonic()
     started = await client.create_rollout(NewRollout(MODULE, 1, "all", start=True))
     device = started.executions[0].device
@@ -210,7 +212,7 @@ async def roll_out(client: HubClient, simulator: Simulator) -> dict[str, float]:
         "rollout_finished": float(status.rollout.state == "finished"),
         "api_p99_ms": p99,
         "api_median_ms": statistics.median(took_ms),
-    }
+    } | {f"rollout_{name}_cpu_s": cpu_s(pid) - before[name] for name, pid in pids.items()}
 
 
 async def at_rest(hub: int, broker: int, simulator: Simulator, seconds: float) -> dict[str, float]:
@@ -272,7 +274,7 @@ async def measure(folder: Path, database: str, chosen: argparse.Namespace) -> di
             )
             metrics = {"devices": float(count), "seed_s": simulator.ready_s, "connect_s": connect_s}
             print(metrics, flush=True)
-            metrics |= await roll_out(client, simulator)
+            metrics |= await roll_out(client, simulator, hub.pid)
             print({key: round(value, 2) for key, value in metrics.items()}, flush=True)
             if chosen.steady:
                 metrics |= await at_rest(hub.pid, broker_of(hub.pid), simulator, chosen.steady)

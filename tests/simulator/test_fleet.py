@@ -20,6 +20,7 @@ from support.waiting import until, until_async
 QUICK = Steps(resolving=0.05, verifying=0.05, staging=0.05, trying=0.1, activating=0.05)
 PROFILE = Profile(report_every_s=5, window_every_s=1, keepalive_s=10, reconnect_s=2, answer_s=3, steps=QUICK)
 PATIENT_S = 60.0
+pytestmark = pytest.mark.timeout(180)
 World = tuple[HubPaths, HubClient]
 
 
