@@ -5,10 +5,11 @@ with a key and a certificate for each device, over TLS 1.3. All on this machine.
 
 `connect_s`: from the simulator's start until every device is connected. `rollout_s`: a signed module to all of them,
 rate unlimited, until every device is verified after a probation of PROBATION_S; `api_p99_ms` are calls to several
-routes meanwhile, one after another; `rollout_*_cpu_s` is what it cost, which is the same on a machine that is busy. Then at rest: a report every 60 s and a window every 300 s from each device:
-`hub_pss_mib`, `hub_cores`, `broker_pss_mib`, `broker_cores`, and the simulator's own. With --storm the broker is killed
-(SIGKILL): `storm_recovered_s` is when every device is connected again and has reported. `lost_reports`: devices of
-which the hub does not have the last report at the end; `lost_windows` those that were given up or not acknowledged.
+routes meanwhile, one after another; `rollout_*_cpu_s` is what it cost, which says more where the machine is busy. Then
+at rest: a report every 60 s and a window every 300 s from each device: `hub_pss_mib`, `hub_cores`, `broker_pss_mib`,
+`broker_cores`, and the simulator's own. With --storm the broker is killed (SIGKILL): `storm_recovered_s` is when every
+device is connected again and has reported. `lost_reports`: devices of which the hub does not have the last report at
+the end; `lost_windows` those that were given up or not acknowledged.
 
     benchmarks/fleet.py [--devices 1000] [--steady 120] [--storm] [--database sqlite|postgres] [--profile-hub FILE]
 """
