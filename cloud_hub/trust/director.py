@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from tuf.api.metadata import Snapshot, TargetFile, Targets, Timestamp
 
 from cloud_hub.clock import Clock
-from cloud_hub.desired import to_assignment
+from cloud_hub.desired import MAIN, to_assignment
 from cloud_hub.errors import Conflict, NotFound
 from cloud_hub.store.engine import Store, among
 from cloud_hub.store.tables import assignments, devices, director_files, modules
@@ -290,8 +291,15 @@ async def _assigned_rows(connection: AsyncConnection, wanted: Sequence[str]) -> 
     return found
 
 
-def _targets(rows: Iterable[Row[Any]]) -> dict[str, TargetFile]:
-    return {target.path: target for target in map(_target, rows)}
+def _targets(rows: Sequence[Row[Any]]) -> dict[str, TargetFile]:
+    """A candidate is left out where the main version is not older (it may have been signed again since), or does not
+    serve: the device would refuse the whole set as holding an older release.
+    """
+    mains = {row.module: row.release_counter or 0 for row in rows if row.role == MAIN and row.mode == "serve"}
+    wanted = (
+        row for row in rows if row.role == MAIN or (row.release_counter or 0) > mains.get(row.module, sys.maxsize)
+    )
+    return {target.path: target for target in map(_target, wanted)}
 
 
 def _target(row: Row[Any]) -> TargetFile:

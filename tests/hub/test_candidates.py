@@ -272,3 +272,16 @@ async def test_lists_come_newest_first_and_in_pages(lab: Lab, clock: SetClock) -
     assert [one.id for one in await lab.candidates.list(after=made[0], limit=1)] == made[1:2]
     assert await lab.candidates.list(state="running") == []
     assert [one.id for one in await lab.candidates.list(among={made[2]})] == made[2:]
+
+
+async def test_a_candidate_is_not_signed_beside_a_main_version_that_was_signed_again_since(lab: Lab) -> None:
+    await lab.start()
+
+    async def signed() -> list[str]:
+        async with lab.store.read() as connection:
+            return sorted(path.split("/")[3] for path in await targets_of(connection, "cam-100"))
+
+    assert await signed() == ["1", "2"]
+    async with lab.store.write() as connection:
+        await connection.execute(modules.update().where(modules.c.version == 1).values(release_counter=9))
+    assert await signed() == ["1"], "the device would refuse all of it as an older release"
