@@ -8,6 +8,8 @@ share. A reading one sees one moment. Opened by `service`; every room that keeps
 from __future__ import annotations
 
 import asyncio
+import select
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
@@ -16,8 +18,9 @@ from typing import Any, Final
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import DisconnectionError, InterfaceError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from cloud_hub.bell import Bell
 from cloud_hub.errors import Unavailable
@@ -37,6 +40,8 @@ Fence = Callable[[AsyncConnection], Awaitable[None]]
 # What writing transactions of work that only one process may do check first (`replicas.lease`). It travels beside the
 # call, because such work writes through every room.
 _fence: ContextVar[Fence | None] = ContextVar("fence", default=None)
+FRESH_S: Final = 5.0
+_USED: Final = "used"  # in what the pool keeps of a connection: when it was given back
 _RING: Final = "ring"  # in what SQLAlchemy keeps of a connection: whether its transaction tells news
 
 
@@ -198,18 +203,21 @@ def _engine(url: URL, size: int, writes: bool) -> AsyncEngine:
         _tune_sqlite(engine.sync_engine, "BEGIN IMMEDIATE" if writes else "BEGIN", foreign_keys=True)
     elif writes:
         # READ COMMITTED: behind the lock each statement sees what the writer before has committed.
-        engine = create_async_engine(url, isolation_level="READ COMMITTED", pool_pre_ping=True, **pool)
+        engine = create_async_engine(url, **pool)
+        _ping_after_a_pause(engine.sync_engine)
         _lock_postgres(engine.sync_engine)
         _send_arrays_as_they_are(engine.sync_engine)
     else:
-        options = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
-        engine = create_async_engine(url, execution_options=options, pool_pre_ping=True, **pool)
+        engine = create_async_engine(url, **pool)
+        _ping_after_a_pause(engine.sync_engine)
     return engine
 
 
 def _aside(url: URL) -> AsyncEngine:
     pool = {"pool_size": 1, "max_overflow": 0, "pool_timeout": WRITE_WAIT_S, "connect_args": _arguments(url, True)}
-    return create_async_engine(url, isolation_level="READ COMMITTED", pool_pre_ping=True, **pool)
+    engine = create_async_engine(url, **pool)
+    _ping_after_a_pause(engine.sync_engine)
+    return engine
 
 
 def _arguments(url: URL, writes: bool, patience_s: float = 0.0) -> dict[str, Any]:
@@ -221,7 +229,11 @@ def _arguments(url: URL, writes: bool, patience_s: float = 0.0) -> dict[str, Any
         "lock_timeout": max(WRITE_WAIT_S, patience_s),
         "idle_in_transaction_session_timeout": IDLE_S,
     }
+    # Said once to the server, and not by the driver for each transaction.
+    kind = {"default_transaction_isolation": "read\\ committed" if writes else "repeatable\\ read"}
+    kind |= {"default_transaction_read_only": "off" if writes else "on"}
     options = " ".join(f"-c {name}={seconds * 1000:.0f}" for name, seconds in limits.items())
+    options += "".join(f" -c {name}={value}" for name, value in kind.items())
     return {
         "options": options,
         "connect_timeout": CONNECT_S,
@@ -229,6 +241,33 @@ def _arguments(url: URL, writes: bool, patience_s: float = 0.0) -> dict[str, Any
         "keepalives_idle": 30,
         "tcp_user_timeout": 30_000,  # milliseconds
     }
+
+
+def _ping_after_a_pause(engine: Engine) -> None:
+    """A connection that was used a moment ago is not asked whether it stands: that would double what a read costs.
+
+    Unless there is something to read from it: a server that ends a connection says so.
+    """
+
+    @event.listens_for(engine, "checkin")
+    def on_checkin(_dbapi_connection: object, record: ConnectionPoolEntry) -> None:
+        record.info[_USED] = time.monotonic()
+
+    @event.listens_for(engine, "checkout")
+    def on_checkout(dbapi_connection: DBAPIConnection, record: ConnectionPoolEntry, _proxy: object) -> None:
+        used_s = time.monotonic() - record.info.get(_USED, 0.0)
+        if used_s < FRESH_S and not _says_something(dbapi_connection):
+            return
+        try:
+            engine.dialect.do_ping(dbapi_connection)
+        except engine.dialect.loaded_dbapi.Error as error:
+            raise DisconnectionError("the server is gone, or was started again") from error
+
+
+def _says_something(dbapi_connection: Any) -> bool:  # noqa: ANN401 - SQLAlchemy's wrapper has no type
+    found = select.poll()
+    found.register(dbapi_connection.driver_connection.fileno(), select.POLLIN)
+    return bool(found.poll(0))
 
 
 def _lock_postgres(engine: Engine) -> None:
