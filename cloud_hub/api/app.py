@@ -67,6 +67,7 @@ def _counted(meters: Meters) -> Middleware:
     @web.middleware
     async def count(request: web.Request, handler: _Handler) -> web.StreamResponse:
         begun, status = time.monotonic(), 499  # the client went away, as nginx has it
+        endless = request.path.endswith("/stream")
         try:
             response = await handler(request)
             status = response.status
@@ -74,7 +75,7 @@ def _counted(meters: Meters) -> Middleware:
         finally:
             resource = request.match_info.route.resource
             route = OTHER if resource is None else resource.canonical
-            meters.answered(request.method, route, status, time.monotonic() - begun)
+            meters.answered(request.method, route, status, None if endless else time.monotonic() - begun)
 
     return count
 

@@ -52,11 +52,12 @@ class Meters:
             registry=self.registry,
         )
 
-    def answered(self, method: str, route: str, status: int, seconds: float) -> None:
-        """`route` is the route's pattern, or OTHER."""
+    def answered(self, method: str, route: str, status: int, seconds: float | None) -> None:
+        """`route` is the route's pattern, or OTHER; None for what lasts as long as whoever asked likes."""
         method = method if method in METHODS else OTHER
         self._requests.labels(method, route, str(status)).inc()
-        self._seconds.labels(method, route).observe(seconds)
+        if seconds is not None:
+            self._seconds.labels(method, route).observe(seconds)
 
     def committed(self, stream: str, used: int, refused: int, size: int) -> None:
         """Entries of one batch that were new, and their bytes."""
