@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -19,7 +19,7 @@ from cloud_hub.device_rows import Device, Running, to_device
 from cloud_hub.explaining import Part
 from cloud_hub.groups.resolving import in_scope, put_in
 from cloud_hub.query import Moment, parse
-from cloud_hub.query.sql import differs, online
+from cloud_hub.query.sql import differing, online
 from cloud_hub.roles import EVERYTHING, Scope
 from cloud_hub.rollouts.records import to_execution, to_rollout
 from cloud_hub.store.engine import Store, among
@@ -95,12 +95,14 @@ class Fleet:
         columns = [column for column in devices.c if not (brief and column.name == "report")]
         async with self._store.read() as connection:
             which = await self._which(connection, wanted, scope, moment)
-            query = select(*columns, differs().label("differs")).where(*which, devices.c.id > after)
+            query = select(*columns).where(*which, devices.c.id > after)
             rows: list[Row[Any]] = list(await connection.execute(query.order_by(devices.c.id).limit(limit)))
-            runs = await _runs(connection, [row.id for row in rows])
+            ids = [row.id for row in rows]
+            runs = await _runs(connection, ids)
+            differs = set((await connection.execute(differing(ids))).scalars())
         if len(rows) <= FEW:
-            return _made(rows, runs, moment)
-        return await asyncio.to_thread(_made, rows, runs, moment)
+            return _made(rows, runs, differs, moment)
+        return await asyncio.to_thread(_made, rows, runs, differs, moment)
 
     async def summary(self, wanted: FleetQuery, scope: Scope = EVERYTHING) -> FleetSummary:
         """Raises BadRequest as `resolving.put_in`."""
@@ -149,8 +151,10 @@ async def _runs(connection: AsyncConnection, ids: Collection[str]) -> dict[str, 
     return found
 
 
-def _made(rows: Sequence[Row[Any]], runs: dict[str, list[Running]], moment: Moment) -> list[Device]:
-    return [to_device(row, moment, runs.get(row.id, ()), bool(row.differs)) for row in rows]
+def _made(
+    rows: Sequence[Row[Any]], runs: Mapping[str, list[Running]], differs: Collection[str], moment: Moment
+) -> list[Device]:
+    return [to_device(row, moment, runs.get(row.id, ()), row.id in differs) for row in rows]
 
 
 async def _profiles(
@@ -166,7 +170,7 @@ async def _profiles(
         d.agent_version,
         func.count().label("devices"),
         having(online(moment)).label("online"),
-        having(differs()).label("differs"),
+        having(d.id.in_(differing())).label("differs"),
         having(d.update_state != "idle").label("updating"),
         having(d.report_at.is_(None)).label("never"),
     )

@@ -6,9 +6,24 @@ NULL as false first. Negations go down to the single conditions, where that is s
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
-from sqlalchemy import Boolean, ColumnElement, Float, and_, false, func, literal, not_, or_, select, true
+from sqlalchemy import (
+    Boolean,
+    ColumnElement,
+    CompoundSelect,
+    Float,
+    and_,
+    false,
+    func,
+    literal,
+    not_,
+    or_,
+    select,
+    true,
+    union,
+)
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
@@ -17,6 +32,7 @@ from cloud_hub.errors import BadRequest
 from cloud_hub.query.facts import LATE_S, MODULE, NUMBERS, TAG, Moment
 from cloud_hub.query.matching import SIGNS
 from cloud_hub.query.tree import Both, Compared, Either, Leaf, Node, Not
+from cloud_hub.store.engine import among
 from cloud_hub.store.tables import assignments, devices, executions, group_members, reported_modules
 
 
@@ -42,21 +58,27 @@ def online(moment: Moment) -> ColumnElement[bool]:
     return and_(d.retired_at.is_(None), heard, here)
 
 
-def differs() -> ColumnElement[bool]:
-    """What it reports is not what it shall run; `reports.differences` says the same of one device, with words."""
+def differing(ids: Collection[str] | None = None) -> CompoundSelect[Any]:
+    """The ids of devices that do not report what they shall run; `reports.differences` says it of one, with words.
+
+    Joined once for all devices, or, with `ids`, for these.
+    """
     a, r = assignments.c, reported_modules.c
-    same = and_(r.device == a.device, r.module == a.module, r.role == a.role, r.version == a.version)
-    same = and_(same, r.verified, r.state != "failed", (r.state == "off") == (a.mode == "off"))
-    reached = select(literal(1)).select_from(reported_modules).where(same).correlate(assignments).exists()
-    wanted = select(literal(1)).select_from(assignments)
-    short = wanted.where(a.device == devices.c.id, ~reached).correlate(devices).exists()
-    held = wanted.where(a.device == r.device, a.module == r.module, a.role == r.role)
-    there = select(literal(1)).select_from(reported_modules)
-    surplus = there.where(r.device == devices.c.id, ~held.correlate(reported_modules).exists())
-    return or_(short, surplus.correlate(devices).exists())
+    key = and_(r.device == a.device, r.module == a.module, r.role == a.role)
+    same = and_(key, r.version == a.version, r.verified, r.state != "failed", (r.state == "off") == (a.mode == "off"))
+    short = select(a.device).select_from(assignments.outerjoin(reported_modules, same)).where(r.device.is_(None))
+    surplus = select(r.device).select_from(reported_modules.outerjoin(assignments, key)).where(a.device.is_(None))
+    if ids is not None:
+        short, surplus = short.where(among(a.device, ids)), surplus.where(among(r.device, ids))
+    return union(short, surplus)
 
 
 def _leaf(leaf: Leaf, moment: Moment) -> ColumnElement[bool]:
+    if isinstance(leaf, Compared) and leaf.fact.startswith(MODULE):
+        r = reported_modules.c
+        fits: ColumnElement[bool] = SIGNS[leaf.sign](r.version, leaf.number)  # type: ignore[arg-type,assignment]
+        having = select(r.device).where(r.module == leaf.fact.removeprefix(MODULE), r.role == "main", fits)
+        return devices.c.id.in_(having)
     if isinstance(leaf, Compared):
         return SIGNS[leaf.sign](_number(leaf.fact, moment), leaf.number)  # type: ignore[arg-type,return-value]
     return or_(false(), *(_text(leaf.fact, value, moment) for value in leaf.values))
@@ -66,10 +88,6 @@ def _number(fact: str, moment: Moment) -> ColumnElement[Any]:
     d = devices.c
     if fact.startswith(TAG):
         return _as_number(d.tags[fact.removeprefix(TAG)].as_string())
-    if fact.startswith(MODULE):
-        r = reported_modules.c
-        mine = select(r.version).where(r.device == d.id, r.module == fact.removeprefix(MODULE), r.role == "main")
-        return mine.correlate(devices).scalar_subquery()
     if fact == "agent":
         return d.agent_number
     if fact in NUMBERS:
@@ -115,7 +133,8 @@ def _state(state: str, moment: Moment) -> ColumnElement[bool]:
         return d.id.in_(select(r.device).where(r.state == "failed"))
     if state == "retired":
         return d.retired_at.is_not(None)
-    return differs() if state == "differs" else not_(differs())
+    differs = d.id.in_(differing())
+    return differs if state == "differs" else not_(differs)
 
 
 def _fits(column: ColumnElement[str], pattern: str) -> ColumnElement[bool]:
