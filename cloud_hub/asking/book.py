@@ -14,7 +14,7 @@ import msgspec
 from sqlalchemy import Row, delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from cloud_hub.store.bulk import in_slices, insert_many
+from cloud_hub.store.bulk import insert_many
 from cloud_hub.store.engine import among
 from cloud_hub.store.tables import commands
 from modules.bundle import DIGEST_PATTERN
@@ -100,7 +100,7 @@ async def pending(
     """Commands that have no answer yet, each with its device; those that were sent longest ago first."""
     query = select(commands).where(commands.c.state == PENDING, commands.c.expires_at > now)
     if devices is not None:
-        query = query.where(commands.c.device.in_(devices))
+        query = query.where(among(commands.c.device, devices))
     if sent_before is not None:
         query = query.where((commands.c.sent_at.is_(None)) | (commands.c.sent_at < sent_before))
     oldest = func.coalesce(commands.c.sent_at, 0.0)  # what was never sent first, whatever the database
@@ -110,7 +110,7 @@ async def pending(
 
 async def sent(connection: AsyncConnection, ids: Sequence[str], now: float) -> None:
     if ids:
-        await connection.execute(update(commands).where(commands.c.id.in_(ids)).values(sent_at=now))
+        await connection.execute(update(commands).where(among(commands.c.id, ids)).values(sent_at=now))
 
 
 async def end(connection: AsyncConnection, device: str, result: CommandResult, now: float) -> bool:
@@ -162,14 +162,11 @@ async def arrived(connection: AsyncConnection, device: str, counts: Mapping[str,
 
 async def counted(connection: AsyncConnection, now: float, devices: Collection[str]) -> dict[str, int]:
     """How many commands wait for each of the devices."""
-    found: dict[str, int] = {}
-    for some in in_slices(sorted(devices)):
-        query = select(commands.c.device, func.count()).where(
-            commands.c.state == PENDING, commands.c.expires_at > now, among(commands.c.device, some)
-        )
-        rows = await connection.execute(query.group_by(commands.c.device))
-        found.update((row[0], row[1]) for row in rows)
-    return found
+    query = select(commands.c.device, func.count()).where(
+        commands.c.state == PENDING, commands.c.expires_at > now, among(commands.c.device, devices)
+    )
+    rows = await connection.execute(query.group_by(commands.c.device))
+    return {row[0]: row[1] for row in rows}
 
 
 async def expire(connection: AsyncConnection, now: float, limit: int) -> list[AskedCommand]:
@@ -178,7 +175,7 @@ async def expire(connection: AsyncConnection, now: float, limit: int) -> list[As
     late = [to_asked(row) for row in await connection.execute(query)]
     if late:
         text = "the device did not answer in time"
-        change = update(commands).where(commands.c.id.in_([one.id for one in late]), commands.c.state == PENDING)
+        change = update(commands).where(among(commands.c.id, [one.id for one in late]), commands.c.state == PENDING)
         await connection.execute(change.values(state="expired", ended_at=now, key="expired", text=text))
     return late
 
@@ -188,7 +185,7 @@ async def forget(connection: AsyncConnection, before: float, limit: int) -> int:
     query = select(commands.c.id).where(commands.c.created_at < before, commands.c.state != PENDING).limit(limit)
     old = list((await connection.execute(query)).scalars())
     if old:
-        await connection.execute(delete(commands).where(commands.c.id.in_(old)))
+        await connection.execute(delete(commands).where(among(commands.c.id, old)))
     return len(old)
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
+from firmware_profiles.profile import NAME_PATTERN
 from modules.commands import (
     DIAGNOSTICS,
     LOGS,
@@ -35,7 +36,7 @@ class NewCommand(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     kind: Literal["logs", "restart", "diagnostics"]
     device: str = ""
     target: str = ""
-    module: Annotated[str, msgspec.Meta(max_length=63)] = ""
+    module: Annotated[str, msgspec.Meta(pattern=f"^$|{NAME_PATTERN}")] = ""
     last_s: Annotated[float, msgspec.Meta(ge=0, le=10 * 366 * DAY_S)] = 0.0
     lines: Annotated[int, msgspec.Meta(ge=1, le=MAX_LINES)] = 1000
     level: Literal["debug", "info", "warning", "error"] = "debug"

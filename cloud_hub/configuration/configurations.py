@@ -7,12 +7,13 @@ are the engine's (`rollouts.controller`), which asks `resolving` for what each d
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
-from sqlalchemy import delete, select
+from sqlalchemy import Select, delete, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cloud_hub.clock import Clock
@@ -28,6 +29,7 @@ from cloud_hub.rollouts.controller import Controller
 from cloud_hub.rollouts.new import NewRollout
 from cloud_hub.store.engine import Store, among
 from cloud_hub.store.tables import configurations, devices, modules, rollouts
+from firmware_profiles.profile import NAME_PATTERN
 from modules.configuration import config_digest
 
 UNDER_WAY: Final = ("draft", "running", "paused", "rolling_back")
@@ -46,7 +48,7 @@ class ConfigurationChange(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     document: Document | None = None
     revision: int = 0
     base: int = 0
-    comment: str = ""
+    comment: Annotated[str, msgspec.Meta(max_length=500, pattern=r"^[^\x00]*$")] = ""
     rollout: dict[str, Any] = {}  # as in NewRollout
     draft: bool = False
     dry_run: bool = False
@@ -212,9 +214,13 @@ async def under_way(connection: AsyncConnection, module: str) -> str:
     return (await connection.execute(query.limit(1))).scalar_one_or_none() or ""
 
 
+def _build_of(module: str) -> Select[Any]:
+    return select(modules.c.name).where(modules.c.name == module).limit(1)
+
+
 async def require_module(connection: AsyncConnection, module: str) -> None:
-    found = await connection.execute(select(modules.c.name).where(modules.c.name == module).limit(1))
-    if found.first() is None:
+    known = re.fullmatch(NAME_PATTERN, module)
+    if known is None or (await connection.execute(_build_of(module))).first() is None:
         raise NotFound("module-not-found", f"no module {module[:63]}; build it first", name=module[:63])
 
 

@@ -7,6 +7,7 @@ everything else replaces. Changed by operators through `changes`, resolved for d
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -15,6 +16,7 @@ import msgspec
 from cloud_hub.errors import BadRequest
 from modules.configuration import MAX_CONFIG_BYTES, check_config
 from modules.errors import ConfigurationError
+from modules.targets import DEVICE_ID_PATTERN
 
 MAX_TARGETS: Final = 64
 MAX_DEVICES: Final = 2000
@@ -86,6 +88,9 @@ def check(document: Document) -> Document:
     ):
         if got > most:
             raise _invalid(f"expected at most {most} {what}, got {got}; nothing was changed")
+    for device in document.devices:
+        if not re.fullmatch(DEVICE_ID_PATTERN, device):
+            raise _invalid(f"expected device ids, got {device[:80]!r}; nothing was changed")
     if len(set(names)) != len(names):
         raise _invalid("two overrides have the same target; nothing was changed")
     for layer, patch in layers(document):

@@ -20,6 +20,7 @@ from cloud_hub.configuration.resolving import main_only
 from cloud_hub.configuration.schemas import Answer, Question, ask
 from cloud_hub.errors import Conflict
 from cloud_hub.store.bulk import in_slices
+from cloud_hub.store.engine import among
 from cloud_hub.store.tables import assignments, devices, modules
 from modules.configuration import MAX_CONFIG_BYTES, check_config, config_digest
 from modules.errors import ConfigurationError
@@ -172,7 +173,7 @@ async def takers(
     query = select(devices.c.id, devices.c.profile, modules.c.version, modules.c.manifest_sha256, assignments.c.config)
     query = query.select_from(devices.outerjoin(assignments, held).join(modules, built))
     for some in in_slices(sorted(wanted)):
-        rows = (await connection.execute(query.where(devices.c.id.in_(some)))).all()
+        rows = (await connection.execute(query.where(among(devices.c.id, some)))).all()
         yield [Holder(row.id, row.version, row.profile, row.manifest_sha256, row.config) for row in rows]
 
 

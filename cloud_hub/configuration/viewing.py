@@ -71,8 +71,9 @@ class Views:
         return ModuleConfiguration(module, standing, newest[0] if newest else None, carrier)
 
     async def revision(self, module: str, number: int) -> Revision:
-        """Raises NotFound `configuration-not-found`."""
+        """Raises NotFound `module-not-found` or `configuration-not-found`."""
         async with self._store.read() as connection:
+            await require_module(connection, module)
             return await book.get(connection, module, number)
 
     async def history(self, module: str, limit: int, before: int = 0) -> list[Revision]:
@@ -82,14 +83,16 @@ class Views:
             return await book.history(connection, module, limit, before)
 
     async def diff(self, module: str, before: int, after: int) -> list[Difference]:
-        """Between two revisions (0: nothing). Raises NotFound `configuration-not-found`."""
+        """Between two revisions (0: nothing). Raises NotFound `module-not-found` or `configuration-not-found`."""
         async with self._store.read() as connection:
+            await require_module(connection, module)
             old = await book.document(connection, module, before)
             return differences(old, await book.document(connection, module, after))
 
     async def of_device(self, module: str, device: str) -> DeviceConfiguration:
-        """Raises NotFound `device-not-found`."""
+        """Raises NotFound `module-not-found` or `device-not-found`."""
         async with self._store.read() as connection:
+            await require_module(connection, module)
             revision = await book.standing(connection, module)
             document = await book.document(connection, module, revision)
             numbers = (await matching(connection, document, [device])).get(device)
