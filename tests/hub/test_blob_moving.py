@@ -86,6 +86,7 @@ async def asked(paths: HubPaths, data: bytes) -> dict[str, Any]:
             hashlib.sha256(MODEL).hexdigest())}  # fmt: skip
 
 
+@pytest.mark.timeout(300)  # two hubs are started, one after the other
 def test_files_go_to_a_bucket_beside_a_running_hub_and_are_its_own_after_a_stop(hub: HubPaths) -> None:
     with serving(hub):
         beside = run("blobs", "move", str(hub.root), TO)
