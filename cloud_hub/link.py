@@ -58,6 +58,7 @@ LAST_RETRY_S = 5.0
 STOP_DEADLINE_S = 5.0
 DOORBELL_ROUND_S = 10.0
 RINGS_AT_ONCE = 100
+QUESTION_WAITS_S = 4.0
 QUESTIONS_WAITING = 200  # while more do, no further bells are rung
 RING_PAUSE_S = 3.0
 RING_LOOK_S = 0.05
@@ -294,7 +295,7 @@ class HubLink:
     def _accept(self, topic: Topic, message: Message, packet: PublishPacket) -> None:
         device, channel, size = topic.device, topic.channel, len(packet.payload)
         if isinstance(message, Get | Renew | Offers) and channel == "get":
-            correlation, ends_at = _correlation(device, packet), _end(packet)
+            correlation, ends_at = _correlation(device, packet), _end(message, packet)
             question = partial(self._on_question, device, message, correlation, ends_at)
             fits = self._gets.put(device, size, self._guard(device, question))
         elif isinstance(message, Batch) and channel == message.stream:
@@ -366,10 +367,15 @@ class HubLink:
         await client.publish(topic, payload, qos=qos, retain=retain, correlation=correlation, content_type=content_type)
 
 
-def _end(packet: PublishPacket) -> float:
-    """Until when the device waits for an answer, as it said and the broker has counted down; by the monotonic clock."""
-    left_s = packet.message_expiry_interval
-    return math.inf if left_s is None else time.monotonic() + left_s
+def _end(asked: Get | Renew | Offers, packet: PublishPacket) -> float:
+    """Until when an answer is of use, by the monotonic clock: the device said how long it waits, the broker counted.
+
+    A short question that has waited for long is not worth an answer that comes in the last moment: when more is asked
+    than can be answered, all answers would. Its device asks again, and those that come now are answered in time.
+    """
+    left_s = math.inf if packet.message_expiry_interval is None else packet.message_expiry_interval
+    is_long = isinstance(asked, Get) and asked.repository == "blob"
+    return time.monotonic() + (left_s if is_long else min(left_s, QUESTION_WAITS_S))
 
 
 def _correlation(device: str, packet: PublishPacket) -> bytes:

@@ -127,9 +127,11 @@ class Device:
                     return answer
         raise AssertionError("the connection ended")
 
-    async def request(self, get: Get, correlation: bytes, response_topic: str) -> None:
+    async def request(self, get: Get, correlation: bytes, response_topic: str, expiry_s: int = 0) -> None:
         properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
         properties.CorrelationData = correlation
+        if expiry_s:
+            properties.MessageExpiryInterval = expiry_s
         properties.ResponseTopic = response_topic
         await self.client.publish(up(self.name, "get"), encode(get), qos=0, properties=properties)
 
@@ -328,6 +330,31 @@ async def test_a_device_that_floods_does_not_keep_others_waiting(hub: Hub) -> No
         for number in range(400):
             await flood.request(Get("image", "timestamp.json"), b"%d" % number, down("cam-1", "data"))
         assert isinstance(await cam.get(Get("image", "timestamp.json")), Answer)
+
+
+async def test_a_question_that_its_device_has_given_up_is_not_answered(world: TrustWorld, tmp_path: Path) -> None:
+    hub, gate, asked = Hub(world, tmp_path / "devices"), asyncio.Event(), []
+
+    async def answer(_device: str, get: Get) -> Answer | Refusal:
+        asked.append(get.name)
+        await gate.wait()
+        return Refusal("not-found", get.name)
+
+    handlers = Handlers(answer, no_renewal, hub.committed.commit, world.devices.accept_report, world.devices.behind)
+    link = HubLink(world.config, world.paths, handlers)
+    device = await world.enrol("cam-1")
+    async with hub.broker:
+        await hub.broker.ready()
+        async with link, hub.device(device) as cam:
+            await asyncio.wait_for(link.connected.wait(), DEADLINE_S)
+            for name, expiry_s in (("first", 60), ("second", 1), ("third", 60)):
+                await cam.request(Get("image", name), name.encode(), down("cam-1", "data"), expiry_s)
+            await until(lambda: asked == ["first"], "the first question to be worked on")
+            given_up = time.monotonic() + 1.5
+            await until(lambda: time.monotonic() > given_up, "the device to give up")
+            gate.set()
+            await until(lambda: asked == ["first", "third"], "the third question to be worked on")
+            assert link.dropped["expired"] == 1
 
 
 async def test_the_link_takes_its_session_back_from_a_second_login(hub: Hub) -> None:
