@@ -166,6 +166,13 @@ async def test_both_gates_have_to_say_fine(fleet: GatedFleet) -> None:
     assert (await after_the_soak(fleet, rollout)).state is RolloutState.FINISHED, "nobody is left to compare with"
 
 
+async def test_behind_the_last_group_nobody_is_left_to_compare_with_so_it_only_soaks(fleet: GatedFleet) -> None:
+    rollout = await waiting(fleet, gate=CompareGate(), alert_gate=None, groups=("rest",))
+    await waiting_for_the_last(fleet, rollout)
+    assert (await stands(fleet, rollout)).state is RolloutState.RUNNING
+    assert (await after_the_soak(fleet, rollout)).state is RolloutState.FINISHED
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
