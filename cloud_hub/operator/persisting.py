@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 
 from cloud_hub.operator.errors import HubLost, HubUnreachable, Refused
 
-RETRY_S: Final = 30.0  # a hub that is started anew needs some of it
+RETRY_S: Final = 15.0  # a hub that is started anew needs some of it
 FIRST_WAIT_S: Final = 0.2
 MOST_WAIT_S: Final = 3.0
 # The hub works on the same request, which came before.

@@ -229,6 +229,7 @@ def kept(operator: Operator) -> int:
         return int(database.execute(query).fetchone()[0])
 
 
+@pytest.mark.timeout(180)  # the importer asks again for a while after the hub is gone
 def test_an_import_that_was_killed_is_done_again_without_a_label_too_many(operator: Operator, tmp_path: Path) -> None:
     """The importer is killed in its middle, then the hub. What was answered is kept, and nothing counts twice."""
     rows = 4000
