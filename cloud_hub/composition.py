@@ -66,6 +66,7 @@ from cloud_hub.rollouts.preview import Previews
 from cloud_hub.rollouts.targeting import Targeting
 from cloud_hub.rooms import Rooms
 from cloud_hub.serving import Serving
+from cloud_hub.sites.room import site_room
 from cloud_hub.store.engine import Store
 from cloud_hub.trust.ca import CertificateAuthority
 from cloud_hub.trust.ceremony import Ceremony
@@ -182,6 +183,7 @@ def compose(ground: Ground) -> Rooms:
         events=events,
         people=People(store, events, clock),
         registry=registry,
+        sites=site_room(paths, store, blobs, events, watch.ingest, clock),
         packaging=packaging,
         image=identity.image,
         director=identity.director,

@@ -30,7 +30,7 @@ from cloud_hub.store.engine import Store
 from cloud_hub.store.tables import modules
 from firmware_profiles.profile import DeviceProfile
 from modules.errors import ModuleError
-from modules.manifest import MAX_MANIFEST_BYTES, Manifest, encode_manifest, manifest_digest
+from modules.manifest import MAX_MANIFEST_BYTES, Manifest, decode_manifest, encode_manifest, manifest_digest
 from modules.targets import TargetPath
 
 
@@ -109,6 +109,31 @@ class Packaging:
         await self._blobs.put(body)
         return await self._remember(manifest, body, publisher, actor)
 
+    async def take_in(self, manifest_sha256: str, publisher: str, actor: str) -> ModuleRelease:
+        """A module that was built by another hub, unsigned here; manifest and files have been uploaded. The same module
+        again is what is there. Whoever calls has verified it by the other hub's metadata.
+
+        Raises NotFound `blob-not-found` or `profile-not-found`, Unprocessable `module-refused`, Conflict
+        `module-differs`.
+        """
+        body = await self._blobs.read(manifest_sha256)
+        try:
+            manifest = decode_manifest(body)
+        except ModuleError as error:
+            raise Unprocessable("module-refused", str(error)) from error
+        self._profile(manifest.profile)
+        for entry in manifest.files:
+            if await self._blobs.size(entry.sha256) != entry.size:
+                raise Unprocessable("module-refused", f"{entry.path}: not of the size that the manifest names")
+        try:
+            known = await self.get(manifest.name, manifest.version, manifest.profile)
+        except NotFound:
+            return await self._remember(manifest, body, publisher or self._publisher, actor, "module.imported")
+        if known.manifest_sha256 != manifest_sha256:
+            subject = f"{manifest.name}:{manifest.version}/{manifest.profile}"
+            raise Conflict("module-differs", f"module {subject} is here already, with other content; nothing was taken")
+        return known
+
     async def get(self, name: str, version: int, profile: str) -> ModuleRelease:
         """Raises NotFound `module-not-found`."""
         async with self._store.read() as connection:
@@ -158,7 +183,9 @@ class Packaging:
                 "register a new model version to change it",
             )
 
-    async def _remember(self, manifest: Manifest, body: bytes, publisher: str, actor: str) -> ModuleRelease:
+    async def _remember(
+        self, manifest: Manifest, body: bytes, publisher: str, actor: str, kind: str = "module.built"
+    ) -> ModuleRelease:
         release = ModuleRelease(
             name=manifest.name,
             version=manifest.version,
@@ -178,7 +205,7 @@ class Packaging:
             await connection.execute(insert(modules).values(msgspec.structs.asdict(release)))
             subject = f"{release.name}:{release.version}/{release.profile}"
             await self._events.record(
-                connection, "module.built", actor, subject, manifest_sha256=release.manifest_sha256, size=release.size
+                connection, kind, actor, subject, manifest_sha256=release.manifest_sha256, size=release.size
             )
         return release
 

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from cloud_hub.ringing import Ringing
     from cloud_hub.rollouts.controller import Controller
     from cloud_hub.rollouts.preview import Previews
+    from cloud_hub.sites.room import Sites
     from cloud_hub.store.engine import Store
     from cloud_hub.trust.ca import CertificateAuthority
     from cloud_hub.trust.ceremony import Ceremony
@@ -70,6 +71,7 @@ class Rooms:
     events: Events
     people: People
     registry: Registry
+    sites: Sites
     packaging: Packaging
     image: ImageRepository
     director: Director

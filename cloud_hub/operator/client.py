@@ -43,6 +43,7 @@ from cloud_hub.operator.people_calls import PeopleCalls
 from cloud_hub.operator.privacy_calls import PrivacyCalls
 from cloud_hub.operator.retrain_calls import RetrainCalls
 from cloud_hub.operator.rollout_calls import RolloutCalls
+from cloud_hub.operator.site_calls import SiteCalls
 from cloud_hub.operator.stream_calls import StreamCalls
 from cloud_hub.operator.transport import Progress, Transport, path_of
 from cloud_hub.operator.webhook_calls import WebhookCalls
@@ -71,6 +72,7 @@ class HubClient(
     DataSetCalls,
     RetrainCalls,
     RolloutCalls,
+    SiteCalls,
     PeopleCalls,
     OperationCalls,
     StreamCalls,

@@ -35,6 +35,7 @@ from cloud_hub.operator.cli import (
     rollouts,
     sampling,
     simulate,
+    sites,
     trust,
     webhooks,
 )
@@ -76,6 +77,7 @@ app.add_typer(operations.app, name="operation")
 app.add_typer(privacy.app, name="privacy")
 app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(contexts.app, name="context")
+app.add_typer(sites.app, name="site")
 app.add_typer(people.account)
 app.add_typer(people.users, name="user")
 app.add_typer(people.tokens, name="token")

@@ -25,6 +25,7 @@ from cloud_hub.store.tables.privacy import privacy_spent
 from cloud_hub.store.tables.registry import model_counters, model_files, model_versions, modules, patches
 from cloud_hub.store.tables.replicas import leases
 from cloud_hub.store.tables.rollouts import executions, rollout_counts, rollouts
+from cloud_hub.store.tables.sites import site_devices, site_marks, sites
 from cloud_hub.store.tables.trust import claim_tokens, director_files, image_files, pending_metadata
 
 __all__ = [
@@ -73,6 +74,9 @@ __all__ = [
     "sample_blobs",
     "samples",
     "saved_queries",
+    "site_devices",
+    "site_marks",
+    "sites",
     "streams",
     "users",
     "watch_counts",
