@@ -97,8 +97,11 @@ def next_open(windows: Sequence[MaintenanceWindow], timezone: str, now: float) -
     `timezone` is the device's own and goes before the windows'; one that is unknown counts as none. Without windows it
     is always open. None when none opens within two weeks.
     """
-    if not windows:
-        return now, math.inf
+    return _next_open(tuple(windows), timezone, now) if windows else (now, math.inf)
+
+
+@lru_cache(maxsize=1024)  # thousands of devices of a zone ask at the same moment
+def _next_open(windows: tuple[MaintenanceWindow, ...], timezone: str, now: float) -> tuple[float, float] | None:
     begin, horizon = math.floor(now) - 2 * _DAY_S, math.floor(now) + _HORIZON_S
     spans = sorted(span for window in windows for span in _openings(window, timezone, begin, horizon))
     for opens, closes in _merged(spans):

@@ -7,6 +7,7 @@ API.
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -114,11 +115,9 @@ class Previews:
             found = await transfers(connection, self._blobs, new.module, new.version, known, self._patched)
             durations = await expected(connection, self._blobs, new.module, new.version)
         now = self._clock()
-        times = walk(
-            [{_known(name): count for name, count in group.zones.items()} for group in groups],
-            Course(plan.windows, plan.rate, durations.most_s, plan.soak_s),
-            now,
-        )
+        zones = [_by_zone(group.zones) for group in groups]
+        course = Course(plan.windows, plan.rate, durations.most_s, plan.soak_s)
+        times = await asyncio.to_thread(walk, zones, course, now)
         return _preview(new, plan, chosen, groups, found, durations, times, now)
 
 
@@ -133,6 +132,14 @@ async def _count(connection: AsyncConnection, module: str, ids: Sequence[str], w
         for profile, name, version in await connection.execute(query.where(among(devices.c.id, some))):
             found.steps[Step(profile, version or 0)] += 1
             found.zones[name or ""] += 1
+    return found
+
+
+def _by_zone(named: Mapping[str, int]) -> Counter[str]:
+    """Devices without a zone, and those whose tag is none, together."""
+    found: Counter[str] = Counter()
+    for name, count in named.items():
+        found[_known(name)] += count
     return found
 
 

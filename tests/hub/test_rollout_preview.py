@@ -164,6 +164,8 @@ async def test_windows_count_where_each_device_is_and_a_zone_that_is_none_is_nam
     assert found.groups[0].begins_at == datetime.fromisoformat("2026-11-22T02:00+09:00").timestamp()
     assert found.groups[1].begins_at == datetime.fromisoformat("2026-11-22T02:00+01:00").timestamp()
     assert any("'Moon/Base'" in note for note in found.notes)
+    slowly = await world.ask(windows=(window,), groups=("rest",), rate=Rate(1.0))
+    assert slowly.groups[0].assigned_at == found.groups[1].begins_at + 4 * 60, "one in Tokyo, four here"
 
 
 async def test_a_rate_and_a_soak_are_part_of_the_time(world: World) -> None:
