@@ -5,6 +5,7 @@ import sys
 import uuid
 from contextlib import ExitStack
 
+import pytest
 from sqlalchemy import create_engine, inspect, text
 
 from cloud_hub.store.tables import metadata
@@ -23,6 +24,7 @@ asyncio.run(Store.open(sys.argv[1]))
 """
 
 
+@pytest.mark.timeout(240)
 def test_hubs_that_start_at_once_on_an_empty_database_all_come_up_and_migrate_it_once(postgres: Postgres) -> None:
     name = f"empty-{uuid.uuid4().hex[:8]}"
     url = as_sqlalchemy(postgres.create(name))
