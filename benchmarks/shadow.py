@@ -2,23 +2,33 @@
 
 Real workers under a real keeper; the load, RATE requests a second, is a process of its own (`_load.py`), open loop, so
 that a request that waits counts from when it was due. Both versions are nets of 4 MiB, 0.2 ms a run. In a third kind of
-turn the candidate answers half of the requests. All of it shares the machine: load, parent, both workers.
+turn the candidate answers half of the requests. All of it shares the machine: load, parent, both workers. The time
+that one prediction takes of the serving worker to be given away is measured apart, without any of these.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import socket
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import numpy as np
+
+from agent.candidates.beside import Beside
+from agent.candidates.terms import Terms
 from agent.config import ServingSettings, StatePaths
+from agent.endpoint.recorder import Prediction
+from agent.endpoint.regions import Regions
 from agent.installed import Installed, ModuleSet
 from agent.runtimes.keeper import Keeper
 from agent.runtimes.process import ProcessRuntime
@@ -34,6 +44,7 @@ from support.waiting import until
 RATE = int(os.environ.get("RATE", "300"))
 ROUNDS = int(os.environ.get("ROUNDS", "5"))
 TURN_S, CALM_S = 5.0, 2.0
+GIVEN = 20  # predictions at once, which the kernel has room for
 KINDS: dict[str, tuple[Mode, float] | None] = {"none": None, "shadow": ("shadow", 1.0), "arm": ("arm", 0.5)}
 
 
@@ -70,13 +81,53 @@ async def _measure(root: Path, keeper: Keeper, runtime: ProcessRuntime, slots: S
             fed += await _fed(keeper) if kind == "shadow" else []
     reasons = json.loads(load.communicate()[0])
     seen = list(records(root / "load.bin"))
-    _tell(seen, spans, fed, reasons)
+    _tell(seen, spans, fed, reasons, await _given_us())
+
+
+async def _given_us() -> dict[str, float]:
+    """Processor time of the serving worker for each prediction, without a shadow and with one: the best of many."""
+    ours, theirs = socket.socketpair()
+    tap = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    manifest = _module(1).manifest
+    beside = Beside(manifest, tap[1].detach(), Regions(allowed=False), lambda _: None, lambda _: 0.0)
+    arrays = np.zeros((1, 20), np.float32), np.zeros((1, 3), np.float32)
+    prediction = Prediction("0123456789abcdef", 1, {"x": arrays[0]}, {"y": arrays[1]})
+    found = {"given_none_us": _best_us(lambda: beside.observe(prediction), lambda: None)}
+    await beside._open(Terms(2, "0" * 64, "shadow", 1.0), ours)
+    theirs.setblocking(False)
+    found["given_us"] = _best_us(lambda: beside.observe(prediction), lambda: _read(theirs))
+    await beside.stop()
+    for one in (theirs, tap[0]):
+        one.close()
+    return found
+
+
+def _best_us(work: Callable[[], None], between: Callable[[], None]) -> float:
+    best = float("inf")
+    for _ in range(500):
+        started = time.process_time_ns()
+        for _ in range(GIVEN):
+            work()
+        best = min(best, (time.process_time_ns() - started) / GIVEN / 1000)
+        between()
+    return best
+
+
+def _read(pipe: socket.socket) -> None:
+    with contextlib.suppress(BlockingIOError):
+        while pipe.recv(1 << 20):
+            pass
 
 
 def _tell(
-    seen: list[tuple[float, float]], spans: dict[str, list[tuple[float, float]]], fed: list[float], reasons: object
+    seen: list[tuple[float, float]],
+    spans: dict[str, list[tuple[float, float]]],
+    fed: list[float],
+    reasons: object,
+    given: dict[str, float],
 ) -> None:
     metrics: dict[str, float] = {"failed": sum(latency < 0 for _, latency in seen), "fed_share": median(fed)}
+    metrics |= given
     for kind, turns in spans.items():
         found = [_latencies(seen, begin, end) for begin, end in turns]
         for share in (50, 99):

@@ -193,7 +193,6 @@ async def agent(agent_config: AgentConfig, state_dir: StatePaths, broker: Mosqui
     [
         ("trying:after", "committed"),
         ("activating:after", "reverting"),
-        ("probation:before", "committed"),
     ],
 )
 async def test_a_power_cut_while_a_candidate_is_installed_leaves_what_serves(
