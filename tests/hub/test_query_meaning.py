@@ -11,7 +11,7 @@ from sqlalchemy import Connection, create_engine, select
 
 from cloud_hub.query import DeviceFacts, parse
 from cloud_hub.store.tables import devices, metadata
-from support.queries import MOMENT, Fleet, Says, fleet, texts
+from support.queries import MOMENT, Fleet, Says, every_condition, fleet, texts
 
 FLEET = fleet(120)
 CALM = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
@@ -36,7 +36,14 @@ def expected(of: Fleet, says: Says) -> list[str]:
     return sorted(device.id for device in of.facts if says(device))
 
 
-@settings(CALM, max_examples=300)
+def test_every_condition_means_the_same_devices_in_memory_and_in_the_database(database: Connection) -> None:
+    for text, says in every_condition():
+        wanted = expected(FLEET, says)
+        assert expected(FLEET, parse(text).matches) == wanted, text
+        assert means(database, text) == wanted, text
+
+
+@settings(CALM, max_examples=200)
 @given(texts())
 def test_a_query_means_the_same_devices_in_memory_and_in_the_database(
     database: Connection, drawn: tuple[str, Says]

@@ -11,6 +11,7 @@ from hub.test_query_meaning import (  # noqa: F401
     FLEET,
     test_a_hostile_pattern_takes_no_time_in_the_database_either,
     test_a_query_means_the_same_devices_in_memory_and_in_the_database,
+    test_every_condition_means_the_same_devices_in_memory_and_in_the_database,
 )
 from postgres.conftest import as_sqlalchemy
 from support.postgres import Postgres

@@ -151,12 +151,42 @@ def _joined(parts: st.SearchStrategy[tuple[str, Says]]) -> st.SearchStrategy[tup
     return st.one_of(st.builds(both, several, st.sampled_from([" and ", " or ", ", "])), parts.map(negated))
 
 
+def every_condition() -> list[tuple[str, Says]]:
+    """Each fact with each value and sign."""
+    equal = [
+        _equal(name, value, sign) for name, (_, values) in _TEXTS.items() for value in values for sign in (True, False)
+    ]
+    several = [_several(name, count, inside) for name in _TEXTS for count in (1, 3) for inside in (True, False)]
+    amounts = [(name, amount) for name, (_, amounts) in _AMOUNTS.items() for amount in amounts]
+    return [*equal, *several, *(_compared(name, amount, sign) for name, amount in amounts for sign in _SIGNS)]
+
+
 def _conditions() -> st.SearchStrategy[tuple[str, Says]]:
-    return st.one_of(_equal(), _several(), _compared(), st.just(("all", lambda device: True)))
+    return st.sampled_from([*every_condition(), ("all", lambda device: True)])
 
 
 _TEXTS: dict[str, tuple[Callable[[DeviceFacts], list[str]], tuple[str, ...]]] = {
-    "site": (lambda d: _tag(d, "site"), ("lyon", "l*", "*n", "l?n", "ly_n", "l%n", "*", "[l]*", "*y*", "a(b)", "L*")),
+    "site": (
+        lambda d: _tag(d, "site"),
+        (
+            "lyon",
+            "l*",
+            "*n",
+            "l?n",
+            "ly_n",
+            "l%n",
+            "*",
+            "[l]*",
+            "*y*",
+            "a(b)",
+            "L*",
+            "*?n",
+            "*[l]yon",
+            "*_n",
+            "*%n",
+            "*Y*",
+        ),
+    ),
     "tag.line": (lambda d: _tag(d, "line"), ("1", "1*", "x")),
     "id": (lambda d: [d.id], ("cam-001", "cam-*", "CAM-*", "*1", "*-0*")),
     "profile": (lambda d: [d.profile], ("jetson", "pi*", "*")),
@@ -184,24 +214,17 @@ def _naive(pattern: str, text: str) -> bool:
     return bool(text) and pattern[0] == text[0] and _naive(pattern[1:], text[1:])
 
 
-def _equal() -> st.SearchStrategy[tuple[str, Says]]:
-    def made(name: str, number: int, equal: bool) -> tuple[str, Says]:
-        have, values = _TEXTS[name]
-        value = values[number % len(values)]
-        text = f"{name}{'=' if equal else ' != '}{value}"
-        return text, lambda device: any(_naive(value, one) for one in have(device)) is equal
-
-    return st.builds(made, st.sampled_from(sorted(_TEXTS)), st.integers(0, 50), st.booleans())
+def _equal(name: str, value: str, equal: bool) -> tuple[str, Says]:
+    have, _ = _TEXTS[name]
+    text = f"{name}{'=' if equal else ' != '}{value}"
+    return text, lambda device: any(_naive(value, one) for one in have(device)) is equal
 
 
-def _several() -> st.SearchStrategy[tuple[str, Says]]:
-    def made(name: str, count: int, inside: bool) -> tuple[str, Says]:
-        have, values = _TEXTS[name]
-        some = values[:count]
-        text = f"{name} {'' if inside else 'not '}in ({', '.join(some)})"
-        return text, lambda device: any(_naive(value, one) for value in some for one in have(device)) is inside
-
-    return st.builds(made, st.sampled_from(sorted(_TEXTS)), st.integers(1, 3), st.booleans())
+def _several(name: str, count: int, inside: bool) -> tuple[str, Says]:
+    have, values = _TEXTS[name]
+    some = values[:count]
+    text = f"{name} {'' if inside else 'not '}in ({', '.join(some)})"
+    return text, lambda device: any(_naive(value, one) for value in some for one in have(device)) is inside
 
 
 _SIGNS: dict[str, Callable[[float, float], bool]] = {
@@ -232,15 +255,11 @@ def _numeric(text: str) -> float | None:
     return {"1": 1.0, "2": 2.0, "10": 10.0, "-3.5": -3.5}.get(text)
 
 
-def _compared() -> st.SearchStrategy[tuple[str, Says]]:
-    def made(name: str, number: int, sign: str) -> tuple[str, Says]:
-        have, amounts = _AMOUNTS[name]
-        text, amount = amounts[number % len(amounts)]
+def _compared(name: str, amount: tuple[str, float], sign: str) -> tuple[str, Says]:
+    have, _ = _AMOUNTS[name]
 
-        def says(device: DeviceFacts) -> bool:
-            value = have(device)
-            return value is not None and _SIGNS[sign](value, amount)
+    def says(device: DeviceFacts) -> bool:
+        value = have(device)
+        return value is not None and _SIGNS[sign](value, amount[1])
 
-        return f"{name} {sign} {text}", says
-
-    return st.builds(made, st.sampled_from(sorted(_AMOUNTS)), st.integers(0, 50), st.sampled_from(sorted(_SIGNS)))
+    return f"{name} {sign} {amount[0]}", says
