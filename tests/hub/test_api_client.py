@@ -469,6 +469,7 @@ async def mooring(paths: HubPaths, *arguments: str) -> tuple[int, str]:
     return process.returncode, said.decode()
 
 
+@pytest.mark.timeout(180)  # four commands are started
 async def test_the_command_shows_waits_for_fetches_and_ends_operations(
     paths: HubPaths, workshop: Workshop, tmp_path: Path
 ) -> None:
@@ -488,6 +489,7 @@ async def test_the_command_shows_waits_for_fetches_and_ends_operations(
         assert (status, (tmp_path / "out").read_bytes()[:7]) == (0, b"line 0\n"), said
 
 
+@pytest.mark.timeout(180)
 async def test_the_command_follows_events(paths: HubPaths) -> None:
     async with serving_api(paths) as api, HubClient(api.context) as hub:
         following = asyncio.create_task(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Column, Integer, MetaData, String, Table, create_engine, insert, select
 
@@ -14,6 +14,7 @@ ROWS = st.lists(
 )
 
 
+@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])  # makes a database each time
 @given(ROWS, st.tuples(st.booleans(), st.booleans(), st.booleans()), st.integers(1, 4))
 def test_following_the_pages_gives_every_row_once_and_in_order(
     rows: list[tuple[str, int, str]], down: tuple[bool, bool, bool], size: int

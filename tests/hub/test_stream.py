@@ -13,7 +13,7 @@ from typing import cast
 import pytest
 from aiohttp import ClientResponse, ClientTimeout, web
 from aiohttp.test_utils import TestClient, TestServer
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import create_engine, func, insert, select
 
@@ -37,6 +37,7 @@ from support.waiting import until
 
 DEADLINE_S = 30.0
 TOKEN = "mho_a-token-for-tests"
+CALM = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
 Client = TestClient[web.Request, web.Application]
 
 
@@ -210,12 +211,12 @@ async def test_only_so_many_listen_and_the_next_is_told_when_to_come_again(hub: 
                 await hub.happen("model.one")
 
 
-async def test_a_thousand_who_want_to_listen_take_no_more_than_there_is(hub: Hub) -> None:
+async def test_many_who_want_to_listen_at_once_take_no_more_than_there_is(hub: Hub) -> None:
     async def attempt() -> int:
         async with hub.listen("?for_s=0.5") as listener:
             return listener.response.status
 
-    statuses = await asyncio.gather(*(attempt() for _ in range(300)))
+    statuses = await asyncio.gather(*(attempt() for _ in range(150)))
     assert set(statuses) <= {200, 429}
     async with hub.listen() as listener:
         assert listener.response.status == 200
@@ -323,6 +324,7 @@ KINDS = st.sampled_from(["rollout.started", "rollout.paused", "model.made", "dev
 SUBJECTS = st.sampled_from(["r1", "r2", "cam-1", "cam-2"])
 
 
+@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])  # makes a database each time
 @given(
     st.lists(st.sampled_from(["rollout.*", "model.made", "device.*", "r*"]), max_size=2),
     st.lists(SUBJECTS, max_size=2),
@@ -345,6 +347,7 @@ def test_the_database_and_the_memory_choose_the_same_events(
     assert list(chosen) == [event.id for event in all_of_them if wanted.takes(event)]
 
 
+@CALM
 @given(st.lists(st.integers(1, 9)))
 def test_frames_are_read_however_the_bytes_are_cut(sizes: list[int]) -> None:
     raw = b"retry: 5\nid: 3\n\n: quiet\nid: 4\n\nid: 5\ndata: {}\r\n\r\nevent: end\ndata: a\ndata: b\n\n"
