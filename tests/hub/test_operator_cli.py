@@ -347,6 +347,25 @@ def test_tags_are_set_and_removed_one_by_one(operator: Operator, device: Enrolle
     assert [d["id"] for d in operator.json("device", "list", "-q", "site=lab,floor=2")] == [device.id]
 
 
+def test_devices_are_put_into_groups_meant_by_saved_queries_and_counted(
+    operator: Operator, device: EnrolledDevice
+) -> None:
+    operator.run("group", "create", "pilot", "--description", "first to get anything")
+    assert "1 devices came into pilot" in operator.run("group", "add", "pilot", "-q", f"id={device.id}").stderr
+    assert operator.json("group", "show", "pilot") == [device.id]
+    assert [one["devices"] for one in operator.json("group", "list") if one["name"] == "pilot"] == [1]
+    operator.run("query", "save", "quiet-pilots", "group = pilot and not online")
+    [saved] = operator.json("query", "show", "quiet-pilots")
+    assert saved["query"] == "group = pilot and not online"
+    assert [one["id"] for one in operator.json("device", "list", "--all", "-q", "query=quiet-pilots")] == [device.id]
+    assert operator.json("device", "summary", "-q", "group=pilot")["devices"] == 1
+    assert "expected a value at character 7" in operator.refused("device", "list", "-q", "group=")
+    assert "there is no group 'pilots'" in operator.refused("device", "list", "-q", "group=pilots")
+    operator.run("query", "delete", "quiet-pilots")
+    assert "1 devices left pilot" in operator.run("group", "remove", "pilot", device.id).stderr
+    operator.run("group", "delete", "pilot", "--yes")
+
+
 async def _report(device: EnrolledDevice, folder: Path, module: ModuleReport, counter: int) -> None:
     tls = device.context(folder)
     async with aiomqtt.Client(
