@@ -150,7 +150,8 @@ def _others(group: GroupStatus) -> str:
 
 def _attention(status: RolloutStatus) -> list[RenderableType]:
     wanted = {*BUSY, *FAILURES, ExecutionState.STUCK}
-    shown = [e for e in status.executions if e.state in wanted]
+    of_interest = [e for e in status.executions if e.state in wanted]
+    shown = sorted(of_interest, key=lambda e: e.group_index == NOT_ELIGIBLE)  # who takes no part comes last
     if not shown:
         return []
     # The status holds some hundred executions; how many there are stands in the groups.

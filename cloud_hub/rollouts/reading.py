@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection
 from typing import Final
 
-from sqlalchemy import ColumnElement, case, func, select
+from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cloud_hub.rollouts.records import StateCounts, to_execution, to_rollout
@@ -23,6 +23,7 @@ from cloud_hub.store.tables import executions, rollouts
 
 _FIRST: Final = tuple(str(state) for state in (*FAILURES, ExecutionState.STUCK))
 _THEN: Final = tuple(str(state) for state in BUSY)
+_ELSE: Final = tuple(str(state) for state in ExecutionState if state not in {*_FIRST, *_THEN})
 
 
 async def newest(
@@ -65,11 +66,19 @@ async def counts_of(connection: AsyncConnection, rollout_id: str, ids: Collectio
 async def worth_showing(
     connection: AsyncConnection, rollout_id: str, limit: int, ids: Collection[str] | None
 ) -> list[Execution]:
-    """At most so many, those that need attention before those that do not; by group and device in the end."""
-    attention = case((executions.c.state.in_(_FIRST), 0), (executions.c.state.in_(_THEN), 1), else_=2)
-    query = select(executions).where(executions.c.rollout == rollout_id, *_only(ids))
-    query = query.order_by(attention, executions.c.group_index, executions.c.device).limit(limit)
-    found = [to_execution(row) for row in await connection.execute(query)]
+    """At most so many, those that need attention before those that do not; by group and device in the end.
+
+    Devices that are not eligible come after those at which something happens.
+    """
+    found: list[Execution] = []
+    eligible = executions.c.group_index != NOT_ELIGIBLE
+    for states, which in ((_FIRST, eligible), (_THEN, eligible), (_FIRST, ~eligible), (_ELSE, eligible)):
+        # In the order of an index, so that a fleet of a hundred thousand is not sorted to show two hundred.
+        query = select(executions).where(executions.c.rollout == rollout_id, executions.c.state.in_(states), which)
+        query = query.where(*_only(ids)).order_by(executions.c.state, executions.c.group_index, executions.c.device)
+        found += [to_execution(row) for row in await connection.execute(query.limit(limit - len(found)))]
+        if len(found) >= limit:
+            break
     return sorted(found, key=lambda one: (one.group_index, one.device))
 
 

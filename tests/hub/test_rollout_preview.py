@@ -20,6 +20,7 @@ from cloud_hub.rollouts.maintenance import MaintenanceWindow
 from cloud_hub.rollouts.new import NewRollout
 from cloud_hub.rollouts.preview import SHOWN, Preview, Previews
 from cloud_hub.rollouts.rate import Rate
+from cloud_hub.rollouts.status import MAX_SHOWN
 from cloud_hub.rollouts.targeting import Targeting
 from cloud_hub.rollouts.transfers import Transfer
 from cloud_hub.store.engine import Store
@@ -243,3 +244,16 @@ async def test_what_could_not_be_created_is_refused_in_the_same_words(
         await world.fleet.create(**{"target": "site=lab"} | changes)
     assert looked.value.key == made.value.key == key
     assert looked.value.message == made.value.message
+
+
+async def test_of_many_devices_a_status_shows_those_that_need_attention(world: World) -> None:
+    async with world.store.write() as connection:
+        await connection.execute(insert(devices), [device_row(f"a-{n:04}", PROFILE, "lab") for n in range(400)])
+        others = [device_row(f"b-{n:04}", "raspberry-pi-5", "lab") for n in range(400)]
+        await connection.execute(insert(devices), others)
+    rollout = (await world.fleet.create(target="site=lab", groups=("rest",), error_threshold=100)).rollout.id
+    await world.fleet.failed("cam-500", rollout)
+    status = await world.fleet.rollouts.get(rollout)
+    assert len(status.executions) == MAX_SHOWN
+    assert {(str(part.state), part.group_index) for part in status.executions} == {("failed", 0), ("assigned", 0)}
+    assert sum(group.size for group in status.groups) == 405

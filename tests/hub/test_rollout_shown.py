@@ -73,6 +73,12 @@ def test_of_many_devices_that_need_attention_it_says_how_many_more_and_where() -
     assert "and 280 more; see `mooring rollout devices r1`" in shown
 
 
+def test_devices_that_take_no_part_are_named_after_those_that_failed() -> None:
+    none = [Execution(f"a-{n:03}", -1, ExecutionState.REJECTED) for n in range(30)]
+    shown = text(render_rollout.rollout(status(standing(0, 1).rollout, {}, [*none, Execution("z-1", 0, FAILED)])))
+    assert shown.index("z-1") < shown.index("a-000")
+
+
 def test_devices_that_go_back_have_their_part_of_the_bar() -> None:
     states = {ExecutionState.RETURNED: 1, ExecutionState.RETURNING: 1, ExecutionState.STUCK: 1, FAILED: 1}
     group = GroupStatus(0, 4, open=True, states=states)
