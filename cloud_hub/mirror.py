@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from cloud_hub.blobs import Blobs
+from cloud_hub.bucket.client import open_store
+from cloud_hub.bucket.settings import Place
 from cloud_hub.clock import Clock
-from cloud_hub.errors import HubError, Unavailable
+from cloud_hub.errors import HubError
 from cloud_hub.transfer_settings import S3Settings
 
 if TYPE_CHECKING:
@@ -54,29 +56,14 @@ class Mirror:
 
     def open(self) -> None:
         """Raises Unavailable `s3-unavailable` where the library or the credentials are missing. Sends nothing."""
-        try:
-            from obstore.store import S3Store
-        except ImportError as error:
-            raise Unavailable("s3-unavailable", "transfer.s3 needs a library: pip install 'mooring[s3]'") from error
         settings = self._settings
-        try:
-            credentials = settings.load_credentials()
-        except ValueError as error:
-            raise Unavailable("s3-unavailable", str(error)) from error
-        self._store = S3Store(
-            settings.bucket,
-            prefix=settings.prefix or None,
-            endpoint=settings.endpoint,
-            region=settings.region,
-            access_key_id=credentials.access_key_id,
-            secret_access_key=credentials.secret_access_key,
-            virtual_hosted_style_request=False,
-            client_options={
-                "allow_http": settings.endpoint.startswith("http://"),
-                "timeout": timedelta(seconds=settings.upload_timeout_s),
-                "connect_timeout": timedelta(seconds=ASK_TIMEOUT_S),
-            },
-            retry_config={"max_retries": 2, "retry_timeout": timedelta(seconds=ASK_TIMEOUT_S)},
+        self._store = open_store(
+            Place(settings.bucket, settings.prefix),
+            settings.endpoint,
+            settings.region,
+            settings.load_credentials,
+            ASK_TIMEOUT_S,
+            settings.upload_timeout_s,
         )
 
     async def url(self, sha256: str, expires: int) -> str:

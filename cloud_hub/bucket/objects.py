@@ -1,6 +1,6 @@
 """Objects below one place of a bucket: asked about, read, written, listed and removed, each within a deadline.
 
-The only file that speaks to `obstore`, whose errors end here. Used by `cloud_hub.bucket.blobs`.
+`obstore` is asked here, and its errors end here. Used by `cloud_hub.bucket.blobs`.
 """
 
 from __future__ import annotations
@@ -9,23 +9,20 @@ import asyncio
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from cloud_hub.bucket.client import open_store
 from cloud_hub.bucket.settings import MIB, BucketSettings, Place
 from cloud_hub.errors import Unavailable
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
-    from obstore.store import S3Store
 
 PART_BYTES: Final = 8 * MIB
 PIECE_BYTES: Final = MIB
 PARTS_AT_ONCE: Final = 2
 PAGE: Final = 1000  # names in one answer, as the protocol has it
-TRIES: Final = 3
-CONNECT_S: Final = 5.0
 MAX_SAID: Final = 300
 
 
@@ -48,7 +45,15 @@ class Objects:
         """Raises Unavailable `s3-unavailable` where the library or the credentials are missing. Sends nothing."""
         self.place = place
         self._settings = settings
-        self._store = _open(place, settings)
+        self._store = open_store(
+            place,
+            settings.endpoint,
+            settings.region,
+            settings.load_credentials,
+            settings.request_timeout_s,
+            settings.transfer_timeout_s,
+            settings.checksums,
+        )
 
     async def about(self, name: str) -> About | None:
         """None where there is no such object."""
@@ -134,36 +139,6 @@ class Objects:
             what = f"{self.place}/{name}" if name else f"{self.place}"
             text = f"blobs: {what} at {self._settings.endpoint}: {said(error)}; try again later"
             raise Unavailable("blob-store-unreachable", text) from error
-
-
-def _open(place: Place, settings: BucketSettings) -> S3Store:
-    try:
-        from obstore.store import S3Store
-    except ImportError as error:
-        raise Unavailable("s3-unavailable", "blobs in a bucket need a library: pip install 'mooring[s3]'") from error
-    try:
-        credentials = settings.load_credentials()
-    except ValueError as error:
-        raise Unavailable("s3-unavailable", str(error)) from error
-    wait = timedelta(seconds=settings.request_timeout_s)
-    return S3Store(
-        place.bucket,
-        prefix=place.prefix or None,
-        endpoint=settings.endpoint,
-        region=settings.region,
-        access_key_id=credentials.access_key_id,
-        secret_access_key=credentials.secret_access_key,
-        virtual_hosted_style_request=False,
-        config={"checksum_algorithm": "SHA256"} if settings.checksums else {},
-        disable_bulk_delete=True,  # not every store knows it
-        client_options={
-            "allow_http": settings.endpoint.startswith("http://"),
-            "timeout": timedelta(seconds=settings.transfer_timeout_s),
-            "connect_timeout": min(wait, timedelta(seconds=CONNECT_S)),
-            "read_timeout": wait,
-        },
-        retry_config={"max_retries": TRIES, "retry_timeout": wait},
-    )
 
 
 def _about(found: ObjectMeta) -> About:

@@ -1,4 +1,4 @@
-"""The stores of blobs that the settings name. Called by `composition`, `trust.setup`, `blob_moving` and `doctor_blobs`."""
+"""The stores of blobs that the settings name. Called by `composition`, `trust.setup`, `blob_moving` and `doctor`."""
 
 from __future__ import annotations
 
