@@ -68,7 +68,8 @@ SHARED = "$share/hub/"  # each message goes to one of the replicas
 KEPT_PAUSE_S = 3.0
 KEPT_DEADLINE_S = 120.0
 
-GETS_AT_ONCE = 64
+GETS_AT_ONCE = 256  # they share looks into the database, see `store.together`
+FILES_AT_ONCE = 16  # of them, whose answers are large
 GETS_PER_DEVICE = 32
 BATCHES_AT_ONCE = 256  # they share transactions, see `monitoring.ingest`
 BATCHES_PER_STREAM = 16
@@ -126,6 +127,7 @@ class HubLink:
         self._client: Client | None = None
         self._complaints = Complaints()
         self._gets = Inbox(GETS_AT_ONCE, GETS_PER_DEVICE)
+        self._files = asyncio.Semaphore(FILES_AT_ONCE)
         self._batches = Inbox(BATCHES_AT_ONCE, BATCHES_PER_STREAM)
         self._task: asyncio.Task[None] | None = None
         self._rung: dict[str, int] = {}
@@ -332,6 +334,13 @@ class HubLink:
         if time.monotonic() > ends_at:
             self._complaints.note(device, "expired", "a question waited here longer than the device does; not answered")
             return
+        if _is_file(asked):
+            async with self._files:
+                await self._answer(device, asked, correlation)
+        else:
+            await self._answer(device, asked, correlation)
+
+    async def _answer(self, device: str, asked: Get | Renew | Offers, correlation: bytes) -> None:
         answer: Answer | Renewed | Offered | Refusal
         if isinstance(asked, Renew):
             answer = await self._handlers.on_renew(device, asked)
@@ -374,8 +383,11 @@ def _end(asked: Get | Renew | Offers, packet: PublishPacket) -> float:
     than can be answered, all answers would. Its device asks again, and those that come now are answered in time.
     """
     left_s = math.inf if packet.message_expiry_interval is None else packet.message_expiry_interval
-    is_long = isinstance(asked, Get) and asked.repository == "blob"
-    return time.monotonic() + (left_s if is_long else min(left_s, QUESTION_WAITS_S))
+    return time.monotonic() + (left_s if _is_file(asked) else min(left_s, QUESTION_WAITS_S))
+
+
+def _is_file(asked: Get | Renew | Offers) -> bool:
+    return isinstance(asked, Get) and asked.repository == "blob"
 
 
 def _correlation(device: str, packet: PublishPacket) -> bytes:
