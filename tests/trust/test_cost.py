@@ -81,7 +81,7 @@ async def no_report(device: str, report: SignedReport) -> None:
     return None
 
 
-async def nobody() -> Sequence[tuple[str, int]]:
+async def nobody(_after: str) -> Sequence[tuple[str, int]]:
     return ()
 
 
