@@ -42,7 +42,7 @@ from cloud_hub.link import Handlers, HubLink
 from cloud_hub.metrics.room import Watched, metrics
 from cloud_hub.mirror import Mirror
 from cloud_hub.monitoring.alerts import Alerts
-from cloud_hub.monitoring.ingest import Ingest
+from cloud_hub.monitoring.ingest import GATHER_S, Ingest
 from cloud_hub.monitoring.references import References
 from cloud_hub.monitoring.reports import Reports, WatchSettings
 from cloud_hub.monitoring.samples import Samples
@@ -257,7 +257,9 @@ def _watch(ground: Ground) -> _Watch:
     alerts = Alerts(store, events, references, reports, clock, settings, config.monitoring.group_by)
     comparisons = Comparisons(store, references, clock, config.look_s)
     labels = label_room(store, blobs, events, alerts, clock, settings)
-    ingest = Ingest(store, events, references, clock, config.look_s, alerts.touched, config.monitoring, labels.desk)
+    ingest = Ingest(
+        store, events, references, clock, config.look_s, alerts.touched, config.monitoring, labels.desk, GATHER_S
+    )
     return _Watch(alerts, ingest, comparisons, labels)
 
 

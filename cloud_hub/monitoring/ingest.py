@@ -34,8 +34,9 @@ MAX_EPOCH: Final = 63
 # What shares one transaction: enough that its cost is nothing per entry, few enough that others get the writer soon.
 MAX_JOBS: Final = 256
 MAX_ENTRIES: Final = 2048
-# Between two transactions, unless so many batches wait: those that come a few at a time share one as well.
-GATHER_S: Final = 0.03
+# Between two transactions, unless so many batches wait: those that come a few at a time share one as well. A window in
+# a transaction of its own takes 10 ms of the processor, most of it for the transaction.
+GATHER_S: Final = 0.2
 ENOUGH: Final = 16
 _EVENT_KIND = re.compile(r"(agent\.[a-z0-9][a-z0-9.-]{0,49}|(window|sample|event|blob)\.[a-z]+)")
 
@@ -43,7 +44,10 @@ _log = logging.getLogger(__name__)
 
 
 class Ingest:
-    """`on_counts` is called after a commit, with the groups whose looks or quality changed; it must not block."""
+    """`on_counts` is called after a commit, with the groups whose looks or quality changed; it must not block.
+
+    Between two transactions `gather_s` seconds pass, unless many batches wait.
+    """
 
     def __init__(
         self,
@@ -55,6 +59,7 @@ class Ingest:
         on_counts: Callable[[Collection[Group]], None],
         settings: MonitoringSettings | None = None,
         joiner: Joiner | None = None,
+        gather_s: float = 0.0,
     ) -> None:
         settings = settings or MonitoringSettings()
         self._events = events
@@ -65,6 +70,7 @@ class Ingest:
         self._committer = Committer(store, references, clock, look_s, settings.group_by, self._record, joiner)
         self._waiting: deque[Job] = deque()
         self._turn = asyncio.Lock()
+        self._gather_s = gather_s
         self._ended = float("-inf")  # the last transaction
         self.on_job: Callable[[Job], None] = _uncounted  # called for each batch that was committed; must not block
 
@@ -110,7 +116,7 @@ class Ingest:
                 await self._record(connection, f"{job.batch.stream}.held", job.device, entries=job.held)
 
     async def _commit_waiting(self) -> None:
-        if len(self._waiting) < ENOUGH and (pause_s := self._ended + GATHER_S - time.monotonic()) > 0:
+        if len(self._waiting) < ENOUGH and (pause_s := self._ended + self._gather_s - time.monotonic()) > 0:
             await asyncio.sleep(pause_s)
         jobs = self._next_group()
         try:
