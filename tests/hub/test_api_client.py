@@ -19,8 +19,10 @@ from cloud_hub.api.answers import Pieces
 from cloud_hub.api.route import REVISION_HEADER, Call, Route
 from cloud_hub.chain import Event
 from cloud_hub.config import HubConfig, HubPaths
+from cloud_hub.datasets.counts import CountQuery
 from cloud_hub.errors import Unprocessable
 from cloud_hub.initialise import free_ports, initialise
+from cloud_hub.monitoring.samples import SampleQuery
 from cloud_hub.operations.book import Operation, OperationState
 from cloud_hub.operations.progress import tell
 from cloud_hub.operator import persisting, stream_calls
@@ -395,6 +397,18 @@ async def test_a_stream_of_bytes_becomes_a_file_to_download(
         assert (operation.state, operation.done) == (OperationState.DONE, 21)
         assert await hub.operation_result(operation.id, tmp_path / "out") == 21
         assert (tmp_path / "out").read_text() == "line 0\nline 1\nline 2\n"
+
+
+async def test_exports_are_made_at_the_hub_and_fetched(hub: HubClient, tmp_path: Path) -> None:
+    await hub.create_api_token("t", Role.VIEWER)
+    audit = await ended(hub, (await hub.begin_audit_export()).id)
+    await hub.operation_result(audit.id, tmp_path / "audit")
+    events = [msgspec.json.decode(line, type=Event) for line in (tmp_path / "audit").read_bytes().splitlines()]
+    assert [event.id for event in events] == list(range(1, len(events) + 1))
+    samples = await ended(hub, (await hub.begin_samples_export(SampleQuery())).id)
+    assert await hub.operation_result(samples.id, tmp_path / "samples") == 0
+    windows = await ended(hub, (await hub.begin_windows_export(CountQuery(module="nothing"))).id)
+    assert (windows.state, windows.status) == (OperationState.FAILED, 404)
 
 
 async def test_long_work_is_cancelled_with_who_waits_for_it(paths: HubPaths, workshop: Workshop) -> None:
