@@ -83,11 +83,11 @@ def publishers(source: Source) -> list[str]:
 
 
 def verify(path: TargetPath, source: Source, root: bytes, root_name: str) -> Verification:
-    """Raises VerificationFailed with the first thing that does not hold: `signatures-invalid`, `metadata-expired`,
-    `not-signed`, `manifest-differs` or `file-differs`.
+    """Raises VerificationFailed with the first thing that does not hold: `root-invalid`, `signatures-invalid`,
+    `metadata-expired`, `not-signed`, `manifest-differs` or `file-differs`.
     """
     with tempfile.TemporaryDirectory(prefix="mooring-verify-") as folder:
-        updater = Updater(folder, _BASE, fetcher=_Fetcher(source.metadata), bootstrap=root)
+        updater = _updater(folder, source, root, root_name)
         target = _signed_target(updater, path)
         body = source.blob(target.hashes["sha256"])
         manifest = read_manifest(path, target, body)
@@ -163,6 +163,13 @@ class _Fetcher(FetcherInterface):
         if body is None:
             raise DownloadHTTPError(f"no {url}", 404)
         return iter([body])
+
+
+def _updater(folder: str, source: Source, root: bytes, root_name: str) -> Updater:
+    try:
+        return Updater(folder, _BASE, fetcher=_Fetcher(source.metadata), bootstrap=root)
+    except RepositoryError as error:
+        raise VerificationFailed("root-invalid", f"{root_name}: not a root: {error}; nothing was verified") from error
 
 
 def _signed_target(updater: Updater, path: TargetPath) -> TargetFile:
