@@ -19,6 +19,7 @@ from cloud_hub.rollouts.rate import Rate
 MAX_STEPS: Final = 5000
 _GROWTH_STEPS: Final = 200  # a rate that grows with each device is taken as one that grows now and then
 _NOBODY: Final = 1e-6
+_MOST_S: Final = 50 * 366 * 86_400.0  # beyond that nobody plans, and calendars end
 
 
 class GroupTime(msgspec.Struct, frozen=True):
@@ -42,9 +43,9 @@ class Course:
 def walk(groups: Sequence[Mapping[str, int]], course: Course, now: float) -> list[GroupTime] | None:
     """When each group comes; a group is its number of devices by time zone.
 
-    None where it would take more turns than can be walked through, which is many years.
+    None where it would take more turns than can be walked through, or more than fifty years.
     """
-    calendar, at, given, found = _Calendar(course.windows), now, 0.0, []
+    calendar, at, given, found = _Calendar(course.windows, now + _MOST_S), now, 0.0, []
     for group in groups:
         times = _assigned(group, course, calendar, at, given)
         if times is None:
@@ -59,7 +60,8 @@ def walk(groups: Sequence[Mapping[str, int]], course: Course, now: float) -> lis
 class _Calendar:
     """Openings by time zone, each found once while the walk passes through it."""
 
-    def __init__(self, windows: Sequence[MaintenanceWindow]) -> None:
+    def __init__(self, windows: Sequence[MaintenanceWindow], end: float) -> None:
+        self.end = end
         self._windows = windows
         self._spans: dict[str, tuple[float, float]] = {}
 
@@ -79,6 +81,8 @@ def _assigned(
     left = {timezone: float(count) for timezone, count in group.items() if count}
     begins: float | None = None
     for _ in range(MAX_STEPS):
+        if at > calendar.end:
+            return None
         if not left:
             return at if begins is None else begins, at
         spans = {timezone: calendar.span(timezone, at) for timezone in left}

@@ -51,6 +51,8 @@ def test_what_does_not_fit_into_one_night_goes_on_in_the_next() -> None:
 def test_a_rollout_of_many_years_is_not_walked_through() -> None:
     weekly = MaintenanceWindow.parse("sun 02:00-02:10")
     assert walk([{"UTC": 1_000_000}], Course((weekly,), Rate(1.0)), NOON) is None
+    assert walk([{"UTC": 2}, {"UTC": 2}], Course((NIGHT,), Rate(1e-12)), NOON) is None
+    assert walk([{"": 2}, {"": 2}], Course((), Rate(1e-300)), NOON) is None
 
 
 def test_nobody_takes_no_time() -> None:
