@@ -80,7 +80,7 @@ class Commands:
         """`offline_after_s`: a device that was not heard for so long is offline, in queries that ask for it."""
         self._store, self._blobs, self._events, self._clock, self._send = store, blobs, events, clock, send
         self._offline_after_s = offline_after_s
-        self._waiting: set[str] = set()  # devices for which something may wait; a hint, corrected by each tick
+        self._waiting: set[str] = set()  # devices for which something may wait; a hint, corrected by ticks and reports
 
     async def ask(self, new: NewCommand, actor: str, scope: Scope = EVERYTHING) -> CommandBatch:
         """Raises BadRequest `query-invalid`, NotFound `device-not-found`, Unprocessable `no-device-matches` or
@@ -161,6 +161,8 @@ class Commands:
             async with self._store.read() as connection:
                 now = self._clock()
                 waiting = await book.pending(connection, now, MAX_ROUND, some, sent_before=now - SOON_S)
+                asked = await book.counted(connection, now, some)
+            self._waiting.difference_update(set(some) - asked.keys())
             await self._deliver(waiting)
 
     async def run(self) -> None:

@@ -260,6 +260,11 @@ async def test_a_report_costs_nothing_where_nothing_waits_and_brings_what_does_a
     bench.clock.advance(5.0)
     await again.heard_many(["cam-1", "cam-3"])
     assert [(device, command.id) for device, command in bench.said] == [("cam-1", made.id)]
+    await bench.answers("cam-1", CommandResult(made.id, "done"))
+    await again.heard_many(["cam-1"])  # which learns that nothing waits any more
+    statements.clear()
+    await again.heard_many(["cam-1"])
+    assert (len(bench.said), statements) == (1, [])
 
 
 @pytest.fixture
