@@ -13,7 +13,7 @@ from cloud_hub.store.tables import assignments, modules, rollouts
 from support.clock import SetClock
 
 ASSIGNMENT = {
-    "device": "cam-1", "module": "digits", "version": 1, "profile": "generic-x86_64", "mode": "serve",
+    "device": "cam-1", "module": "digits", "role": "main", "version": 1, "profile": "generic-x86_64", "mode": "serve",
     "sampling": None, "config": {}, "deployment": "d1", "assigned_at": 0.0,
 }  # fmt: skip
 ROLLOUT = {
