@@ -12,7 +12,7 @@ from cloud_hub.api.pages import Page, PageQuery, cut, row_cursor
 from cloud_hub.api.route import Call, Route
 from cloud_hub.configuration.book import Revision
 from cloud_hub.configuration.configurations import ChangeResult, ConfigurationChange
-from cloud_hub.configuration.document import Difference
+from cloud_hub.configuration.document import ConfigDifference
 from cloud_hub.configuration.viewing import DeviceConfiguration, ModuleConfiguration
 from cloud_hub.errors import NotFound
 from cloud_hub.roles import Role
@@ -63,7 +63,7 @@ async def show_revision(rooms: Rooms, call: Call) -> Revision:
     return await rooms.configuring.views.revision(call.path["module"], call.int("revision"))
 
 
-async def compare_revisions(rooms: Rooms, call: Call) -> Page[Difference]:
+async def compare_revisions(rooms: Rooms, call: Call) -> Page[ConfigDifference]:
     call.access.require_everything("the configuration of a fleet")
     query: DifferenceQuery = call.query
     return Page(await rooms.configuring.views.diff(call.path["module"], query.before, query.after))
@@ -131,7 +131,7 @@ ROUTES = (
         f"{_MODULE}/differences",
         compare_revisions,
         "What differs between two revisions",
-        returns=list[Difference],
+        returns=list[ConfigDifference],
         query=DifferenceQuery,
         role=Role.VIEWER,
         paged=True,

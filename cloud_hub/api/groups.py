@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from cloud_hub.api.pages import Page, PageQuery, WholeQuery, cut, page_of_all
 from cloud_hub.api.route import Call, Route
-from cloud_hub.groups.book import Changed, Group, Members, NewGroup
+from cloud_hub.groups.book import Changed, DeviceGroup, Members, NewGroup
 from cloud_hub.groups.saved import NewQuery, SavedQuery
 from cloud_hub.roles import Role
 from cloud_hub.rooms import Rooms
 
 
-async def list_groups(rooms: Rooms, call: Call) -> Page[Group]:
+async def list_groups(rooms: Rooms, call: Call) -> Page[DeviceGroup]:
     found = await rooms.groups.list(call.principal.scope)
     return page_of_all(found, call.query, lambda group: (group.name,))
 
 
-async def create_group(rooms: Rooms, call: Call) -> Group:
+async def create_group(rooms: Rooms, call: Call) -> DeviceGroup:
     return await rooms.groups.create(call.body, call.actor)
 
 
-async def show_group(rooms: Rooms, call: Call) -> Group:
+async def show_group(rooms: Rooms, call: Call) -> DeviceGroup:
     return await rooms.groups.get(call.path["name"], call.principal.scope)
 
 
@@ -67,7 +67,7 @@ ROUTES = (
         "/groups",
         list_groups,
         "List groups of devices",
-        returns=list[Group],
+        returns=list[DeviceGroup],
         query=WholeQuery,
         role=Role.VIEWER,
         paged=True,
@@ -77,12 +77,12 @@ ROUTES = (
         "/groups",
         create_group,
         "Make a group of devices",
-        returns=Group,
+        returns=DeviceGroup,
         body=NewGroup,
         status=201,
         role=Role.OPERATOR,
     ),
-    Route("GET", _GROUP, show_group, "Show a group", returns=Group, role=Role.VIEWER),
+    Route("GET", _GROUP, show_group, "Show a group", returns=DeviceGroup, role=Role.VIEWER),
     Route("DELETE", _GROUP, remove_group, "Remove a group; its devices stay what they are", role=Role.OPERATOR),
     Route(
         "GET",

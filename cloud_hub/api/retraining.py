@@ -11,7 +11,7 @@ from cloud_hub.api.blobs import send_file
 from cloud_hub.api.pages import Cursor, Page, WholeQuery, cut, make_cursor, page_of_all, read_cursor
 from cloud_hub.api.route import Call, Route
 from cloud_hub.errors import BadRequest, NotFound
-from cloud_hub.retraining.jobs import Candidate, Job
+from cloud_hub.retraining.jobs import Job, TrainedCandidate
 from cloud_hub.retraining.plan import RetrainPlan
 from cloud_hub.retraining.records import KnownPlan, Run
 from cloud_hub.roles import Role
@@ -147,7 +147,7 @@ async def hear_run(rooms: Rooms, call: Call) -> GoOn:
 
 async def take_candidate(rooms: Rooms, call: Call) -> Run:
     call.access.require_everything("a retraining run")
-    body: Candidate = call.body
+    body: TrainedCandidate = call.body
     return await rooms.retraining.desk.made(call.path["id"], body)
 
 
@@ -242,7 +242,7 @@ ROUTES: tuple[Route, ...] = (
         take_candidate,
         "Hand in what was trained",
         returns=Run,
-        body=Candidate,
+        body=TrainedCandidate,
         role=Role.PUBLISHER,
     ),
     Route(

@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from cloud_hub.clock import Clock
 from cloud_hub.configuration import book
 from cloud_hub.configuration.changes import LayerChange, changed
-from cloud_hub.configuration.document import Difference, Document, check, differences
+from cloud_hub.configuration.document import ConfigDifference, Document, check, differences
 from cloud_hub.configuration.fitting import Fitting, Holder, Pairs, holders
 from cloud_hub.configuration.resolving import resolved_by, target_query
 from cloud_hub.errors import BadRequest, Conflict, HubError, NotFound
@@ -66,7 +66,7 @@ class ChangeResult(msgspec.Struct, frozen=True):
     module: str
     revision: int
     base: int
-    differences: tuple[Difference, ...]
+    differences: tuple[ConfigDifference, ...]
     devices: int
     examples: tuple[str, ...]
     rollout: str = ""

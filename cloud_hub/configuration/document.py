@@ -46,7 +46,7 @@ class Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.devices.get(device)
 
 
-class Difference(msgspec.Struct, frozen=True):
+class ConfigDifference(msgspec.Struct, frozen=True):
     """One name that two revisions have differently. `layer` is fleet, `target ...` or `device ...`; `path` a JSON path;
     `before` and `after` are absent where there is nothing.
     """
@@ -112,7 +112,7 @@ def layers(document: Document) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"device {device}", patch
 
 
-def differences(before: Document, after: Document) -> list[Difference]:
+def differences(before: Document, after: Document) -> list[ConfigDifference]:
     """By layer and path, at most MAX_SHOWN. The order of targets counts as a difference of its own."""
     old, new = dict(layers(before)), dict(layers(after))
     found = [
@@ -122,15 +122,15 @@ def differences(before: Document, after: Document) -> list[Difference]:
     ]
     order = [[one.target for one in document.targets] for document in (before, after)]
     if order[0] != order[1] and sorted(order[0]) == sorted(order[1]):
-        found.append(Difference("targets", "order", *order))
+        found.append(ConfigDifference("targets", "order", *order))
     return found[:MAX_SHOWN]
 
 
-def _between(layer: str, path: str, before: object, after: object) -> Iterator[Difference]:
+def _between(layer: str, path: str, before: object, after: object) -> Iterator[ConfigDifference]:
     """Objects name by name, everything else as a whole."""
     if any(value is not msgspec.UNSET and not isinstance(value, dict) for value in (before, after)):
         if _text(before) != _text(after):
-            yield Difference(layer, path, before, after)
+            yield ConfigDifference(layer, path, before, after)
         return
     old, new = (value if isinstance(value, dict) else {} for value in (before, after))
     for name in sorted(old.keys() | new.keys()):
@@ -138,7 +138,7 @@ def _between(layer: str, path: str, before: object, after: object) -> Iterator[D
         if isinstance(here, dict) and isinstance(there, dict):
             yield from _between(layer, f"{path}.{name}", here, there)
         elif _text(here) != _text(there):
-            yield Difference(layer, f"{path}.{name}", here, there)
+            yield ConfigDifference(layer, f"{path}.{name}", here, there)
 
 
 def _text(value: object) -> bytes:

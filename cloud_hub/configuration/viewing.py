@@ -16,7 +16,7 @@ from cloud_hub.agents import agent_version, older
 from cloud_hub.configuration import book
 from cloud_hub.configuration.book import Revision
 from cloud_hub.configuration.configurations import require_module, under_way
-from cloud_hub.configuration.document import Difference, Document, differences, resolve
+from cloud_hub.configuration.document import ConfigDifference, Document, differences, resolve
 from cloud_hub.configuration.resolving import assigned, matching
 from cloud_hub.errors import NotFound
 from cloud_hub.store.engine import Store
@@ -82,7 +82,7 @@ class Views:
             await require_module(connection, module)
             return await book.history(connection, module, limit, before)
 
-    async def diff(self, module: str, before: int, after: int) -> list[Difference]:
+    async def diff(self, module: str, before: int, after: int) -> list[ConfigDifference]:
         """Between two revisions (0: nothing). Raises NotFound `module-not-found` or `configuration-not-found`."""
         async with self._store.read() as connection:
             await require_module(connection, module)

@@ -37,7 +37,7 @@ async def nobody_asks(*_devices: str) -> None:
     return None
 
 
-class Group(msgspec.Struct, frozen=True):
+class DeviceGroup(msgspec.Struct, frozen=True):
     """`devices` counts its members, as far as whoever asks may see them."""
 
     name: str
@@ -76,10 +76,10 @@ class Groups:
         self._store, self._events, self._clock = store, events, clock
         self._offline_after_s, self._came = offline_after_s, came
 
-    async def create(self, new: NewGroup, actor: str) -> Group:
+    async def create(self, new: NewGroup, actor: str) -> DeviceGroup:
         """Raises BadRequest `name-invalid`, Conflict `group-exists` or `too-many-groups`."""
         check_name(new.name, "group")
-        found = Group(new.name, new.description, self._clock())
+        found = DeviceGroup(new.name, new.description, self._clock())
         async with self._store.write() as connection:
             if await _count(connection) >= MAX_GROUPS:
                 raise Conflict("too-many-groups", f"there are {MAX_GROUPS} groups already; nothing was made")
@@ -91,12 +91,12 @@ class Groups:
             await self._events.record(connection, "group.created", actor, new.name, description=new.description)
         return found
 
-    async def list(self, scope: Scope = EVERYTHING) -> list[Group]:
+    async def list(self, scope: Scope = EVERYTHING) -> list[DeviceGroup]:
         """By name."""
         async with self._store.read() as connection:
             return await _groups(connection, scope)
 
-    async def get(self, name: str, scope: Scope = EVERYTHING) -> Group:
+    async def get(self, name: str, scope: Scope = EVERYTHING) -> DeviceGroup:
         """Raises NotFound `group-not-found`."""
         async with self._store.read() as connection:
             return await _group(connection, name, scope)
@@ -194,7 +194,7 @@ def _visible(scope: Scope) -> ColumnElement[bool]:
     return group_members.c.device.in_(select(devices.c.id).where(in_scope(scope)))
 
 
-async def _groups(connection: AsyncConnection, scope: Scope, name: str = "") -> list[Group]:
+async def _groups(connection: AsyncConnection, scope: Scope, name: str = "") -> list[DeviceGroup]:
     m = group_members.c
     counted = select(m.name, func.count().label("all")).group_by(m.name)
     every = {row.name: row.all for row in await connection.execute(counted.where(m.name == name) if name else counted)}
@@ -204,11 +204,11 @@ async def _groups(connection: AsyncConnection, scope: Scope, name: str = "") -> 
         mine = {row.name: row.all for row in await connection.execute(query.where(m.name == name) if name else query)}
     rows = select(device_groups).order_by(device_groups.c.name)
     found = await connection.execute(rows.where(device_groups.c.name == name) if name else rows)
-    groups = [Group(row.name, row.description, row.created_at, mine.get(row.name, 0)) for row in found]
+    groups = [DeviceGroup(row.name, row.description, row.created_at, mine.get(row.name, 0)) for row in found]
     return [group for group in groups if group.devices or not every.get(group.name)]
 
 
-async def _group(connection: AsyncConnection, name: str, scope: Scope) -> Group:
+async def _group(connection: AsyncConnection, name: str, scope: Scope) -> DeviceGroup:
     found = await _groups(connection, scope, name) if name else []
     if not found:
         raise NotFound("group-not-found", f"no group {name[:63]}", name=name[:63])

@@ -7,7 +7,7 @@ from typing import Any
 from cloud_hub.api.configuration import ApplyRequest
 from cloud_hub.configuration.book import Revision
 from cloud_hub.configuration.configurations import ChangeResult, ConfigurationChange
-from cloud_hub.configuration.document import Difference
+from cloud_hub.configuration.document import ConfigDifference
 from cloud_hub.configuration.viewing import DeviceConfiguration, ModuleConfiguration
 from cloud_hub.operator.transport import Transport, path_of
 
@@ -34,9 +34,9 @@ class ConfigurationCalls:
     async def configuration_revision(self, module: str, revision: int) -> Revision:
         return await self._http.ask(Revision, "GET", path_of("configurations", module, "revisions", revision))
 
-    async def configuration_differences(self, module: str, before: int, after: int) -> list[Difference]:
+    async def configuration_differences(self, module: str, before: int, after: int) -> list[ConfigDifference]:
         path = path_of("configurations", module, "differences")
-        return await self._http.ask(list[Difference], "GET", path, query={"before": before, "after": after})
+        return await self._http.ask(list[ConfigDifference], "GET", path, query={"before": before, "after": after})
 
     async def device_configuration(self, device: str, module: str) -> DeviceConfiguration:
         return await self._http.ask(DeviceConfiguration, "GET", path_of("devices", device, "configurations", module))

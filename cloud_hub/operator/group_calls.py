@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cloud_hub.groups.book import Changed, Group, Members, NewGroup
+from cloud_hub.groups.book import Changed, DeviceGroup, Members, NewGroup
 from cloud_hub.groups.saved import NewQuery, SavedQuery
 from cloud_hub.operator.transport import Transport, path_of
 
@@ -10,15 +10,15 @@ from cloud_hub.operator.transport import Transport, path_of
 class GroupCalls:
     _http: Transport
 
-    async def groups(self, limit: int = 1000, after: str = "") -> list[Group]:
+    async def groups(self, limit: int = 1000, after: str = "") -> list[DeviceGroup]:
         """By name; `devices` counts those that you may see."""
-        return await self._http.ask(list[Group], "GET", "/groups", query={"limit": limit, "after": after})
+        return await self._http.ask(list[DeviceGroup], "GET", "/groups", query={"limit": limit, "after": after})
 
-    async def create_group(self, new: NewGroup) -> Group:
-        return await self._http.ask(Group, "POST", "/groups", new)
+    async def create_group(self, new: NewGroup) -> DeviceGroup:
+        return await self._http.ask(DeviceGroup, "POST", "/groups", new)
 
-    async def group(self, name: str) -> Group:
-        return await self._http.ask(Group, "GET", path_of("groups", name))
+    async def group(self, name: str) -> DeviceGroup:
+        return await self._http.ask(DeviceGroup, "GET", path_of("groups", name))
 
     async def remove_group(self, name: str) -> None:
         """Its devices stay what they are."""

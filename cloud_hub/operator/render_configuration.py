@@ -11,7 +11,7 @@ from rich.text import Text
 
 from cloud_hub.configuration.book import Revision
 from cloud_hub.configuration.configurations import ChangeResult
-from cloud_hub.configuration.document import Difference, layers
+from cloud_hub.configuration.document import ConfigDifference, layers
 from cloud_hub.configuration.viewing import DeviceConfiguration, ModuleConfiguration
 from cloud_hub.operator.render import card, table, when
 
@@ -53,7 +53,7 @@ def revisions(found: Sequence[Revision]) -> RenderableType:
     return table(("revision", "", "made", "by", "from", "rollouts", "comment"), rows, "no configuration")
 
 
-def differences(found: Sequence[Difference]) -> RenderableType:
+def differences(found: Sequence[ConfigDifference]) -> RenderableType:
     rows = [(one.layer, one.path, _value(one.before), _value(one.after)) for one in found]
     return table(("for", "name", "before", "after"), rows, "nothing differs")
 

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from cloud_hub.device_rows import Device
 from cloud_hub.fleet import FleetSummary
-from cloud_hub.groups.book import Group
+from cloud_hub.groups.book import DeviceGroup
 from cloud_hub.groups.saved import SavedQuery
 from cloud_hub.operator.render import card, online, pairs, table, when
 
@@ -57,7 +57,7 @@ def _runs(device: Device) -> str:
     )
 
 
-def groups(found: Sequence[Group]) -> RenderableType:
+def groups(found: Sequence[DeviceGroup]) -> RenderableType:
     rows = [(one.name, str(one.devices), when(one.created_at), one.description) for one in found]
     return table(("group", "devices", "made", "description"), rows, "no groups")
 

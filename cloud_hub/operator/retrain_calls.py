@@ -8,7 +8,7 @@ from pathlib import Path
 from cloud_hub.api.retraining import CancelRun, Claim, GoOn, Heard, StartRun, TrainingFailure
 from cloud_hub.operator.dataset_calls import no_progress
 from cloud_hub.operator.transport import Progress, Query, Transport, path_of
-from cloud_hub.retraining.jobs import Candidate, Job
+from cloud_hub.retraining.jobs import Job, TrainedCandidate
 from cloud_hub.retraining.plan import RetrainPlan
 from cloud_hub.retraining.records import KnownPlan, Run
 
@@ -55,7 +55,7 @@ class RetrainCalls:
         body = Heard(runner, log)
         return (await self._http.ask(GoOn, "POST", path_of("retraining", "runs", run, "heard"), body)).go_on
 
-    async def hand_in(self, run: str, candidate: Candidate) -> Run:
+    async def hand_in(self, run: str, candidate: TrainedCandidate) -> Run:
         return await self._http.ask(Run, "POST", path_of("retraining", "runs", run, "candidate"), candidate)
 
     async def fail_retraining(self, run: str, runner: str, reason: str, log: str) -> Run:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cloud_hub.operator.datasets import check_digest
-from cloud_hub.retraining.jobs import Candidate, Job
+from cloud_hub.retraining.jobs import Job, TrainedCandidate
 from cloud_hub.retraining.records import Run
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class HttpCounter:
     async def heard(self, job: Job, log: str) -> bool:
         return await self._hub.tell_retraining(job.run.id, self._name, log)
 
-    async def made(self, job: Job, candidate: Candidate) -> Run:
+    async def made(self, job: Job, candidate: TrainedCandidate) -> Run:
         return await self._hub.hand_in(job.run.id, candidate)
 
     async def failed(self, job: Job, reason: str, log: str) -> Run:

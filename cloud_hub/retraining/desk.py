@@ -15,7 +15,7 @@ from cloud_hub.datasets.book import DatasetBook
 from cloud_hub.errors import Conflict
 from cloud_hub.registry import ModelFile, Registry, check_files
 from cloud_hub.retraining import records
-from cloud_hub.retraining.jobs import Candidate, Job
+from cloud_hub.retraining.jobs import Job, TrainedCandidate
 from cloud_hub.retraining.records import LOG_CHARS, Run, RunState
 from cloud_hub.retraining.runs import Runs
 from cloud_hub.store.engine import Store
@@ -53,7 +53,7 @@ class Desk:
             await records.save_run(connection, msgspec.structs.replace(run, heard_at=self._clock(), result=result))
         return True
 
-    async def made(self, run_id: str, candidate: Candidate) -> Run:
+    async def made(self, run_id: str, candidate: TrainedCandidate) -> Run:
         """Raises Conflict `run-not-yours`, BadRequest `files-invalid`, NotFound `blob-not-found`."""
         run = await self._mine(run_id, candidate.runner)
         sizes = {path: (sha256, await self._blobs.size(sha256)) for path, sha256 in candidate.files.items()}

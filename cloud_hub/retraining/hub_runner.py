@@ -16,7 +16,7 @@ from typing import Final
 from cloud_hub.blobs import Blobs
 from cloud_hub.registry import ModelFile
 from cloud_hub.retraining.desk import Desk
-from cloud_hub.retraining.jobs import Candidate, Job
+from cloud_hub.retraining.jobs import Job, TrainedCandidate
 from cloud_hub.retraining.records import Run
 from cloud_hub.retraining.runner import Runner
 
@@ -46,7 +46,7 @@ class HubCounter:
     async def heard(self, job: Job, log: str) -> bool:
         return await self._desk.heard(job.run.id, NAME, log)
 
-    async def made(self, job: Job, candidate: Candidate) -> Run:
+    async def made(self, job: Job, candidate: TrainedCandidate) -> Run:
         return await self._desk.made(job.run.id, candidate)
 
     async def failed(self, job: Job, reason: str, log: str) -> Run:

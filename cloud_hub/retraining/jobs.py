@@ -19,7 +19,7 @@ class Job(msgspec.Struct, frozen=True):
     champion: ModelVersion
 
 
-class Candidate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class TrainedCandidate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a runner made: digests of uploads by path, and where they come from. `seconds` is how long it took."""
 
     runner: str

@@ -32,7 +32,7 @@ from cloud_hub.retraining.executing import (
     candidate_files,
     execute,
 )
-from cloud_hub.retraining.jobs import Candidate, Job
+from cloud_hub.retraining.jobs import Job, TrainedCandidate
 from cloud_hub.retraining.records import Run
 
 HEARD_EVERY_S: Final = 10.0
@@ -51,7 +51,7 @@ class Counter(Protocol):
     async def code_file(self, job: Job, path: str, target: Path) -> None: ...
     async def keep(self, file: Path) -> str: ...
     async def heard(self, job: Job, log: str) -> bool: ...
-    async def made(self, job: Job, candidate: Candidate) -> Run: ...
+    async def made(self, job: Job, candidate: TrainedCandidate) -> Run: ...
     async def failed(self, job: Job, reason: str, log: str) -> Run: ...
 
 
@@ -136,11 +136,11 @@ class Runner:
             work.cancel()
             await asyncio.wait({work, watch})
 
-    async def _collect(self, folders: Folders, log: Log, seconds: float) -> Candidate:
+    async def _collect(self, folders: Folders, log: Log, seconds: float) -> TrainedCandidate:
         files = candidate_files(folders)
         said = about(folders)
         reference = folders.output / REFERENCE
-        return Candidate(
+        return TrainedCandidate(
             runner=self.name,
             files={path: await self.counter.keep(file) for path, file in files.items()},
             reference=await self.counter.keep(reference) if reference.is_file() else "",

@@ -11,7 +11,7 @@ from cloud_hub.rollouts.approval import Approval
 from cloud_hub.rollouts.beside import Beside
 from cloud_hub.rollouts.gate import AlertGate, CompareGate
 from cloud_hub.rollouts.maintenance import MaintenanceWindow
-from cloud_hub.rollouts.plan import Group, OnConflict, OnFailure, Plan, Threshold
+from cloud_hub.rollouts.plan import FailureThreshold, Group, OnConflict, OnFailure, Plan
 from cloud_hub.rollouts.rate import Rate
 from modules.manifest import SamplingPolicy
 
@@ -38,7 +38,7 @@ class NewRollout(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     gate: CompareGate | None = None
     start: bool = False
     rate: Rate | None = None
-    thresholds: tuple[Threshold, ...] = ()
+    thresholds: tuple[FailureThreshold, ...] = ()
     on_failure: OnFailure = "stop"
     conflict: OnConflict = "refuse"
     retries: _Count = 0

@@ -90,7 +90,7 @@ class Group(msgspec.Struct, frozen=True):
         return [device for device in left if device in members[self.query]]
 
 
-class Threshold(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class FailureThreshold(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """More than `percent` of the executions that ended are failures of this class, `min_count` having ended."""
 
     kind: FailureClass = "any"
@@ -133,7 +133,7 @@ class Plan(msgspec.Struct, frozen=True):
     sampling: SamplingPolicy | None = None
     gate: CompareGate | None = None
     rate: Rate | None = None
-    thresholds: tuple[Threshold, ...] = ()
+    thresholds: tuple[FailureThreshold, ...] = ()
     on_failure: OnFailure = "stop"
     conflict: OnConflict = "refuse"
     retries: int = 0
@@ -168,8 +168,8 @@ class Plan(msgspec.Struct, frozen=True):
         return self.candidate is not None and self.candidate.on_device
 
     @property
-    def every_threshold(self) -> tuple[Threshold, ...]:
-        return (Threshold("any", self.error_threshold, self.min_count), *self.thresholds)
+    def every_threshold(self) -> tuple[FailureThreshold, ...]:
+        return (FailureThreshold("any", self.error_threshold, self.min_count), *self.thresholds)
 
 
 def split(

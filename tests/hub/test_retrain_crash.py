@@ -11,7 +11,7 @@ import pytest
 
 from cloud_hub.errors import Conflict
 from cloud_hub.retraining import records, runner
-from cloud_hub.retraining.jobs import Candidate
+from cloud_hub.retraining.jobs import TrainedCandidate
 from cloud_hub.retraining.records import Run, RunState
 from support.retraining import MODULE, Loop, loop, working
 from support.waiting import until, until_async
@@ -98,7 +98,7 @@ async def test_a_runner_that_falls_silent_has_failed_and_can_hand_nothing_in(tmp
         assert "gpu-1 was not heard of" in ended.result.reason
         blob = await rooms.blobs.put(b"late")
         with pytest.raises(Conflict, match="not with runner"):
-            await rooms.retraining.desk.made(run.id, Candidate("gpu-1", {"model.onnx": blob}))
+            await rooms.retraining.desk.made(run.id, TrainedCandidate("gpu-1", {"model.onnx": blob}))
         assert not await rooms.retraining.desk.heard(run.id, "gpu-1")
 
 

@@ -23,7 +23,7 @@ from sqlalchemy import select
 
 from cloud_hub.errors import Conflict
 from cloud_hub.events import Events
-from cloud_hub.rollouts.plan import Threshold
+from cloud_hub.rollouts.plan import FailureThreshold
 from cloud_hub.rollouts.rate import Rate
 from cloud_hub.rollouts.records import counts
 from cloud_hub.rollouts.states import DONE, ENDED, IN_PROGRESS, Execution, ExecutionState, RolloutState
@@ -62,7 +62,7 @@ plans = st.fixed_dictionaries(
         "retries": st.integers(0, 2),
         "retry_after_s": st.sampled_from([0.0, 100.0]),
         "rate": st.sampled_from([None, Rate(1.0), Rate(60.0, factor=2, after=1)]),
-        "thresholds": st.sampled_from([(), (Threshold("silent", 20.0),)]),
+        "thresholds": st.sampled_from([(), (FailureThreshold("silent", 20.0),)]),
         "soak_s": st.sampled_from([0.0, 50.0]),
         "conflict": st.sampled_from(["refuse", "skip", "supersede"]),
         "joining": st.booleans(),

@@ -27,7 +27,7 @@ from cloud_hub.rollouts.decide import (
 )
 from cloud_hub.rollouts.gate import CompareGate, GateState
 from cloud_hub.rollouts.judge import Wanted, judge
-from cloud_hub.rollouts.plan import Group, OnFailure, Plan, Threshold, split
+from cloud_hub.rollouts.plan import FailureThreshold, Group, OnFailure, Plan, split
 from cloud_hub.rollouts.rate import Rate, allowance, next_at
 from cloud_hub.rollouts.records import StateCounts
 from cloud_hub.rollouts.states import Execution, ExecutionState, Rollout, RolloutState
@@ -200,7 +200,7 @@ def test_what_a_failure_leads_to_is_the_plans_choice(on_failure: OnFailure, kind
 
 
 def test_each_class_of_failures_has_a_threshold_of_its_own() -> None:
-    thresholds = (Threshold("silent", 50), Threshold("failed", 10, min_count=4))
+    thresholds = (FailureThreshold("silent", 50), FailureThreshold("failed", 10, min_count=4))
     plan = Plan(success_threshold=0, error_threshold=100, thresholds=thresholds)
     assert isinstance(decide(running(plan), counts((0, V), (0, S), (0, F), (1, W)), NOW), OpenGroup)
     stop = decide(running(plan), counts((0, V), (0, V), (0, S), (0, F), (1, W)), NOW)

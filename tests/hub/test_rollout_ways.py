@@ -12,7 +12,7 @@ from cloud_hub.rollouts import turn
 from cloud_hub.rollouts.approval import Approval
 from cloud_hub.rollouts.controller import Controller
 from cloud_hub.rollouts.maintenance import MaintenanceWindow
-from cloud_hub.rollouts.plan import Threshold
+from cloud_hub.rollouts.plan import FailureThreshold
 from cloud_hub.rollouts.rate import Rate
 from cloud_hub.rollouts.states import RolloutState
 from cloud_hub.store.engine import Store
@@ -302,7 +302,7 @@ async def test_a_stage_waits_for_somebody_elses_yes(fleet: Fleet) -> None:
 
 
 async def test_a_threshold_of_a_class_pauses_and_who_resumes_goes_on(fleet: Fleet) -> None:
-    thresholds = (Threshold("silent", 10),)
+    thresholds = (FailureThreshold("silent", 10),)
     rollout = (
         await fleet.create(groups=("2", "rest"), error_threshold=100, thresholds=thresholds, on_failure="pause")
     ).rollout.id

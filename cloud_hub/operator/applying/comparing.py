@@ -9,7 +9,7 @@ from functools import partial
 
 from cloud_hub.asking.policies import PolicyChange
 from cloud_hub.configuration.configurations import ConfigurationChange
-from cloud_hub.groups.book import Group, Members
+from cloud_hub.groups.book import DeviceGroup, Members
 from cloud_hub.groups.saved import NewQuery
 from cloud_hub.operator.applying import making
 from cloud_hub.operator.applying.fleet_file import DeclaredConfiguration, DeclaredGroup, DeclaredSampling, FleetFile
@@ -71,7 +71,9 @@ async def _groups(hub: HubClient, file: FleetFile, prune: bool) -> AsyncIterator
         yield _step("remove", "group", name, lines, partial(making.remove_group, name))
 
 
-async def _group(hub: HubClient, name: str, wanted: DeclaredGroup, there: Mapping[str, Group]) -> AsyncIterator[Step]:
+async def _group(
+    hub: HubClient, name: str, wanted: DeclaredGroup, there: Mapping[str, DeviceGroup]
+) -> AsyncIterator[Step]:
     """Exactly the members that the file names, or that its query means now."""
     if wanted.devices is None:
         members = {one.id async for one in hub.every(hub.devices(wanted.query, brief=True, limit=1000))}

@@ -9,7 +9,7 @@ import typer
 from cloud_hub.operator.cli.session import Format, Output, act, note, show
 
 if TYPE_CHECKING:
-    from cloud_hub.groups.book import Group, Members
+    from cloud_hub.groups.book import DeviceGroup, Members
     from cloud_hub.groups.saved import SavedQuery
     from cloud_hub.operator.client import HubClient
 
@@ -37,7 +37,7 @@ def create_group(
 ) -> None:
     """Make a group."""
 
-    async def work(hub: HubClient) -> Group:
+    async def work(hub: HubClient) -> DeviceGroup:
         from cloud_hub.groups.book import NewGroup
 
         return await hub.create_group(NewGroup(group, description))
