@@ -59,7 +59,10 @@ def current(environment: Mapping[str, str] = os.environ) -> str:
 
 def use(name: str, environment: Mapping[str, str] = os.environ) -> Known:
     """From now on it counts where none is named. Raises ContextError where there is none of that name."""
-    context = HubContext.load(path_of(_checked(name), environment))
+    path = path_of(_checked(name), environment)
+    if not path.exists():
+        raise ContextError("context-missing", f"no context {name!r}; `mooring context list` shows them")
+    context = HubContext.load(path)
     place = folder(environment) / "current"
     fresh = place.with_name(f"current.{os.getpid()}.new")
     fresh.write_text(name + "\n", encoding="utf-8")

@@ -115,7 +115,8 @@ def refuse(module: str, elsewhere: Mapping[str, str]) -> None:
     more = f" and {len(elsewhere) - SHOWN} more" if len(elsewhere) > SHOWN else ""
     raise Conflict(
         "device-in-rollout",
-        f"another rollout of {module} is under way on {shown}{more}; wait for it, abort it, or leave those devices out",
+        f"another rollout of {module} is under way on {shown}{more}; wait for it, abort it, "
+        "leave those devices out, or say what happens with them (--conflict skip or supersede)",
         rollouts=sorted(set(elsewhere.values())),
         devices=sorted(elsewhere)[:100],
     )

@@ -55,7 +55,7 @@ def test_the_command_lists_chooses_and_completes(environment: dict[str, str], mo
     assert "commands go to paris" in runner.invoke(app, ["context", "use", "paris"]).stderr
     listed = runner.invoke(app, ["context", "list", "-o", "yaml"]).stdout
     assert "- name: paris\n  url: https://paris:8443\n  current: true\n" in listed
-    assert "error" in runner.invoke(app, ["context", "use", "rome"]).stderr
+    assert "no context 'rome'; `mooring context list`" in runner.invoke(app, ["context", "use", "rome"]).stderr
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     from cloud_hub.operator.cli.contexts import complete

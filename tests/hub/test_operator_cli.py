@@ -351,7 +351,7 @@ def test_devices_are_put_into_groups_meant_by_saved_queries_and_counted(
     operator: Operator, device: EnrolledDevice
 ) -> None:
     operator.run("group", "create", "pilot", "--description", "first to get anything")
-    assert "1 devices came into pilot" in operator.run("group", "add", "pilot", "-q", f"id={device.id}").stderr
+    assert "1 device came into pilot" in operator.run("group", "add", "pilot", "-q", f"id={device.id}").stderr
     assert operator.json("group", "show", "pilot") == [device.id]
     assert [one["devices"] for one in operator.json("group", "list") if one["name"] == "pilot"] == [1]
     operator.run("query", "save", "quiet-pilots", "group = pilot and not online")

@@ -8,7 +8,7 @@ from cloud_hub.monitoring.reports import DriftReport
 from cloud_hub.monitoring.verdict import FeatureEvidence, RateEvidence
 from cloud_hub.operator import render, render_drift, render_rollout
 from cloud_hub.operator.render_rollout import BAR_CHARS
-from cloud_hub.rollouts.gate import GateState
+from cloud_hub.rollouts.gate import CompareGate, GateState
 from cloud_hub.rollouts.plan import Group, Plan
 from cloud_hub.rollouts.states import Execution, ExecutionState, Rollout, RolloutState
 from cloud_hub.rollouts.status import RolloutStatus, status
@@ -100,9 +100,21 @@ def test_what_others_wrote_is_shown_as_it_is() -> None:
 
 def test_a_rollout_that_waits_at_its_gate_says_for_what() -> None:
     rollout, parts = standing(ExecutionState.WAITING)
-    waiting = msgspec.structs.replace(rollout, gate=GateState(0, 0.0, "undecided", "errors is not yet known"))
+    waiting = msgspec.structs.replace(
+        rollout,
+        gate=GateState(0, 0.0, "undecided", "errors is not yet known"),
+        plan=msgspec.structs.replace(rollout.plan, gate=CompareGate()),
+    )
     shown = text(render_rollout.rollout(standing_status(waiting, parts)))
     assert "gate after group 1: undecided (errors is not yet known)" in shown
+
+
+def test_a_rollout_that_only_soaks_shows_no_gate() -> None:
+    rollout, parts = standing(ExecutionState.WAITING)
+    soaking = msgspec.structs.replace(
+        rollout, gate=GateState(0, 0.0), plan=msgspec.structs.replace(rollout.plan, soak_s=3.0)
+    )
+    assert "gate after" not in text(render_rollout.rollout(standing_status(soaking, parts)))
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,12 @@ def test_a_group_that_soaks_waits_until_its_time_and_for_the_word_of_its_gates()
     assert said(silent, VERIFIED, WAITING) == ["gate: the gate behind group 1 has not spoken yet"]
 
 
+def test_a_group_that_has_only_soaked_waits_for_no_gate() -> None:
+    soaked = rollout(at_gate=GateState(0, 0.0), soak_s=3.0, approval=Approval(stages=("group:2",)))
+    (text,) = said(soaked, VERIFIED, WAITING)
+    assert text.startswith("approval: group 2 waits")
+
+
 def test_an_approval_is_asked_for_once_the_group_before_has_its_threshold() -> None:
     asked = rollout(approval=Approval(stages=("group:2",)))
     assert said(asked, ExecutionState.UPDATING, WAITING) == []

@@ -68,14 +68,14 @@ def show_group(context: typer.Context, group: GroupName, output: Output = Format
 def add_devices(context: typer.Context, group: GroupName, devices: Devices = None, query: Which = "") -> None:
     """Put devices into a group; those that are in it stay."""
     changed = act(context, lambda hub: hub.add_to_group(group, _members(devices, query)))
-    note(f"{changed.devices} devices came into {group}")
+    note(f"{_devices(changed.devices)} came into {group}")
 
 
 @groups.command("remove", epilog="Example:  mooring group remove pilot cam-17;  mooring group remove pilot -q offline")
 def remove_devices(context: typer.Context, group: GroupName, devices: Devices = None, query: Which = "") -> None:
     """Take devices out of a group. They stay what they are."""
     changed = act(context, lambda hub: hub.take_from_group(group, _members(devices, query)))
-    note(f"{changed.devices} devices left {group}")
+    note(f"{_devices(changed.devices)} left {group}")
 
 
 @groups.command("delete", epilog="Example:  mooring group delete pilot --yes")
@@ -135,6 +135,10 @@ def delete_query(context: typer.Context, name: QueryName) -> None:
     """Remove a saved query. One that another names stays."""
     act(context, lambda hub: hub.remove_query(name))
     note(f"removed query {name}")
+
+
+def _devices(count: int) -> str:
+    return f"{count} device" + ("" if count == 1 else "s")
 
 
 def _members(devices: list[str] | None, query: str) -> Members:

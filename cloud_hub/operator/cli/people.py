@@ -12,7 +12,7 @@ import typer
 
 from cloud_hub.operator.cli.session import Format, Output, Settings, act, note, show, stdout, told
 from cloud_hub.operator.context import HubContext
-from cloud_hub.operator.contexts import path_of
+from cloud_hub.operator.contexts import current, path_of
 from cloud_hub.operator.errors import OperatorError, Refused
 from cloud_hub.roles import Role
 
@@ -61,6 +61,8 @@ def login(
         known = asyncio.run(_logged_in(_context(url, ca, "" if user else secret), user, secret))
         known.write(target)
     note(f"logged in to {url}; kept in {target}")
+    if name and name != current():
+        note(f"choose it for every command: mooring context use {name}")
 
 
 @account.command(epilog="Example:  mooring logout")
