@@ -39,7 +39,7 @@ from cloud_hub.store.engine import Store
 KINDS: Final[tuple[Kind, ...]] = ("drift", "quality")
 REOPEN_LOOKS: Final = 24  # one that comes back within so many looks is the same alert
 LONGEST_PAUSE_S: Final = 60.0
-SHORTEST_PAUSE_S: Final = 0.02
+SHORTEST_PAUSE_S: Final = 0.25  # what comes meanwhile is weighed together, on the same view of its fleet
 SAID: Final = "said"  # by a wider alert
 HELD: Final = "held"  # a wider scope will say it at its next turn
 
