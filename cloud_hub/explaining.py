@@ -128,7 +128,7 @@ def _waits(rollout: Rollout, execution: Execution, now: float) -> str:
     if rollout.state is RolloutState.DRAFT:
         return f"waits for {rollout.id} to be started"
     if rollout.state is RolloutState.PAUSED:
-        return f"waits in {group}, which is paused; `mooring rollout show {rollout.id}` says why"
+        return f"waits in {group}, which is paused; `mooring rollout status {rollout.id}` says why"
     if execution.group_index > rollout.group_index:
         opened = f"; group {rollout.group_index + 1} is" if rollout.group_index >= 0 else ""
         return f"waits for {group}, which is not open yet{opened}"

@@ -25,6 +25,7 @@ from cloud_hub.rollouts.durations import Durations, expected
 from cloud_hub.rollouts.estimate import Course, GroupTime, walk
 from cloud_hub.rollouts.maintenance import zone
 from cloud_hub.rollouts.new import NewRollout
+from cloud_hub.rollouts.older import refusals
 from cloud_hub.rollouts.plan import Plan
 from cloud_hub.rollouts.states import Execution
 from cloud_hub.rollouts.targeting import Chosen, Targeting
@@ -114,11 +115,13 @@ class Previews:
             known = steps if new.version else Counter[Step]()  # a configuration alone costs next to nothing
             found = await transfers(connection, self._blobs, new.module, new.version, known, self._patched)
             durations = await expected(connection, self._blobs, new.module, new.version)
+            refused = await refusals(connection, new.module, new.version, known)
         now = self._clock()
         zones = [_by_zone(group.zones) for group in groups]
         course = Course(plan.windows, plan.rate, durations.most_s, plan.soak_s)
         times = await asyncio.to_thread(walk, zones, course, now)
-        return _preview(new, plan, chosen, groups, found, durations, times, now)
+        preview = _preview(new, plan, chosen, groups, found, durations, times, now)
+        return msgspec.structs.replace(preview, notes=(refused, *preview.notes)) if refused else preview
 
 
 async def _count(connection: AsyncConnection, module: str, ids: Sequence[str], with_zones: bool) -> _Group:

@@ -93,7 +93,7 @@ def part(of: RolloutState, at: int, **execution: Any) -> Part:
         (part(RolloutState.DRAFT, -1), "waits for r7 to be started"),
         (part(RolloutState.RUNNING, 0), "waits for group 3 of r7, which is not open yet; group 1 is"),
         (part(RolloutState.RUNNING, -1), "waits for group 3 of r7, which is not open yet"),
-        (part(RolloutState.PAUSED, 2), "waits in group 3 of r7, which is paused; `mooring rollout show r7` says why"),
+        (part(RolloutState.PAUSED, 2), "waits in group 3 of r7, which is paused; `mooring rollout status r7` says why"),
         (
             part(RolloutState.RUNNING, 2, ready_at=NOW + 60),
             "waits in group 3 of r7; it may begin at 2023-11-14 22:14 UTC",

@@ -188,6 +188,16 @@ async def test_what_a_person_should_know_is_said(world: World) -> None:
     assert [group.approval != "" for group in found.groups] == [True, True, False]
 
 
+async def test_devices_that_would_refuse_an_older_release_are_said_with_what_helps(world: World) -> None:
+    await world.assign(1, "cam-100", "cam-200")
+    assert not any("signed later" in note for note in (await world.ask()).notes)
+    async with world.store.write() as connection:  # what a fleet rollback does to the version it goes back to
+        await connection.execute(update(module_table).where(module_table.c.version == 1).values(release_counter=9))
+    (note,) = (note for note in (await world.ask()).notes if "signed later" in note)
+    assert note.startswith("2 devices would refuse it")
+    assert "mooring module sign digits:2" in note
+
+
 @pytest.mark.parametrize(
     ("conflict", "size", "words"),
     [("refuse", 5, "would be refused"), ("skip", 4, "are left out"), ("supersede", 5, "takes them over")],

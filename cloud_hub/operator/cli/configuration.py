@@ -168,7 +168,7 @@ def apply(
 
     show(found, output, render_configuration.changed)
     if output is Format.TABLE and found.rollout:
-        note(f"how it goes: mooring rollout show {found.rollout}")
+        note(f"how it goes: mooring rollout status {found.rollout}")
 
 
 def _change(context: typer.Context, module: str, change: ConfigurationChange, output: Format) -> None:
@@ -177,7 +177,7 @@ def _change(context: typer.Context, module: str, change: ConfigurationChange, ou
 
     show(found, output, render_configuration.changed)
     if output is Format.TABLE and found.rollout:
-        note(f"how it goes: mooring rollout show {found.rollout}")
+        note(f"how it goes: mooring rollout status {found.rollout}")
     elif output is Format.TABLE and found.revision and change.draft:
         note(f"to roll it out: mooring config apply {module}")
 
