@@ -57,6 +57,22 @@ def test_a_fleet_becomes_as_its_file_says_and_then_there_is_nothing_to_do(
     assert "nothing differs" in operator.run("apply", "-f", fleet, "--dry-run", "--exit-code").stdout
 
 
+def test_a_policy_for_devices_that_only_the_file_tags_is_known_later_and_refuses_nothing(
+    operator: Operator,  # noqa: F811
+    signed: str,  # noqa: F811
+    device: EnrolledDevice,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    del signed, device
+    path = tmp_path / "tags.yaml"
+    path.write_text(
+        "mooring: 1\ntags: {cam-001: {line: north}}\nsampling: {iris: [{target: line = north, set: {rate: 0.1}}]}\n"
+    )
+    tags, policy = operator.json("apply", "-f", path, "--dry-run")
+    assert (tags["kind"], policy["kind"]) == ("tags", "sampling")
+    assert "known later" in policy["lines"][0]["after"]
+
+
 def test_what_the_file_does_not_name_stays_unless_it_is_pruned(
     operator: Operator,  # noqa: F811
     device: EnrolledDevice,  # noqa: F811

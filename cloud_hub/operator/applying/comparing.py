@@ -116,7 +116,11 @@ async def _configuration(hub: HubClient, module: str, wanted: DeclaredConfigurat
 
 async def _sampling(hub: HubClient, module: str, wanted: DeclaredSampling) -> AsyncIterator[Step]:
     change = PolicyChange(module, wanted.target, wanted.set)
-    found = await hub.change_sampling(PolicyChange(module, wanted.target, wanted.set, dry_run=True))
+    try:
+        found = await hub.change_sampling(PolicyChange(module, wanted.target, wanted.set, dry_run=True))
+    except Refused as error:
+        yield _later(error, "sampling", module, partial(making.change_sampling, change))
+        return
     changed = [one for one in found if one.changed]
     if changed:
         first = changed[0].changed
@@ -147,8 +151,8 @@ async def _rollout(hub: HubClient, new: NewRollout) -> AsyncIterator[Step]:
 
 
 def _later(error: Refused, kind: str, subject: str, make: Make) -> Step:
-    """For what names a group or a query that an earlier step of the file makes. Raises any other error."""
-    if error.key not in ("group-unknown", "query-unknown"):
+    """For what names a group, a query or a tag that an earlier step of the file makes. Raises any other error."""
+    if error.key not in ("group-unknown", "query-unknown", "no-device-matches"):
         raise error
     act: Act = "roll out" if kind == "rollout" else "change"
     return _step(act, kind, subject, (Line("devices", "", f"known later: {error.message}"),), make)
