@@ -14,7 +14,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cloud_hub.rollouts.transfers import Step
 from cloud_hub.store.bulk import in_slices
-from cloud_hub.store.engine import among
 from cloud_hub.store.tables import modules
 
 
@@ -24,7 +23,7 @@ async def refusals(connection: AsyncConnection, module: str, version: int, steps
     releases: dict[Step, int] = {}
     for some in in_slices(versions):
         query = select(modules.c.profile, modules.c.version, modules.c.release_counter)
-        for row in await connection.execute(query.where(modules.c.name == module, among(modules.c.version, some))):
+        for row in await connection.execute(query.where(modules.c.name == module, modules.c.version.in_(some))):
             releases[Step(row.profile, row.version)] = row.release_counter or 0
     count = sum(
         number for step, number in steps.items() if releases.get(step, 0) > releases.get(Step(step.profile, version), 0)

@@ -47,6 +47,14 @@ class Book:
         except (OSError, sqlite3.Error) as error:
             raise FileError("state-unusable", f"{path}: {error}; nothing was started") from error
 
+    def size(self) -> int:
+        """How many devices it keeps. Raises FileError `state-unusable`."""
+        try:
+            count: int = self._file.execute("SELECT count(*) FROM devices").fetchone()[0]
+        except sqlite3.Error as error:
+            raise FileError("state-unusable", f"{self._path}: {error}; nothing was started") from error
+        return count
+
     def load(self) -> tuple[Place | None, list[Member]]:
         """Raises FileError `state-unusable`."""
         try:

@@ -26,13 +26,16 @@ from firmware_profiles.catalog import built_in
 from firmware_profiles.profile import DeviceProfile
 
 MAX_DEVICES = 60_000
+DEVICES = 100  # where nobody says how many, and no file keeps a fleet
 _DIGITS = 5
 
 
 class Wish(msgspec.Struct, frozen=True):
-    """What the command was asked for. Empty `prefix`: one that no earlier run has had; `for_s` 0: until stopped.
+    """What the command was asked for.
 
-    `seed_directory`: the hub's own, for devices without its API. `state`: a file that keeps the fleet between runs.
+    `devices` 0: those of `state`, else DEVICES. Empty `prefix`: one that no earlier run has had; `for_s` 0: until
+    stopped. `seed_directory`: the hub's own, for devices without its API. `state`: a file that keeps the fleet between
+    runs.
     """
 
     devices: int
@@ -60,12 +63,14 @@ class Watcher:
 
 async def simulate(context: HubContext, wish: Wish, stop: asyncio.Event, watcher: Watcher) -> Summary:
     """Until `stop` or the end of its time. Raises FileError, Refused, HubUnreachable, OSError."""
-    if not 1 <= wish.devices <= MAX_DEVICES:
+    if not 0 <= wish.devices <= MAX_DEVICES:
         raise FileError("too-many-devices", f"expected 1 to {MAX_DEVICES} devices, got {wish.devices}")
-    raise_file_limit(wish.devices * 2 if any(group.clone for group in wish.profile.groups) else wish.devices)
     book = Book(wish.state) if wish.state is not None else None
     clean = False
     try:
+        devices = wish.devices or (book.size() if book is not None else 0) or DEVICES
+        wish = msgspec.structs.replace(wish, devices=devices)
+        raise_file_limit(devices * 2 if any(group.clone for group in wish.profile.groups) else devices)
         began = asyncio.get_running_loop().time()
         place, members = await _members(context, wish, book, watcher.enrolled)
         watcher.ready(len(members), asyncio.get_running_loop().time() - began)

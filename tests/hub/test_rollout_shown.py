@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from cloud_hub.operator import render_preview, render_rollout
+from cloud_hub.operator.cli.rollout_watch import all_back
 from cloud_hub.operator.pace import Pace, Progress
 from cloud_hub.operator.render import span
 from cloud_hub.rollouts.durations import Durations
@@ -41,6 +42,19 @@ def test_what_it_waits_for_is_said_with_the_time_that_is_left() -> None:
     shown = text(render_rollout.rollout(waiting, now=100.0))
     assert "waiting: group 1 soaks until then (in 2 h)" in shown
     assert "waiting: group 2 waits for ann\n" in shown
+
+
+def test_a_fleet_rollback_that_is_watched_went_well_once_all_are_back_and_nobody_is_stuck() -> None:
+    def gone_back(state: RolloutState, **states: int) -> bool:
+        there = standing(0, 2)
+        group = GroupStatus(0, 2, open=True, states={ExecutionState(name): count for name, count in states.items()})
+        return all_back(
+            msgspec.structs.replace(there, rollout=msgspec.structs.replace(there.rollout, state=state), groups=(group,))
+        )
+
+    assert gone_back(RolloutState.ROLLED_BACK, returned=2)
+    assert not gone_back(RolloutState.ROLLED_BACK, returned=1, stuck=1)
+    assert not gone_back(RolloutState.ROLLING_BACK, returned=2)
 
 
 def test_the_pace_is_that_of_the_last_minutes_and_says_how_long_the_rest_takes() -> None:

@@ -57,9 +57,9 @@ async def simulate(paths: HubPaths, *options: str) -> AsyncIterator[Command]:
 
 @pytest.mark.timeout(180)
 async def test_devices_enrol_connect_and_leave_when_asked_and_come_back_from_their_file(tmp_path: Path) -> None:
-    options = ("--devices", "20", "--state", str(tmp_path / "fleet.sqlite"), "--tag", "site=lab")
+    options = ("--state", str(tmp_path / "fleet.sqlite"), "--tag", "site=lab")
     async with hub_with_module(tmp_path / "hub") as (paths, client):
-        async with simulate(paths, *options) as command:
+        async with simulate(paths, *options, "--devices", "20") as command:
             await until(lambda: command.last("look").get("reports", 0) >= 20, "the devices to report", PATIENT_S)
             command.process.send_signal(signal.SIGINT)
         assert command.process.returncode == 0

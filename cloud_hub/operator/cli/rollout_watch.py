@@ -22,9 +22,13 @@ POLL_S: Final = 0.5
 
 
 def shown(
-    context: typer.Context, work: Callable[[HubClient], Awaitable[RolloutStatus]], output: Format, watch: bool
+    context: typer.Context,
+    work: Callable[[HubClient], Awaitable[RolloutStatus]],
+    output: Format,
+    watch: bool,
+    well: Callable[[RolloutStatus], bool] = lambda status: status.rollout.state == "finished",
 ) -> None:
-    """Does it and shows the rollout; with `watch` until it has ended, with an exit status that says how."""
+    """Does it and shows the rollout; with `watch` until it has ended, with exit status 0 only if that is `well`."""
 
     async def all_of_it(hub: HubClient) -> RolloutStatus:
         status = await work(hub)
@@ -32,11 +36,16 @@ def shown(
 
     status = act(context, all_of_it)
     from cloud_hub.operator import render_rollout
-    from cloud_hub.rollouts.states import RolloutState
 
     show(status, output, render_rollout.rollout)
-    if watch and status.rollout.state is not RolloutState.FINISHED:
+    if watch and not well(status):
         raise typer.Exit(1)
+
+
+def all_back(status: RolloutStatus) -> bool:
+    """Whether a fleet rollback has reached everybody."""
+    stuck = any(count for group in status.groups for state, count in group.states.items() if state == "stuck")
+    return status.rollout.state == "rolled_back" and not stuck
 
 
 async def _follow(hub: HubClient, status: RolloutStatus, live: bool) -> RolloutStatus:

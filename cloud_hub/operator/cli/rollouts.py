@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cloud_hub.operator.cli.rollout_create import EXAMPLE, create
-from cloud_hub.operator.cli.rollout_watch import Watch, shown
+from cloud_hub.operator.cli.rollout_watch import Watch, all_back, shown
 from cloud_hub.operator.cli.session import Format, Output, act, show
 
 if TYPE_CHECKING:
@@ -61,9 +61,9 @@ def roll_back(
 ) -> None:
     """Give every device back what it had before, also of a rollout that has ended.
 
-    With --watch the status is 1: a rollout that went back has not finished.
+    With --watch the status is 0 only if all are back, and nobody is stuck.
     """
-    shown(context, lambda hub: hub.roll_back_rollout(rollout, reason), output, watch)
+    shown(context, lambda hub: hub.roll_back_rollout(rollout, reason), output, watch, all_back)
 
 
 @app.command(epilog="Example:  mooring rollout retry r7 --watch")

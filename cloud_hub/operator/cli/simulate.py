@@ -24,7 +24,9 @@ EPILOG = "Example:  mooring simulate --devices 1000 --profile fleet.toml --for 6
 
 def simulate(
     context: typer.Context,
-    devices: Annotated[int, typer.Option("--devices", "-n", min=1, help="How many devices.")] = 100,
+    devices: Annotated[
+        int | None, typer.Option("--devices", "-n", min=1, help="How many; by default those of --state, else 100.")
+    ] = None,
     profile: Annotated[
         Path | None,
         typer.Option(
@@ -74,8 +76,8 @@ def simulate(
         from cloud_hub.simulator.run import Wish
 
         wish = Wish(
-            devices, _profile(profile, report_every, windows_every), hardware, prefix, parse_pairs(tag or []), for_s,
-            state, seed_database,
+            devices or 0, _profile(profile, report_every, windows_every), hardware, prefix, parse_pairs(tag or []),
+            for_s, state, seed_database,
         )  # fmt: skip
         settings = context.find_object(Settings) or Settings()
         summary = asyncio.run(_run(settings, wish, output))
