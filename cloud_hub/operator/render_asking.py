@@ -124,8 +124,8 @@ def _came(one: AskedCommand) -> str:
 def _words(asked: Mapping[str, Any]) -> str:
     """What was asked; a range of rows begins at 0 where nothing else is said."""
     said = {name: when(value) if name in ("since", "until") else str(value) for name, value in asked.items()}
-    if last := said.pop("last_s", ""):
-        said["last"] = f"{float(last):g} s"
+    if seconds := float(said.pop("last_s", "0")):  # 0: all
+        said["last"] = f"{seconds:g} s"
     if most := said.pop("max_bytes", ""):
         said["up to"] = size(int(most))
     if rows := [said.pop(name, "0") for name in ("first", "last") if "last" in asked or name in asked]:

@@ -92,6 +92,10 @@ def test_commands_say_what_was_asked_and_what_came() -> None:
     text = shown(render_asking.command(none))
     assert "rows 0 to 4, since 1970-01-01" in text
     assert "nothing kept fits" in text
+    everything = AskedCommand(
+        "c-3", "cam-1", "logs", "", {"last_s": 0.0, "limit": 3}, "done", 0.0, "ann", 9.0, 1.0, 2.0, "", "", 0, 0, 0,
+    )  # fmt: skip
+    assert "logs at most 3" in shown(render_asking.commands([everything]))
     assert "nothing was asked" in shown(render_asking.commands([]))
 
 
