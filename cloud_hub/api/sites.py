@@ -30,9 +30,13 @@ class SiteKey(msgspec.Struct, frozen=True):
 
 
 class MergeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A pack that has been uploaded, by its digest."""
+    """A pack that has been uploaded, by its digest.
+
+    With `skip_unknown` what belongs to modules that this hub does not have is left out for good; else it is held back.
+    """
 
     sha256: _Digest
+    skip_unknown: bool = False
 
 
 class ReceiptText(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -86,7 +90,7 @@ async def pack_site(rooms: Rooms, call: Call) -> Pieces:
 async def merge_pack(rooms: Rooms, call: Call) -> Merged:
     call.access.require_everything("a merge")
     body: MergeRequest = call.body
-    return await rooms.sites.merging.merge(call.path["name"], body.sha256, call.actor)
+    return await rooms.sites.merging.merge(call.path["name"], body.sha256, call.actor, body.skip_unknown)
 
 
 async def take_receipt(rooms: Rooms, call: Call) -> Receipt:

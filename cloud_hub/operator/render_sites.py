@@ -29,7 +29,10 @@ def devices(found: Sequence[CarriedDevice]) -> RenderableType:
 def merged(found: Merged) -> RenderableType:
     line = Text(f"{found.site}: pack of {when(found.made_at)}, {found.devices} devices, {found.entries} entries")
     if found.held:
-        line.append(f"; {found.held} are more than a device may send in a day: the next pack brings them", "yellow")
+        line.append(f"; {found.held} are held back: the next pack brings them", "yellow")
+    if found.unknown:
+        names = ", ".join(found.unknown)
+        line.append(f"\nnot here: {names}; register and build them here, or merge with --skip-unknown", "yellow")
     return line
 
 

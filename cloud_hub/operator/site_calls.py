@@ -47,10 +47,10 @@ class SiteCalls:
         """Bytes written to `target`."""
         return await self._http.download("/site/pack", target, progress)
 
-    async def merge_pack(self, site: str, sha256: str) -> Merged:
+    async def merge_pack(self, site: str, sha256: str, skip_unknown: bool = False) -> Merged:
         """A pack that has been uploaded."""
         return await self._http.ask(
-            Merged, "POST", path_of("sites", site, "merge"), MergeRequest(sha256), answer_s=MERGE_S
+            Merged, "POST", path_of("sites", site, "merge"), MergeRequest(sha256, skip_unknown), answer_s=MERGE_S
         )
 
     async def take_receipt(self, receipt: str) -> Receipt:

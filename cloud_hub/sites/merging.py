@@ -1,8 +1,8 @@
 """Merges a site's pack: first its seal, then what its devices sent, exactly once, by the same way as over MQTT.
 
 Devices of a site are called SITE.DEVICE here. A pack that comes again, or an older one after a newer, adds nothing
-that was there. What a device may not send in a day is held back: the receipt does not speak of it, so the next pack
-carries it again. Called by `api.sites`.
+that was there. What a device may not send in a day, and what belongs to a module that this hub does not have, is held
+back with all behind it: the receipt does not speak of it, so the next pack carries it again. Called by `api.sites`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+from sqlalchemy import select
 
 from cloud_hub.blobs import Blobs
 from cloud_hub.clock import Clock
@@ -24,13 +25,31 @@ from cloud_hub.sites.form import Carried, End, Frame, Head, SiteDevice, frames
 from cloud_hub.sites.receipts import Receipt
 from cloud_hub.sites.seal import Seal, fingerprint, holds
 from cloud_hub.store.engine import Store
+from cloud_hub.store.tables import modules
+from modules.errors import MALFORMED
+from modules.messages import Batch
 
 AT_ONCE: Final = 200  # frames between two looks at what else there is to do
 MAX_ID: Final = 63
+MAX_TOLD: Final = 20
+MAX_ASKED: Final = 500
+
+
+class _Of(msgspec.Struct):
+    """As much of a window or a sample as says what it belongs to."""
+
+    module: str
+    manifest_sha256: str
+
+
+_of: Final = msgspec.msgpack.Decoder(_Of)
 
 
 class Merged(msgspec.Struct, frozen=True):
-    """What came of a pack: entries that it carries, and of these how many could not be taken now."""
+    """What came of a pack: entries that it carries, and of these how many could not be taken now.
+
+    `unknown` are modules of which this hub does not have the build, with its digest.
+    """
 
     site: str
     made_at: float
@@ -38,6 +57,7 @@ class Merged(msgspec.Struct, frozen=True):
     entries: int
     held: int
     receipt: str
+    unknown: tuple[str, ...] = ()
 
 
 class Merging:
@@ -45,15 +65,17 @@ class Merging:
         self._store, self._blobs, self._events = store, blobs, events
         self._ingest, self._seal, self._clock = ingest, seal, clock
 
-    async def merge(self, site: str, sha256: str, actor: str) -> Merged:
-        """An uploaded pack. Raises NotFound `site-not-found` or `blob-not-found`, Unprocessable `pack-invalid` or
+    async def merge(self, site: str, sha256: str, actor: str, skip_unknown: bool = False) -> Merged:
+        """An uploaded pack. With `skip_unknown` what belongs to modules that are not here is left out for good.
+
+        Raises NotFound `site-not-found` or `blob-not-found`, Unprocessable `pack-invalid` or
         `seal-invalid`; then nothing was merged.
         """
         async with self._store.read() as connection:
             public_key = await book.key_of(connection, site)
         async with self._blobs.at_hand(sha256) as (path,):
             head = await asyncio.to_thread(_checked, path, public_key)
-            counted = _Counted(site, head)
+            counted = _Counted(site, head, skip_unknown)
             for some in _slices(path):
                 await self._take(counted, some)
         receipt = Receipt(head.epoch, counted.upto()).sealed(self._seal)
@@ -63,7 +85,8 @@ class Merging:
                 connection, "site.merged", actor, site, sha256=sha256, made_at=head.made_at, devices=counted.devices,
                 entries=counted.entries, held=counted.held,
             )  # fmt: skip
-        return Merged(site, head.made_at, counted.devices, counted.entries, counted.held, receipt)
+        unknown = tuple(sorted(counted.unknown)[:MAX_TOLD])
+        return Merged(site, head.made_at, counted.devices, counted.entries, counted.held, receipt, unknown)
 
     async def _take(self, counted: _Counted, some: list[Frame]) -> None:
         told = [(_named(counted.site, one.id), one) for one in some if isinstance(one, SiteDevice)]
@@ -73,15 +96,39 @@ class Merging:
             counted.devices += len(told)
         for one in some:
             if isinstance(one, Carried):
-                ack = await self._ingest.commit(_named(counted.site, one.device), one.batch)
+                batch = one.batch if counted.skip_unknown else await self._of_known(counted, one.batch)
+                ack = await self._ingest.commit(_named(counted.site, one.device), batch)
                 counted.note(one, ack.upto if ack is not None else 0)
+
+    async def _of_known(self, counted: _Counted, batch: Batch) -> Batch:
+        """The entries up to the first of a module that is not here: the others of its device wait behind it."""
+        found = [(number, body, _belongs(body)) for number, body in batch.entries]
+        await self._learn(counted, {one.manifest_sha256 for _, _, one in found if one is not None})
+        taken: list[tuple[int, bytes]] = []
+        for number, body, one in found:
+            if one is not None and one.manifest_sha256 not in counted.known:
+                counted.unknown.add(f"{one.module[:63]} ({one.manifest_sha256[:12]})")
+                break
+            taken.append((number, body))
+        return msgspec.structs.replace(batch, entries=tuple(taken))
+
+    async def _learn(self, counted: _Counted, manifests: set[str]) -> None:
+        """Which of them are builds of this hub."""
+        new = manifests - counted.known
+        if not new:
+            return
+        async with self._store.read() as connection:
+            query = select(modules.c.manifest_sha256).where(modules.c.manifest_sha256.in_(sorted(new)[:MAX_ASKED]))
+            counted.known.update((await connection.execute(query)).scalars())
 
 
 class _Counted:
     """What has been taken, and up to where everything of a stream has."""
 
-    def __init__(self, site: str, head: Head) -> None:
-        self.site, self.head = site, head
+    def __init__(self, site: str, head: Head, skip_unknown: bool) -> None:
+        self.site, self.head, self.skip_unknown = site, head, skip_unknown
+        self.known: set[str] = set()
+        self.unknown: set[str] = set()
         self.devices = self.entries = self.held = 0
         self._last: dict[str, int] = {}
         self._missing: dict[str, int] = {}
@@ -97,6 +144,14 @@ class _Counted:
 
     def upto(self) -> dict[str, int]:
         return {stream: min(last, self._missing.get(stream, last + 1) - 1) for stream, last in self._last.items()}
+
+
+def _belongs(body: bytes) -> _Of | None:
+    """None for what cannot be read: the ingest says so."""
+    try:
+        return _of.decode(body)
+    except MALFORMED:
+        return None
 
 
 def _named(site: str, device: str) -> str:

@@ -181,6 +181,25 @@ async def test_what_the_centre_died_over_is_merged_the_next_time(
     assert await centre.count() == (6, 6)
 
 
+async def test_what_belongs_to_a_module_that_is_not_there_waits_until_it_is_or_is_left_out(
+    hubs: tuple[Hub, Hub, Built],
+) -> None:
+    site, centre, built = hubs
+    other = await build_module(site.store, site.blobs, RANDOM.normal(size=(300, 3)), 2)
+    await see(site, built, "cam-1", 1)
+    site.clock.advance(LOOK_S)
+    await site.monitored.send("cam-1", make_window(other, RANDOM.normal(size=(50, 3)), site.clock()))
+    await see(site, built, "cam-1", 1)
+    pack = await site.pack()
+    done = await centre.merge(pack)
+    assert (done.entries, done.held) == (5, 2)
+    assert done.unknown == (f"digits ({other.manifest_sha256[:12]})",)
+    assert await centre.count() == (1, 2)
+    skipped = await centre.merging().merge("lyon", await centre.blobs.put(pack), "bob", skip_unknown=True)
+    assert (skipped.held, skipped.unknown) == (0, ())
+    assert await centre.count() == (2, 2)
+
+
 @pytest.mark.parametrize(
     ("new", "error"),
     [

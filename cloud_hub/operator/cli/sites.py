@@ -99,6 +99,9 @@ def merge(
     context: typer.Context,
     site: SiteName,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The pack.", exists=True, dir_okay=False)],
+    skip_unknown: Annotated[
+        bool, typer.Option("--skip-unknown", help="Leave out for good what belongs to modules that are not here.")
+    ] = False,
     output: Output = Format.TABLE,
 ) -> None:
     """Take a site's pack in: nothing counts twice, however often or in which order packs come.
@@ -109,7 +112,7 @@ def merge(
     async def work(hub: HubClient) -> Merged:
         with transferring(f"uploading {file.name}", file.stat().st_size) as progress:
             uploaded = await hub.upload(file, progress)
-        return await hub.merge_pack(site, uploaded.sha256)
+        return await hub.merge_pack(site, uploaded.sha256, skip_unknown)
 
     found = act(context, work)
     receipt = file.with_name(f"{file.name}.receipt")
