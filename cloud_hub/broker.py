@@ -70,6 +70,7 @@ max_queued_messages {max_queued}
 max_queued_bytes {max_queued_bytes}
 # As many as the receiver takes: each client says how many that is.
 max_inflight_messages 0
+max_inflight_bytes {max_queued_bytes}
 memory_limit 1073741824
 max_keepalive 600
 persistent_client_expiration 14d

@@ -73,9 +73,9 @@ def _left_out(found: Sequence[LeftOut]) -> RenderableType:
 def _source(found: Preview) -> str:
     known = found.durations
     if not known.executions:
-        return f"times are the least: {known.source} ({span(known.most_s)})"
+        return f"times are the least: {known.basis} ({span(known.most_s)})"
     return (
-        f"times are estimates from {known.executions} executions of {known.source}: "
+        f"times are estimates from {known.executions} executions of {known.basis}: "
         f"{span(known.typical_s)} as a rule, {span(known.most_s)} for 9 of 10"
     )
 

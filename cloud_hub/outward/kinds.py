@@ -13,13 +13,13 @@ from typing import Final
 # Families (the word before the first dot) that others may hear of.
 PUBLIC: Final = frozenset(
     {
-        "agent", "alert", "arm", "blob", "candidate", "command", "comparison", "crl", "dataset", "device", "event",
-        "gate", "label", "labels", "model", "module", "offline-set", "policy", "profile", "quality", "reference",
-        "retention", "retrain", "retrain-plan", "retraining", "rollout", "sample", "samples", "sampling", "state",
-        "trust", "webhook", "window",
+        "agent", "alert", "arm", "blob", "candidate", "command", "comparison", "configuration", "crl", "dataset",
+        "device", "event", "gate", "group", "label", "labels", "model", "module", "offline-set", "policy", "profile",
+        "quality", "query", "reference", "retention", "retrain", "retrain-plan", "retraining", "rollout", "sample",
+        "samples", "sampling", "site", "state", "trust", "webhook", "window",
     }
 )  # fmt: skip
-PRIVATE: Final = frozenset({"access", "api-token", "session", "token", "user"})
+PRIVATE: Final = frozenset({"access", "api-token", "operation", "session", "token", "user"})
 MAX_PATTERNS: Final = 32
 _PATTERN: Final = re.compile(r"\*|[a-z][a-z0-9-]{0,30}(\.(\*|[a-z0-9][a-z0-9.-]{0,50}))?")
 

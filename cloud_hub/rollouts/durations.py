@@ -26,13 +26,13 @@ MAX_OF_ONE: Final = 200
 class Durations(msgspec.Struct, frozen=True):
     """Seconds from assignment to verified: `typical_s` is the median, `most_s` what 9 of 10 devices keep to.
 
-    `executions` were measured, `source` says of what; with none both numbers are what the module asks for at the least.
+    `executions` were measured, `basis` says of what; with none both numbers are what the module asks for at the least.
     """
 
     typical_s: float
     most_s: float
     executions: int
-    source: str
+    basis: str
 
 
 async def expected(connection: AsyncConnection, blobs: Blobs, module: str, version: int) -> Durations:

@@ -89,7 +89,7 @@ async def test_a_process_module_runs_on_a_desk_with_its_words_on_the_terminal(tm
     async with running(str(bundle), "--port", "0", "--memory", "256", "--cpus", "1") as (process, said):
         address = await serving(process, said)
         assert await served_version(address) == 1
-        await until(lambda: "loaded by a script" in said, "the script's words")
+        await until(lambda: any(line.endswith(" loaded by a script") for line in said), "the script's words")
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
         await asyncio.wait_for(process.wait(), 30)
         assert process.returncode == 0

@@ -63,7 +63,9 @@ def hub_page() -> str:
 
 
 def agent_page() -> str:
-    module = ModuleReport("digits", 3, "ab" * 32, 1, "r-1", "serving", True, samples_dropped={"quota": 1})
+    module = ModuleReport(
+        "digits", 3, "ab" * 32, 1, "r-1", "serving", True, samples_dropped={"quota": 1}, beside={"fed": 1}
+    )
     report = make_report("cam-17")
     report = type(report)(
         **{name: getattr(report, name) for name in report.__struct_fields__}

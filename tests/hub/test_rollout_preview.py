@@ -135,7 +135,7 @@ async def test_times_rest_on_what_earlier_executions_of_the_module_took_and_say_
     await world.took(*(float(second) for second in range(100, 201)))
     await world.took(9999.0, module="other")
     found = await world.ask()
-    assert found.durations.source == "earlier rollouts of digits"
+    assert found.durations.basis == "earlier rollouts of digits"
     assert (found.durations.typical_s, found.durations.most_s, found.durations.executions) == (150, 190, 101)
     now = world.clock()
     assert [group.done_at for group in found.groups] == [now + 190, now + 380, now + 570]
@@ -144,10 +144,10 @@ async def test_times_rest_on_what_earlier_executions_of_the_module_took_and_say_
 
 async def test_without_any_the_times_of_other_modules_count_and_else_the_manifests_probation(world: World) -> None:
     assert (await world.ask()).durations.most_s == 90
-    assert "nothing measured yet" in (await world.ask()).durations.source
+    assert "nothing measured yet" in (await world.ask()).durations.basis
     await world.took(50.0, module="other")
     found = (await world.ask()).durations
-    assert (found.most_s, found.source) == (50, "earlier rollouts of other modules")
+    assert (found.most_s, found.basis) == (50, "earlier rollouts of other modules")
 
 
 async def test_executions_that_failed_or_had_nothing_to_do_tell_nothing(world: World) -> None:
