@@ -6,9 +6,12 @@ import os
 import platform
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from docker.errors import DockerException
+from requests.exceptions import RequestException
 
 from agent.config import ServingSettings, StatePaths
 from agent.containers.settings import ContainerSettings
@@ -44,6 +47,18 @@ def engine() -> Iterator[Dockerd]:
         pytest.skip(str(error))
     yield dockerd
     dockerd.stop()
+
+
+@pytest.fixture(autouse=True)
+def cleared(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What a test leaves in the engine is not the next one's: an agent that stops while a container ends leaves it to
+    the next agent's start, which finds it by its label (test_containers_that_a_killed_agent_has_left_are_removed).
+    """
+    yield
+    if "engine" in request.fixturenames:
+        with suppress(DockerException, RequestException), request.getfixturevalue("engine").client() as client:
+            for left in client.containers(all=True):
+                client.remove_container(left["Id"], force=True)
 
 
 @pytest.fixture(scope="session")
