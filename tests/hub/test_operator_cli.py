@@ -362,7 +362,7 @@ def test_devices_are_put_into_groups_meant_by_saved_queries_and_counted(
     assert "expected a value at character 7" in operator.refused("device", "list", "-q", "group=")
     assert "there is no group 'pilots'" in operator.refused("device", "list", "-q", "group=pilots")
     operator.run("query", "delete", "quiet-pilots")
-    assert "1 devices left pilot" in operator.run("group", "remove", "pilot", device.id).stderr
+    assert "1 device left pilot" in operator.run("group", "remove", "pilot", device.id).stderr
     operator.run("group", "delete", "pilot", "--yes")
 
 
