@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Final, NamedTuple
 
-from sqlalchemy import delete, func, select, tuple_
+from sqlalchemy import delete, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from cloud_hub.store.among import pairs_among
 from cloud_hub.store.bulk import find, in_slices, upsert
 from cloud_hub.store.tables import streams
 
@@ -52,8 +53,8 @@ async def forget_epochs(connection: AsyncConnection, begun: Collection[StreamKey
 
 
 async def _crowded(connection: AsyncConnection, outboxes: Collection[tuple[str, str]]) -> list[tuple[str, str, int]]:
-    of = tuple_(streams.c.device, streams.c.stream)
-    query = select(streams.c.device, streams.c.stream, func.count()).where(of.in_(sorted(outboxes)))
+    of = pairs_among(streams.c.device, streams.c.stream, outboxes)
+    query = select(streams.c.device, streams.c.stream, func.count()).where(of)
     return [tuple(row) for row in await connection.execute(query.group_by(streams.c.device, streams.c.stream))]
 
 

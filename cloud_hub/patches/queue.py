@@ -11,17 +11,17 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import ColumnElement, and_, delete, func, insert, select, tuple_, update
+from sqlalchemy import ColumnElement, and_, delete, func, insert, select, update
 from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cloud_hub.patches.wishes import Wish
+from cloud_hub.store.among import pairs_among
 from cloud_hub.store.behind import behind
 from cloud_hub.store.tables import patches
 
 RETRY_S: Final = 60.0  # before the second attempt; twice as long before each further one
 MAX_REASON: Final = 500
-SLICE: Final = 200
 
 
 class PatchState(enum.StrEnum):
@@ -81,10 +81,7 @@ async def take_in(connection: AsyncConnection, wishes: Sequence[Wish], now: floa
 
 async def forget(connection: AsyncConnection, pairs: Collection[tuple[str, str]]) -> None:
     """Rows by target and base; their blobs go with the next sweep."""
-    listed = list(pairs)
-    for start in range(0, len(listed), SLICE):
-        some = listed[start : start + SLICE]
-        await connection.execute(delete(patches).where(tuple_(patches.c.target, patches.c.base).in_(some)))
+    await connection.execute(delete(patches).where(pairs_among(patches.c.target, patches.c.base, pairs)))
 
 
 async def is_due(connection: AsyncConnection, now: float) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from typing import Any
+from typing import Any, Self
 
 from sqlalchemy import Boolean, ColumnElement, Text, TypeDecorator, bindparam
 from sqlalchemy.dialects.postgresql import ARRAY
@@ -16,6 +16,7 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.sql.operators import OperatorType
 from sqlalchemy.types import TypeEngine
 
 
@@ -38,6 +39,10 @@ class _Among(FunctionElement[bool]):
     type = Boolean()
     inherit_cache = True
 
+    def self_group(self, against: OperatorType | None = None) -> Self:
+        """As it is: what is not a comparison gets "= 1" in SQLite, and with that no index is used."""
+        return self
+
 
 @compiles(_Among)
 def _as_json(element: _Among, compiler: SQLCompiler, **words: Any) -> str:  # noqa: ANN401 - what SQLAlchemy hands on
@@ -51,6 +56,43 @@ def _as_array(element: _Among, compiler: SQLCompiler, **words: Any) -> str:  # n
     return f"({column} = ANY ({values}))"
 
 
+class _Pairs(TypeDecorator[list[tuple[str, str]]]):
+    """JSON everywhere: drivers have no arrays of pairs."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: list[tuple[str, str]] | None, dialect: Dialect) -> str:
+        return json.dumps(value)
+
+
+class _AmongPairs(_Among):
+    """Two columns and values."""
+
+    inherit_cache = True
+
+
+@compiles(_AmongPairs)
+def _as_json_pairs(element: _AmongPairs, compiler: SQLCompiler, **words: Any) -> str:  # noqa: ANN401 - as above
+    left, right, values = (compiler.process(one, **words) for one in element.clauses)
+    each = f"SELECT value ->> 0, value ->> 1 FROM json_each({values})"  # noqa: S608 - rendered by SQLAlchemy
+    return f"(({left}, {right}) IN ({each}))"
+
+
+@compiles(_AmongPairs, "postgresql")
+def _as_json_elements(element: _AmongPairs, compiler: SQLCompiler, **words: Any) -> str:  # noqa: ANN401 - as above
+    left, right, values = (compiler.process(one, **words) for one in element.clauses)
+    each = f"SELECT value ->> 0, value ->> 1 FROM json_array_elements(CAST({values} AS json))"  # noqa: S608 - as above
+    return f"(({left}, {right}) IN ({each}))"
+
+
 def among(column: ColumnElement[str], values: Collection[str]) -> ColumnElement[bool]:
     """Whether the column is one of the values, of which there may be more than a statement can have parameters."""
     return _Among(column, bindparam(None, sorted(values), type_=_Texts(), unique=True))
+
+
+def pairs_among(
+    left: ColumnElement[str], right: ColumnElement[str], values: Collection[tuple[str, str]]
+) -> ColumnElement[bool]:
+    """Whether the two columns are one of the pairs; for a list of them in the text SQLite reads the whole table."""
+    return _AmongPairs(left, right, bindparam(None, sorted(values), type_=_Pairs(), unique=True))

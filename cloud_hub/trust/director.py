@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, and_, bindparam, delete, insert, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, and_, bindparam, delete, insert, or_, select, update
 from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 from tuf.api.metadata import Snapshot, TargetFile, Targets, Timestamp
@@ -26,6 +26,7 @@ from tuf.api.metadata import Snapshot, TargetFile, Targets, Timestamp
 from cloud_hub.clock import Clock
 from cloud_hub.desired import MAIN, to_assignment
 from cloud_hub.errors import Conflict, NotFound
+from cloud_hub.store.among import pairs_among
 from cloud_hub.store.engine import Store, among
 from cloud_hub.store.tables import assignments, devices, director_files, modules
 from cloud_hub.store.together import Together
@@ -174,10 +175,10 @@ class Director:
         return len(files)
 
     async def _bodies(self, wanted: Collection[tuple[str, str]]) -> Mapping[tuple[str, str], bytes]:
-        key = tuple_(director_files.c.device, director_files.c.filename)
+        of = pairs_among(director_files.c.device, director_files.c.filename, wanted)
         query = select(director_files.c.device, director_files.c.filename, director_files.c.body)
         async with self._store.read() as connection:
-            rows = await connection.execute(query.where(key.in_(sorted(wanted))))
+            rows = await connection.execute(query.where(of))
             return {(row.device, row.filename): bytes(row.body) for row in rows}
 
     async def _signable(self, wanted: Collection[str]) -> Mapping[str, _Standing]:

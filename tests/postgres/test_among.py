@@ -1,0 +1,3 @@
+"""The tests of tests/hub/test_among.py on PostgreSQL."""
+
+from hub.test_among import *  # noqa: F403
