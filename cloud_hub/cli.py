@@ -6,7 +6,6 @@ Parses, calls, and says how it went; exit status 1 when something failed, 2 when
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 import signal
@@ -15,6 +14,7 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
+from gc import collect, freeze
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -312,8 +312,8 @@ async def _serve(paths: HubPaths, broker: str, ready_file: Path | None) -> None:
     def on_ready(ready: Ready) -> None:
         is_up.set()
         # What was imported stays: to go through it anew took the collector 150 ms, in which nobody was answered.
-        gc.collect()
-        gc.freeze()
+        collect()
+        freeze()
         if ready_file is not None:
             about = {
                 "api": ready.api,
