@@ -9,13 +9,13 @@ from collections.abc import Collection
 from typing import Any, Final, Literal
 
 import msgspec
-from sqlalchemy import Row, or_, select
+from sqlalchemy import Row, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cloud_hub.errors import NotFound
 from cloud_hub.monitoring.looks import Group
 from cloud_hub.monitoring.verdict import FeatureEvidence, Kind, RateEvidence
-from cloud_hub.store.engine import among
+from cloud_hub.store.among import among, pairs_among
 from cloud_hub.store.tables import alert_changes, alerts
 
 State = Literal["open", "acknowledged", "snoozed", "resolved"]
@@ -27,7 +27,6 @@ Resolution = Literal["", "calm", "superseded", "by-hand", "normal"]
 CLONE: Final = "clone-suspected"
 MAX_ALERTS: Final = 500
 MAX_HISTORY: Final = 200
-MAX_NEWEST: Final = 50
 LIVE: Final[tuple[State, ...]] = ("open", "acknowledged", "snoozed")
 
 
@@ -211,11 +210,15 @@ async def calm_from(connection: AsyncConnection, kind: AlertKind, group: Group) 
     return None if found is None else found.evidence.calm_from
 
 
-async def of_group(connection: AsyncConnection, group: Group) -> list[Alert]:
-    """Of every kind, newest first: enough to hold the newest of each."""
-    where = (alerts.c.manifest_sha256 == group.manifest_sha256, alerts.c.scope == group.scope)
-    query = select(alerts).where(*where).order_by(alerts.c.id.desc()).limit(MAX_NEWEST)
-    return [_alert(row) for row in await connection.execute(query)]
+async def newest_of(connection: AsyncConnection, groups: Collection[Group]) -> dict[Group, dict[AlertKind, Alert]]:
+    """The newest alert of each kind, live or not, by group; without groups that have none."""
+    of = pairs_among(alerts.c.manifest_sha256, alerts.c.scope, [(g.manifest_sha256, g.scope) for g in groups])
+    newest = select(func.max(alerts.c.id)).where(of).group_by(alerts.c.manifest_sha256, alerts.c.scope, alerts.c.kind)
+    found: dict[Group, dict[AlertKind, Alert]] = {}
+    for row in await connection.execute(select(alerts).where(alerts.c.id.in_(newest))):
+        alert = _alert(row)
+        found.setdefault(alert.group, {})[alert.kind] = alert
+    return found
 
 
 async def live_of(

@@ -34,11 +34,13 @@ from cloud_hub.monitoring.reports import Reports, WatchSettings
 from cloud_hub.monitoring.scopes import is_device
 from cloud_hub.monitoring.verdict import Kind
 from cloud_hub.monitoring.watches import Watches
+from cloud_hub.store.bulk import in_slices
 from cloud_hub.store.engine import Store
 
 KINDS: Final[tuple[Kind, ...]] = ("drift", "quality")
 REOPEN_LOOKS: Final = 24  # one that comes back within so many looks is the same alert
 LONGEST_PAUSE_S: Final = 60.0
+TOGETHER: Final = 32  # devices that are read and weighed at once
 SHORTEST_PAUSE_S: Final = 0.25  # what comes meanwhile is weighed together, on the same view of its fleet
 SAID: Final = "said"  # by a wider alert
 HELD: Final = "held"  # a wider scope will say it at its next turn
@@ -93,11 +95,13 @@ class Alerts:
         await self._sweep()
         self._deciding.fresh()
         now = self._clock()
-        for group in sorted(self._waiting, key=_by_width):
-            if now - self._weighed_at.get(group, -math.inf) >= self._settings.pause_s:
-                self._waiting.discard(group)  # it may come back: see `_say`
-                self._weighed_at[group] = now
-                await self._weigh(group)
+        due = [
+            group for group in self._waiting if now - self._weighed_at.get(group, -math.inf) >= self._settings.pause_s
+        ]
+        for group in sorted((group for group in due if not is_device(group.device)), key=_by_width):
+            await self._weigh(group, now)
+        for some in in_slices(sorted(group for group in due if is_device(group.device)), TOGETHER):
+            await self._weigh_devices(some, now)
         pauses = [self._weighed_at.get(group, now) + self._settings.pause_s - now for group in self._waiting]
         return min([LONGEST_PAUSE_S, self._settings.look_s, *pauses])
 
@@ -213,7 +217,16 @@ class Alerts:
             async with self._store.write() as connection:
                 await self._life.wake(connection)
 
-    async def _weigh(self, group: Group) -> None:
+    async def _weigh_devices(self, groups: Sequence[Group], now: float) -> None:
+        with contextlib.suppress(HubError):  # each is told of by itself
+            await self._deciding.decide_devices(groups)
+        for group in groups:
+            await self._weigh(group, now)
+        self._deciding.forget(groups)
+
+    async def _weigh(self, group: Group, now: float) -> None:
+        self._waiting.discard(group)  # it may come back: see `_say`
+        self._weighed_at[group] = now
         try:
             for kind in await self._in_order(group):
                 await self._weigh_kind(group, kind)
@@ -327,6 +340,6 @@ def _is_bad(quality: AlertEvidence) -> bool:
     return bool(quality.problems) or severe(quality)
 
 
-def _by_width(group: Group) -> tuple[int, Group]:
-    """The fleet first, then groups, then devices: so that what is spread is said once."""
-    return (2 if is_device(group.device) else 0 if group.device == FLEET else 1, group)
+def _by_width(group: Group) -> tuple[bool, Group]:
+    """The fleet before groups of devices."""
+    return group.device != FLEET, group

@@ -1,18 +1,19 @@
 """What a module, a device or a group of devices is compared with now: what was set for it, else its training data.
 
 Counts of a period or of another version were summed when they were chosen (`watches`); what all others count is read
-here when it is needed. Used by `reports` and `deciding`.
+here when it is needed. Used by `reports` and `readings`.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import numpy as np
-from sqlalchemy import select
+from sqlalchemy import Row, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cloud_hub.monitoring import looks
@@ -25,6 +26,7 @@ from cloud_hub.monitoring.references import References, Watched
 from cloud_hub.monitoring.scopes import is_device, of_name
 from cloud_hub.monitoring.usual import Usual, usual_of
 from cloud_hub.monitoring.verdict import LookSeries
+from cloud_hub.store.among import among
 from cloud_hub.store.tables import looks as looks_table
 from cloud_hub.store.tables import modules, watch_counts, watches
 
@@ -73,9 +75,20 @@ class Bases:
         if chosen is not None:
             one = await self.count(connection, watched, "fleet", chosen)
             return await self._applied(connection, watched, group, chosen, one)
-        query = select(watches).where(watches.c.module == watched.module, watches.c.scope.in_([group.scope, "fleet"]))
-        found = {row.scope: row for row in await connection.execute(query)}
-        row = found.get(group.scope) or found.get("fleet")
+        return (await self.of(connection, watched, [group]))[group]
+
+    async def of(self, connection: AsyncConnection, watched: Watched, groups: Collection[Group]) -> dict[Group, Basis]:
+        """Of groups of this build, each as set for its scope, else for the module."""
+        scopes = {"fleet", *(group.scope for group in groups)}
+        query = select(watches).where(watches.c.module == watched.module, among(watches.c.scope, scopes))
+        rows = {row.scope: row for row in await connection.execute(query)}
+        found = {}
+        for group in groups:
+            row = rows.get(group.scope) or rows.get("fleet")
+            found[group] = await self._set(connection, watched, group, row)
+        return found
+
+    async def _set(self, connection: AsyncConnection, watched: Watched, group: Group, row: Row[Any] | None) -> Basis:
         if row is None:
             return Basis(watched.layout, str(TRAINING))
         reference = msgspec.convert(row.reference, Reference)

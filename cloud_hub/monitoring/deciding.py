@@ -8,40 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
 
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cloud_hub.clock import Clock
 from cloud_hub.monitoring import alert_book, looks, problems, spread
-from cloud_hub.monitoring.alert_book import Alert, AlertEvidence, ProblemCount
-from cloud_hub.monitoring.bases import Basis
+from cloud_hub.monitoring.alert_book import Alert, AlertEvidence, AlertKind, ProblemCount
 from cloud_hub.monitoring.evidence import MAX_LOOKS
 from cloud_hub.monitoring.finding import Finding, next_evidence, opening
-from cloud_hub.monitoring.layout import Layout
 from cloud_hub.monitoring.looks import FLEET, Group
 from cloud_hub.monitoring.population import MAX_SUSPECTS, Population, heaviest, heavy_in, population
+from cloud_hub.monitoring.readings import Reading, read_scopes
 from cloud_hub.monitoring.references import References, Watched
 from cloud_hub.monitoring.reports import Reports, WatchSettings
 from cloud_hub.monitoring.scopes import is_device, is_group
 from cloud_hub.monitoring.traits import Traits
 from cloud_hub.monitoring.verdict import Kind, LookSeries
 from cloud_hub.store.engine import Store
-from modules.windows import ReferenceProfile
-
-_NOTHING: Final = Layout(ReferenceProfile(0, ()))
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What is known of a scope before it is weighed: its looks and what they are weighed against."""
-
-    watched: Watched | None
-    basis: Basis
-    looks: LookSeries
 
 
 @dataclass(frozen=True)
@@ -69,6 +55,20 @@ class Decision:
         return msgspec.structs.replace(shown, causes=causes)
 
 
+@dataclass(frozen=True)
+class _Question:
+    """A decision but for its evidence, which is worked out in a thread."""
+
+    watched: Watched | None
+    alert: Alert | None
+    finding: Finding
+    behind: spread.Spread | None
+
+    def decided(self, evidence: AlertEvidence | None) -> Decision:
+        shown = None if evidence is None else dressed(evidence, self.behind)
+        return Decision(self.watched, self.alert, self.finding, self.behind, shown)
+
+
 class Deciding:
     """`fresh` begins a run."""
 
@@ -90,7 +90,7 @@ class Deciding:
         self._traits = Traits()
         self._decided: dict[tuple[Group, Kind], Decision] = {}
         self._readings: dict[Group, Reading] = {}
-        self._alerts: dict[Group, list[Alert]] = {}
+        self._alerts: dict[Group, dict[AlertKind, Alert]] = {}
         self._people: dict[str, tuple[float, Population]] = {}
         self._heavy: dict[str, list[str]] = {}
 
@@ -106,8 +106,20 @@ class Deciding:
     async def decide(self, group: Group, kind: Kind) -> Decision:
         """Once per run."""
         if (group, kind) not in self._decided:
-            self._decided[group, kind] = await self._decide(group, kind)
+            await self._decide([group], (kind,))
         return self._decided[group, kind]
+
+    async def decide_devices(self, groups: Sequence[Group]) -> None:
+        """As `decide` of each of these devices for drift and quality, with few questions to the database for all."""
+        await self._decide(groups, ("drift", "quality"))
+
+    def forget(self, groups: Collection[Group]) -> None:
+        """What was read of these, which nobody asks for again: of a whole fleet it would be much."""
+        for group in groups:
+            self._readings.pop(group, None)
+            self._alerts.pop(group, None)
+            for kind in ("drift", "quality"):
+                self._decided.pop((group, kind), None)
 
     async def wider(self, group: Group) -> list[Group]:
         """The scopes that hold all of this one's devices, the widest first."""
@@ -123,35 +135,46 @@ class Deciding:
             names |= {name for device in people.rows for name in people.groups_of(device)}
         return {Group(group.manifest_sha256, name) for name in names}
 
-    async def _decide(self, group: Group, kind: Kind) -> Decision:
+    async def _decide(self, groups: Sequence[Group], kinds: Sequence[Kind]) -> None:
+        builds = {group.manifest_sha256 for group in groups}
+        watched = {sha256: await self._references.get(sha256) if sha256 else None for sha256 in builds}
+        questions: dict[tuple[Group, Kind], _Question] = {}
         async with self._store.read() as connection:
-            reading = await self._read(connection, group)
-            own = [alert for alert in await self._alerts_of(connection, group) if alert.kind == kind]
-            finding = await self._finding(connection, group, reading, kind)
-            behind = None
-            if not is_device(group.device) and len(finding.looks):
-                finding, behind = await self._of_many(connection, group, finding)
-        evidence = await asyncio.to_thread(opening, finding)
-        alert = next((alert for alert in own if alert.live), None)
-        return Decision(
-            reading.watched, alert, finding, behind, None if evidence is None else dressed(evidence, behind)
-        )
+            await self._read(connection, groups, watched)
+            for group in groups:
+                for kind in kinds:
+                    questions[group, kind] = await self._question(connection, group, kind)
+        findings = [question.finding for question in questions.values()]
+        found = await asyncio.to_thread(lambda: [opening(finding) for finding in findings])
+        for (key, question), evidence in zip(questions.items(), found, strict=True):
+            self._decided[key] = question.decided(evidence)
 
-    async def _read(self, connection: AsyncConnection, group: Group) -> Reading:
-        if group not in self._readings:
-            watched = await self._references.get(group.manifest_sha256) if group.manifest_sha256 else None
-            basis, series = Basis(_NOTHING, "training"), LookSeries.empty(_NOTHING)
-            if watched is not None:
-                basis = await self._reports.bases.basis(connection, watched, group)
-                since = -math.inf if basis.since is None else basis.since
-                series = await looks.series(connection, watched.layout, group, since)
-            self._readings[group] = Reading(watched, basis, series)
-        return self._readings[group]
+    async def _read(
+        self, connection: AsyncConnection, groups: Sequence[Group], watched: Mapping[str, Watched | None]
+    ) -> None:
+        recent = self._clock() - self._settings.calm_looks * self._settings.look_s
+        for sha256, build in watched.items():
+            scopes = [g.device for g in groups if g.manifest_sha256 == sha256 and g not in self._readings]
+            if scopes:
+                bases = self._reports.bases
+                self._readings |= await read_scopes(connection, bases, build, sha256, scopes, recent)
+        await self._read_alerts(connection, groups)
 
-    async def _alerts_of(self, connection: AsyncConnection, group: Group) -> list[Alert]:
-        if group not in self._alerts:
-            self._alerts[group] = await alert_book.of_group(connection, group)
-        return self._alerts[group]
+    async def _read_alerts(self, connection: AsyncConnection, groups: Collection[Group]) -> None:
+        new = [group for group in groups if group not in self._alerts]
+        if new:
+            found = await alert_book.newest_of(connection, new)
+            self._alerts.update({group: found.get(group, {}) for group in new})
+
+    async def _question(self, connection: AsyncConnection, group: Group, kind: Kind) -> _Question:
+        reading = self._readings[group]
+        finding = await self._finding(connection, group, reading, kind)
+        behind = None
+        if not is_device(group.device) and len(finding.looks):
+            finding, behind = await self._of_many(connection, group, finding)
+        newest = self._alerts[group].get(kind)
+        alert = newest if newest is not None and newest.live else None
+        return _Question(reading.watched, alert, finding, behind)
 
     async def _wider(self, connection: AsyncConnection, group: Group) -> list[Group]:
         if not group.manifest_sha256 or group.device == FLEET:
@@ -164,12 +187,11 @@ class Deciding:
 
     async def _calm_from(self, connection: AsyncConnection, group: Group, kind: Kind) -> float:
         """Where the latest calm began, of this scope or of one that holds it: looks before are not weighed again."""
-        found = [-math.inf]
-        for scope in (group, *await self._wider(connection, group)):
-            newest = next((a for a in await self._alerts_of(connection, scope) if a.kind == kind), None)
-            if newest is not None and newest.evidence.calm_from is not None:
-                found.append(newest.evidence.calm_from)
-        return max(found)
+        scopes = (group, *await self._wider(connection, group))
+        await self._read_alerts(connection, scopes)
+        newest = [self._alerts[scope].get(kind) for scope in scopes]
+        calm = [alert.evidence.calm_from for alert in newest if alert is not None]
+        return max((since for since in calm if since is not None), default=-math.inf)
 
     async def _finding(self, connection: AsyncConnection, group: Group, reading: Reading, kind: Kind) -> Finding:
         rate = await self._reports.alarm_rate(connection)
@@ -180,14 +202,14 @@ class Deciding:
         finding = Finding(kind, reading.basis.layout(series), series, closed, rate, calm_looks, (), reference)
         if kind != "quality" or not is_device(group.device):
             return finding
-        return replace(finding, problems=await self._problems(connection, group, finding))
+        return replace(finding, problems=await self._problems(connection, group, reading, finding))
 
-    async def _problems(self, connection: AsyncConnection, group: Group, finding: Finding) -> tuple[ProblemCount, ...]:
-        recent = self._clock() - self._settings.calm_looks * self._settings.look_s
-        found = await problems.refused(connection, group, recent)
-        if len(finding.looks):
-            found += await problems.clock_and_lateness(connection, group, recent)
+    async def _problems(
+        self, connection: AsyncConnection, group: Group, reading: Reading, finding: Finding
+    ) -> tuple[ProblemCount, ...]:
+        found = reading.problems
         if int(finding.looks.rows.max(initial=0)) >= problems.FLOOD_ROWS:
+            recent = self._clock() - self._settings.calm_looks * self._settings.look_s
             found += problems.flood(finding.looks, recent, await self._usual(connection, group, recent))
         return found
 

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
-from sqlalchemy import Row, Select, func, select
+from sqlalchemy import Row, Select, and_, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cloud_hub.monitoring.evidence import MAX_LOOKS, IntArray
@@ -89,7 +89,34 @@ async def series_of(
 ) -> dict[str, LookSeries]:
     """As `series` of each scope, read at once; without those that have no looks since then."""
     query = _looks_of(manifest_sha256, since).where(among(looks.c.device, scopes))
-    rows = (await connection.execute(query.order_by(looks.c.device, looks.c.start))).all()
+    return _by_scope(layout, (await connection.execute(query.order_by(looks.c.device, looks.c.start))).all())
+
+
+async def latest_of(
+    connection: AsyncConnection, layout: Layout, manifest_sha256: str, scopes: Collection[str]
+) -> dict[str, LookSeries]:
+    """As `series` of each scope with all its looks, read at once; without those that have none."""
+    if not scopes:
+        return {}
+    other = looks.alias()
+    same = and_(other.c.manifest_sha256 == look_scopes.c.manifest_sha256, other.c.device == look_scopes.c.device)
+    # Found per scope by its key: a device that is a year old has ten thousand looks.
+    oldest = select(other.c.start).where(same).order_by(other.c.start.desc()).limit(1).offset(MAX_LOOKS - 1)
+    joined = look_scopes.join(
+        looks,
+        and_(
+            looks.c.manifest_sha256 == look_scopes.c.manifest_sha256,
+            looks.c.device == look_scopes.c.device,
+            looks.c.start >= func.coalesce(oldest.scalar_subquery(), 0.0),
+        ),
+    )
+    query = select(*(looks.c[name] for name in _NAMES)).select_from(joined)
+    query = query.where(look_scopes.c.manifest_sha256 == manifest_sha256, among(look_scopes.c.device, scopes))
+    return _by_scope(layout, (await connection.execute(query.order_by(looks.c.device, looks.c.start))).all())
+
+
+def _by_scope(layout: Layout, rows: Sequence[Row[Any]]) -> dict[str, LookSeries]:
+    """`rows` stand by scope and time."""
     together = _series(layout, rows)
     found: dict[str, LookSeries] = {}
     begin = 0

@@ -1,7 +1,7 @@
 """What makes a device's data suspect beside its counts: entries refused, a clock that was set, a flood.
 
 All of it is data quality, of one device. Sensors that stand still are in the counts: see `conditions`. Used by
-`deciding`.
+`readings` and `deciding`.
 
 - `window.refused` and its like: the events of the last looks, by reason.
 - `clock-set`: the device says that its clock was set by so much that windows may lie elsewhere.
@@ -11,6 +11,7 @@ All of it is data quality, of one device. Sensors that stand still are in the co
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Final
 
 import numpy as np
@@ -20,6 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from cloud_hub.monitoring.alert_book import ProblemCount
 from cloud_hub.monitoring.looks import Group
 from cloud_hub.monitoring.verdict import LookSeries
+from cloud_hub.store.among import among
 from cloud_hub.store.tables import events, looks
 
 REFUSED_KINDS: Final = ("window.refused", "sample.refused", "event.refused")
@@ -49,13 +51,28 @@ async def refused(connection: AsyncConnection, group: Group, since: float) -> tu
     return tuple(counted.values())
 
 
-async def clock_and_lateness(connection: AsyncConnection, group: Group, since: float) -> tuple[ProblemCount, ...]:
-    """What windows of the last looks say of the device's clock, and of rows that came late."""
+async def with_refusals(connection: AsyncConnection, devices: Collection[str], since: float) -> list[str]:
+    """Those of the devices of which `refused` has something to say."""
+    query = select(events.c.subject).distinct()
+    query = query.where(among(events.c.subject, devices), events.c.kind.in_(REFUSED_KINDS), events.c.at > since)
+    return list((await connection.execute(query)).scalars())
+
+
+async def clocks_and_lateness(
+    connection: AsyncConnection, manifest_sha256: str, devices: Collection[str], since: float
+) -> dict[str, tuple[ProblemCount, ...]]:
+    """What windows of the last looks say of the devices' clocks, and of rows that came late."""
     sums = (func.sum(looks.c.clock_jumps), func.sum(looks.c.late), func.sum(looks.c.rows))
-    query = select(*sums).where(
-        looks.c.manifest_sha256 == group.manifest_sha256, looks.c.device == group.device, looks.c.start >= since
+    query = (
+        select(looks.c.device, *sums)
+        .group_by(looks.c.device)
+        .where(looks.c.manifest_sha256 == manifest_sha256, among(looks.c.device, devices), looks.c.start >= since)
     )
-    jumps, late, rows = (int(value or 0) for value in (await connection.execute(query)).one())
+    rows = await connection.execute(query)
+    return {device: _told(int(jumps or 0), int(late or 0), int(counted or 0)) for device, jumps, late, counted in rows}
+
+
+def _told(jumps: int, late: int, rows: int) -> tuple[ProblemCount, ...]:
     found = []
     if jumps:
         found.append(ProblemCount("clock-set", jumps, f"its clock was set {_times(jumps)}: windows may lie elsewhere"))
