@@ -13,6 +13,7 @@ from cloud_hub.store.engine import Store
 from cloud_hub.store.tables import assignments
 from support.clock import SetClock
 from support.monitoring import LOOK_S, Array, Built, Monitored, build_module, make_window
+from support.statements import noted
 from support.waiting import until_async
 
 RANDOM = np.random.default_rng(17)
@@ -199,6 +200,32 @@ async def test_inside_its_context_alerts_are_opened_without_being_asked(hub: Mon
     async with hub.alerts:
         await hub.send("edge-a", make_window(built, rows(shift=6.0), hub.clock()))
         await until_async(opened, "an alert about edge-a")
+
+
+async def test_many_devices_are_weighed_with_few_questions_to_the_database(hub: Monitored, built: Built) -> None:
+    asked = []
+    for count in (4, 24):
+        devices = [f"edge-{number}" for number in range(count)]
+        await live(hub, built, 3, calm(*devices))
+        for device in devices:
+            await hub.send(device, make_window(built, rows(), hub.clock()))
+        with noted() as statements:
+            await hub.alerts.run_due()
+        asked.append(len(statements))
+    few, many = asked
+    assert many == few
+
+
+async def test_a_build_whose_reference_cannot_be_read_does_not_hold_up_others(
+    hub: Monitored, built: Built, store: Store, blobs: Blobs, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = await build_module(store, blobs, RANDOM.normal(size=(4000, FEATURES)), version=2)
+    await blobs.remove(other.manifest_sha256, float("inf"))
+    await live(hub, built, 3, calm())
+    hub.alerts.touched([Group(other.manifest_sha256, "edge-d"), Group(other.manifest_sha256, "edge-e")])
+    await live(hub, built, 3, calm() | {"edge-d": rows(shift=2.0, number=5000)})
+    assert {alert.group.device for alert in await open_alerts(hub)} == {"edge-d"}
+    assert "could not weigh a group" in caplog.text
 
 
 async def test_drift_of_what_is_not_known_says_its_name(hub: Monitored, built: Built) -> None:

@@ -3,12 +3,13 @@
 import itertools
 
 import numpy as np
+import pytest
 from sqlalchemy import select
 
 from cloud_hub.blobs import Blobs
 from cloud_hub.clock import Clock
 from cloud_hub.events import Events
-from cloud_hub.monitoring.looks import FLEET, TICK, Group, look_start, moment_ticks, series
+from cloud_hub.monitoring.looks import FLEET, TICK, Group, latest_of, look_start, moment_ticks, series
 from cloud_hub.store.engine import Store
 from cloud_hub.store.tables import looks
 from modules.windows import Window
@@ -100,3 +101,25 @@ async def _stored(store: Store, device: str) -> tuple[object, ...]:
     async with store.read() as connection:
         rows = await connection.execute(select(*columns).where(looks.c.device == device).order_by(looks.c.start))
         return tuple(tuple(row) for row in rows)
+
+
+async def test_looks_of_many_devices_read_at_once_are_those_of_each(
+    store: Store, blobs: Blobs, events: Events, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cloud_hub.monitoring.looks.MAX_LOOKS", 4)
+    built = await build_module(store, blobs, RANDOM.normal(size=(100, 2)))
+    hub = Monitored(store, blobs, events, clock)
+    for device, past in (("edge-few", 2), ("edge-full", 4), ("edge-old", 9)):
+        await hub.send(device, *(_window(built, clock() - LOOK_S * i) for i in range(past)))
+    watched = await hub.references.get(built.manifest_sha256)
+    assert watched is not None
+    scopes = ("edge-few", "edge-full", "edge-old", "edge-never", FLEET)
+    async with store.read() as connection:
+        together = await latest_of(connection, watched.layout, built.manifest_sha256, scopes)
+        for scope in set(scopes) - {"edge-never"}:
+            alone = await series(connection, watched.layout, Group(built.manifest_sha256, scope), limit=4)
+            assert together[scope].starts == alone.starts
+            assert (together[scope].counts == alone.counts).all()
+    assert {scope: len(found) for scope, found in together.items()} == {
+        "edge-few": 2, "edge-full": 4, "edge-old": 4, FLEET: 4,
+    }  # fmt: skip

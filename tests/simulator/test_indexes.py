@@ -1,22 +1,37 @@
 """What a fleet makes the hub ask of its database all day is found by an index: nothing there reads a whole table."""
 
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, event
 
 from cloud_hub.config import HubPaths
+from cloud_hub.operator.client import HubClient
 from cloud_hub.rollouts.new import NewRollout
 from cloud_hub.simulator.fleet import Fleet
 from cloud_hub.simulator.profile import Profile, Steps
 from support.simulated import MODULE, hub_with_module, members
+from support.statements import noted
 from support.waiting import until, until_async
 
-GROWING = ("devices", "assignments", "executions", "director_files", "reported_modules", "streams")
-GROWING += ("windows", "looks", "look_scopes", "events", "samples", "predictions", "alerts", "commands")
+GROWING = frozenset(
+    [
+        "devices",
+        "assignments",
+        "executions",
+        "director_files",
+        "reported_modules",
+        "streams",
+        "windows",
+        "looks",
+        "look_scopes",
+        "events",
+        "samples",
+        "alerts",
+        "commands",
+    ]
+)
 # Once per tick, look or batch, of everything there is.
 WHOLE = (
     "FROM devices LEFT OUTER JOIN director_files",  # what has to be signed again soon
@@ -28,37 +43,28 @@ STEPS = Steps(resolving=0.05, verifying=0.05, staging=0.05, trying=0.1, activati
 PATIENT_S = 60.0
 
 
-@pytest.fixture
-def statements() -> Iterator[set[str]]:
-    """Everything that is asked of SQLite in this process."""
-    found: set[str] = set()
-
-    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
-        found.add(statement)
-
-    event.listen(Engine, "before_cursor_execute", note)
-    yield found
-    event.remove(Engine, "before_cursor_execute", note)
-
-
 @pytest.mark.timeout(180)
-async def test_nothing_that_devices_make_the_hub_ask_reads_a_whole_table(tmp_path: Path, statements: set[str]) -> None:
+async def test_nothing_that_devices_make_the_hub_ask_reads_a_whole_table(tmp_path: Path) -> None:
     async with hub_with_module(tmp_path / "hub") as (paths, client):
         place, fleet_members = await members(paths.root, 20)
         profile = Profile(report_every_s=1, window_every_s=1, files="none", steps=STEPS)
-        statements.clear()
-        async with Fleet(place, fleet_members, profile) as fleet:
-            await until(lambda: fleet.summary.connected == 20, "20 devices to connect", PATIENT_S)
-            made = await client.create_rollout(NewRollout(MODULE, 1, start=True))
-
-            async def over() -> bool:
-                return (await client.rollout(made.rollout.id)).rollout.state != "running"
-
-            await until_async(over, "the rollout to end", PATIENT_S)
-            await until(lambda: fleet.summary.windows >= 60, "windows to be acknowledged", PATIENT_S)
-        asked = set(statements)
+        with noted() as statements:
+            async with Fleet(place, fleet_members, profile) as fleet:
+                await until(lambda: fleet.summary.connected == 20, "20 devices to connect", PATIENT_S)
+                await rolled_out(client)
+                await until(lambda: fleet.summary.windows >= 60, "windows to be acknowledged", PATIENT_S)
+    asked = set(statements)
     assert any("json_each" in statement for statement in asked)
     assert {statement: plan for statement in asked if (plan := whole_tables(paths, statement))} == {}
+
+
+async def rolled_out(client: HubClient) -> None:
+    made = await client.create_rollout(NewRollout(MODULE, 1, start=True))
+
+    async def over() -> bool:
+        return (await client.rollout(made.rollout.id)).rollout.state != "running"
+
+    await until_async(over, "the rollout to end", PATIENT_S)
 
 
 def whole_tables(paths: HubPaths, statement: str) -> list[str]:
