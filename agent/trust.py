@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
+from agent.absent import KEY_STORES, without
 from agent.config import StatePaths
 from agent.errors import LinkTimeout, TrustError
 from agent.link import Link
@@ -128,11 +129,10 @@ class Trust:
         return self._read_once(name, get)
 
     def _read_once(self, name: Repository, get: Get) -> Reading:
-        from agent.trust_repository import Reading
-
+        reading = _reading()
         bootstrap = (self._roots / f"{name}.root.json").read_bytes()
         try:
-            return Reading(name, self._metadata / name, self._metadata / f"{name}.new", bootstrap, get)
+            return reading(name, self._metadata / name, self._metadata / f"{name}.new", bootstrap, get)
         except TrustError as error:
             last = Floor.load(self._floor_file).time
             if error.key == "freeze" and last and self._clock() - last > YEARS_S:
@@ -242,3 +242,11 @@ class _Bridge:
 def build_trust(paths: StatePaths, device: str, hardware_id: str, clock: Callable[[], float]) -> Trust:
     """The Trust of an enrolled device."""
     return Trust(device, hardware_id, paths.roots, paths.metadata, clock)
+
+
+def _reading() -> type[Reading]:
+    """python-tuf is loaded with the first repository that is read."""
+    with without(KEY_STORES):
+        from agent.trust_repository import Reading
+
+        return Reading

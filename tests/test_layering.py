@@ -86,3 +86,17 @@ def test_the_agent_parent_loads_none_of_the_heavy_libraries(name: str, repositor
     )
     assert run.returncode == 0, run.stderr
     assert TOO_HEAVY_FOR_THE_PARENT & set(run.stdout.split()) == set()
+
+
+def test_what_checks_signatures_on_a_device_loads_no_library_of_a_cloud(repository: Path) -> None:
+    program = (
+        "import importlib.util, sys\nfrom agent import trust\n"
+        "assert importlib.util.find_spec('boto3'), 'nothing is tested: it is not installed'\n"
+        "trust._reading()\nassert 'tuf' in sys.modules\n"
+        "print(*sorted(m for m in sys.modules if '.' not in m))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], cwd=repository, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert {"boto3", "botocore", *TOO_HEAVY_FOR_THE_PARENT} & set(run.stdout.split()) == set()

@@ -22,6 +22,7 @@ from cloud_hub.errors import Conflict
 from cloud_hub.store.bulk import in_slices
 from cloud_hub.store.engine import among
 from cloud_hub.store.tables import assignments, devices, modules
+from cloud_hub.words import counted
 from modules.configuration import MAX_CONFIG_BYTES, check_config, config_digest
 from modules.errors import ConfigurationError
 from modules.manifest import decode_manifest
@@ -186,7 +187,8 @@ def _refuse(module: str, found: Sequence[Unfit]) -> None:
         f"{', '.join(one.examples)})"
         for one in sorted(found, key=lambda one: -one.devices)[:SHOWN]
     )
-    text = f"the configuration of {module} does not satisfy its schema on {total} devices: {shown}; nothing was changed"
+    where = counted(total, "device")
+    text = f"the configuration of {module} does not satisfy its schema on {where}: {shown}; nothing was changed"
     raise Conflict("configuration-unfit", text, module=module, devices=total, failures=msgspec.to_builtins(found[:50]))
 
 

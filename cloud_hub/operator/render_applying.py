@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from cloud_hub.operator.applying.steps import Change
+from cloud_hub.words import counted
 
 _STYLE = {"create": "green", "change": "yellow", "remove": "red", "roll out": "cyan"}
 
@@ -15,7 +16,9 @@ _STYLE = {"create": "green", "change": "yellow", "remove": "red", "roll out": "c
 def changes(found: Sequence[Change]) -> RenderableType:
     if not found:
         return Text("nothing differs: the hub is as the file says")
-    return Group(*(line for change in found for line in _lines(change)), Text(f"{len(found)} changes", style="bold"))
+    return Group(
+        *(line for change in found for line in _lines(change)), Text(counted(len(found), "change"), style="bold")
+    )
 
 
 def _lines(change: Change) -> list[Text]:

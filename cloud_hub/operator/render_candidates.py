@@ -10,6 +10,7 @@ from rich.text import Text
 from cloud_hub.arms.candidate import Candidate, CandidateReport, Outcomes
 from cloud_hub.operator.render import table, when
 from cloud_hub.operator.render_arms import comparison
+from cloud_hub.words import counted
 
 _STYLES = {"running": "bold", "promoted": "green", "dropped": "dim"}
 
@@ -45,11 +46,12 @@ def report(found: CandidateReport) -> RenderableType:
 
 
 def _standing(found: CandidateReport) -> Text:
-    return Text(f"rollout {found.candidate.id} is {found.rollout}, verified on {found.verified} devices")
+    return Text(f"rollout {found.candidate.id} is {found.rollout}, verified on {counted(found.verified, 'device')}")
 
 
 def _counts(seen: Outcomes) -> list[str]:
-    lines = [f"{seen.devices} devices: {seen.requests} predictions, {seen.errors} errors, {seen.restarts} restarts"]
+    counts = ((seen.requests, "prediction"), (seen.errors, "error"), (seen.restarts, "restart"))
+    lines = [f"{counted(seen.devices, 'device')}: " + ", ".join(counted(*one) for one in counts)]
     if seen.offered:
         lines.append(f"fed {seen.fed} of {seen.offered} predictions, {seen.missed} missed")
     if seen.agreement is not None:

@@ -11,6 +11,7 @@ from cloud_hub.claims import KnownToken
 from cloud_hub.expulsion import Expelled
 from cloud_hub.operator.offline import Exported
 from cloud_hub.operator.render import pairs, table, when
+from cloud_hub.words import counted
 
 
 def tokens(found: Sequence[KnownToken]) -> RenderableType:
@@ -38,7 +39,7 @@ def expelled(found: Expelled) -> RenderableType:
 
 
 def exported(found: Exported) -> RenderableType:
-    size = f"{found.files} files, {found.bytes} bytes ({found.fetched_bytes} fetched now)"
+    size = f"{counted(found.files, 'file')}, {found.bytes} bytes ({found.fetched_bytes} fetched now)"
     rows = [
         ("devices", ", ".join(found.devices)),
         ("modules", str(found.modules)),

@@ -11,6 +11,7 @@ from rich.text import Text
 from cloud_hub.monitoring.reports import DriftReport
 from cloud_hub.monitoring.verdict import FeatureEvidence
 from cloud_hub.operator.render import table, when
+from cloud_hub.words import counted
 
 BAR_CHARS = 24
 FULL_PSI = 0.5  # a change of this size or more fills the bar
@@ -39,7 +40,7 @@ def _headline(report: DriftReport) -> Text:
         return line.append(_nothing(report.device))
     line.append_text(Text("ALARM", "bold red") if report.alarm else Text("calm", "bold green"))
     span = f"{when(report.since)} to {when(report.until)}"
-    looks = "1 look" if report.looks == 1 else f"{report.looks} looks"
+    looks = counted(report.looks, "look")
     against = "" if report.reference == "training" else f", compared with {report.reference}"
     return line.append(f", {report.rows} predictions in {looks}, {span}{against}")
 

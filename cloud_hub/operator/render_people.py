@@ -11,6 +11,7 @@ from cloud_hub.api.people import WhoAmI
 from cloud_hub.chain import Verdict
 from cloud_hub.operator.render import card, table, when
 from cloud_hub.people import ApiToken, User
+from cloud_hub.words import counted
 
 ALL = "every device"
 
@@ -47,5 +48,5 @@ def verdict(found: Verdict) -> RenderableType:
     """The head as one word to keep; every break in a line of its own."""
     lines = [Text(f"event {one.id}: {one.why}", style="red", overflow="fold") for one in found.breaks]
     said = "the chain holds" if found.holds else "the chain is broken"
-    end = Text(f"{found.events} events, {said}; head {found.head or 'none'}", overflow="fold")
+    end = Text(f"{counted(found.events, 'event')}, {said}; head {found.head or 'none'}", overflow="fold")
     return Group(*lines, end)

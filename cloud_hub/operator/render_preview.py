@@ -10,6 +10,7 @@ from rich.text import Text
 from cloud_hub.operator.render import size, span, table, when
 from cloud_hub.rollouts.preview import GroupPreview, LeftOut, Preview
 from cloud_hub.rollouts.transfers import Transfer
+from cloud_hub.words import counted
 
 IDS_SHOWN = 3
 
@@ -26,7 +27,9 @@ def preview(found: Preview) -> RenderableType:
 
 def _headline(found: Preview) -> Text:
     what = f"{found.module}:{found.version}" if found.version else f"the configuration of {found.module}"
-    line = Text.assemble(("dry run ", "bold"), f"{what} to {found.target}: ", (f"{found.devices} devices", "bold cyan"))
+    line = Text.assemble(
+        ("dry run ", "bold"), f"{what} to {found.target}: ", (counted(found.devices, "device"), "bold cyan")
+    )
     line.append(f", {size(found.bytes)} in all")
     if found.ends_at is not None:
         line.append(f", until about {when(found.ends_at)}")
@@ -75,7 +78,7 @@ def _source(found: Preview) -> str:
     if not known.executions:
         return f"times are the least: {known.basis} ({span(known.most_s)})"
     return (
-        f"times are estimates from {known.executions} executions of {known.basis}: "
+        f"times are estimates from {counted(known.executions, 'execution')} of {known.basis}: "
         f"{span(known.typical_s)} as a rule, {span(known.most_s)} for 9 of 10"
     )
 

@@ -11,6 +11,7 @@ from cloud_hub.operator.render import table, when
 from cloud_hub.sites.book import Site
 from cloud_hub.sites.merging import Merged
 from cloud_hub.sites.registry import CarriedDevice
+from cloud_hub.words import counted
 
 
 def sites(found: Sequence[Site]) -> RenderableType:
@@ -27,7 +28,9 @@ def devices(found: Sequence[CarriedDevice]) -> RenderableType:
 
 
 def merged(found: Merged) -> RenderableType:
-    line = Text(f"{found.site}: pack of {when(found.made_at)}, {found.devices} devices, {found.entries} entries")
+    line = Text(
+        f"{found.site}: pack of {when(found.made_at)}, {counted(found.devices, 'device')}, {found.entries} entries"
+    )
     if found.held:
         line.append(f"; {found.held} are held back: the next pack brings them", "yellow")
     if found.unknown:

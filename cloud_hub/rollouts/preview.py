@@ -33,6 +33,7 @@ from cloud_hub.rollouts.transfers import Step, Transfer, transfers
 from cloud_hub.store.bulk import in_slices
 from cloud_hub.store.engine import Store, among
 from cloud_hub.store.tables import assignments, devices
+from cloud_hub.words import counted
 
 SHOWN: Final = 20  # ids that stand for a whole group
 SHOWN_REASONS: Final = 20
@@ -227,7 +228,7 @@ def _notes(
             "supersede": "this one takes them over when it starts",
         }
         notes.append(
-            f"{len(elsewhere)} devices are in other rollouts of {new.module} ({others}): {ends[plan.conflict]}"
+            f"in other rollouts of {new.module}: {counted(len(elsewhere), 'device')} ({others}): {ends[plan.conflict]}"
         )
     if unknown:
         some = ", ".join(repr(name[:40]) for name in sorted(unknown)[:3])

@@ -18,6 +18,7 @@ from cloud_hub.operator.client import HubClient
 from cloud_hub.operator.errors import FileError, Refused
 from cloud_hub.rollouts.new import NewRollout
 from cloud_hub.rollouts.states import ACTIVE, RolloutState
+from cloud_hub.words import counted
 
 _UNENDED = frozenset({RolloutState.DRAFT, *ACTIVE})
 
@@ -144,8 +145,8 @@ async def _rollout(hub: HubClient, new: NewRollout) -> AsyncIterator[Step]:
     if not left:
         return
     preview = await hub.preview_rollout(new)
-    groups = ", ".join(f"group {group.index + 1}: {group.size} devices" for group in preview.groups)
-    lines = [Line("version", f"other on {left} devices", str(new.version)), Line("devices", "", groups)]
+    groups = ", ".join(f"group {group.index + 1}: {counted(group.size, 'device')}" for group in preview.groups)
+    lines = [Line("version", f"other on {counted(left, 'device')}", str(new.version)), Line("devices", "", groups)]
     lines += [Line("left out", "", f"{one.count}: {one.reason}") for one in preview.left_out]
     yield _step("roll out", "rollout", subject, tuple(lines), make)
 

@@ -34,12 +34,20 @@ class Change(msgspec.Struct, frozen=True):
     lines: tuple[Line, ...]
 
 
-Make = Callable[[HubClient], Awaitable[str]]
+@dataclass(frozen=True)
+class Made:
+    """What came of a change: in words, where there is more to say than that it was made, and the rollout it started."""
+
+    words: str = ""
+    rollout: str = ""
+
+
+Make = Callable[[HubClient], Awaitable[Made]]
 
 
 @dataclass(frozen=True)
 class Step:
-    """A change, and the call that makes it; what that says comes back in words."""
+    """A change, and the call that makes it."""
 
     change: Change
     make: Make

@@ -18,6 +18,7 @@ from cloud_hub.operator.cli.devices import DeviceId
 from cloud_hub.operator.cli.devices import app as devices
 from cloud_hub.operator.cli.session import Format, Output, act, fail, note, show
 from cloud_hub.operator.errors import Refused
+from cloud_hub.words import counted
 
 if TYPE_CHECKING:
     from cloud_hub.asking.book import AskedCommand
@@ -124,7 +125,8 @@ def ask(
     show(made, output, lambda batch: render_asking.commands(batch.commands))
     if output is Format.TABLE:
         left = f"; {len(made.outdated)} run agents too old for it" if made.outdated else ""
-        note(f"{len(made.commands)} devices asked{left}; what became of it: mooring command list --batch {made.batch}")
+        asked = counted(len(made.commands), "device")
+        note(f"{asked} asked{left}; what became of it: mooring command list --batch {made.batch}")
 
 
 @app.command("list", epilog="Example:  mooring command list --device cam-17 --state pending")

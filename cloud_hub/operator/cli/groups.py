@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cloud_hub.operator.cli.session import Format, Output, act, note, show
+from cloud_hub.words import counted
 
 if TYPE_CHECKING:
     from cloud_hub.groups.book import DeviceGroup, Members
@@ -68,14 +69,14 @@ def show_group(context: typer.Context, group: GroupName, output: Output = Format
 def add_devices(context: typer.Context, group: GroupName, devices: Devices = None, query: Which = "") -> None:
     """Put devices into a group; those that are in it stay."""
     changed = act(context, lambda hub: hub.add_to_group(group, _members(devices, query)))
-    note(f"{_devices(changed.devices)} came into {group}")
+    note(f"{counted(changed.devices, 'device')} came into {group}")
 
 
 @groups.command("remove", epilog="Example:  mooring group remove pilot cam-17;  mooring group remove pilot -q offline")
 def remove_devices(context: typer.Context, group: GroupName, devices: Devices = None, query: Which = "") -> None:
     """Take devices out of a group. They stay what they are."""
     changed = act(context, lambda hub: hub.take_from_group(group, _members(devices, query)))
-    note(f"{_devices(changed.devices)} left {group}")
+    note(f"{counted(changed.devices, 'device')} left {group}")
 
 
 @groups.command("delete", epilog="Example:  mooring group delete pilot --yes")
@@ -135,10 +136,6 @@ def delete_query(context: typer.Context, name: QueryName) -> None:
     """Remove a saved query. One that another names stays."""
     act(context, lambda hub: hub.remove_query(name))
     note(f"removed query {name}")
-
-
-def _devices(count: int) -> str:
-    return f"{count} device" + ("" if count == 1 else "s")
 
 
 def _members(devices: list[str] | None, query: str) -> Members:

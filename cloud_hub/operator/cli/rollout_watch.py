@@ -32,7 +32,7 @@ def shown(
 
     async def all_of_it(hub: HubClient) -> RolloutStatus:
         status = await work(hub)
-        return await _follow(hub, status, live=output is Format.TABLE) if watch else status
+        return await follow(hub, status, live=output is Format.TABLE) if watch else status
 
     status = act(context, all_of_it)
     from cloud_hub.operator import render_rollout
@@ -48,7 +48,7 @@ def all_back(status: RolloutStatus) -> bool:
     return status.rollout.state == "rolled_back" and not stuck
 
 
-async def _follow(hub: HubClient, status: RolloutStatus, live: bool) -> RolloutStatus:
+async def follow(hub: HubClient, status: RolloutStatus, live: bool) -> RolloutStatus:
     """Asks until the rollout has ended, drawing it meanwhile on a terminal."""
     from cloud_hub.operator.pace import Pace
     from cloud_hub.operator.render_rollout import rollout
