@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import Final
 
 import msgspec
 
@@ -17,6 +18,7 @@ from cloud_hub.reports import Difference, differences
 from cloud_hub.rollouts.states import ACTIVE, IN_PROGRESS, Execution, ExecutionState, Rollout, RolloutState
 from modules.messages import DeviceReport, UpdateReport
 
+DIGEST_SHOWN: Final = 12
 _UNDER_WAY = frozenset({ExecutionState.WAITING, ExecutionState.RETURNING, *IN_PROGRESS})
 
 
@@ -44,6 +46,9 @@ def explained(device: Device, desired: tuple[Assignment, ...], parts: Sequence[P
     for difference in differences(desired, device.report):
         assignment = by_key.get((difference.module, difference.candidate))
         cause, text = _cause(device, difference, assignment, parts)
+        if difference.why == "other-configuration":
+            difference = msgspec.structs.replace(difference, revision=_revision(assignment, parts))
+            text = f"{_configurations(difference)}: {text}"
         found.append(msgspec.structs.replace(difference, cause=cause, text=text))
     return tuple(found)
 
@@ -98,6 +103,22 @@ def _of_report(
     if difference.why == "not-desired":
         return "to-be-removed", "nothing asks for it any more; the device takes it away with its next update"
     return "not-begun", "the device knows of it, and has not begun yet"
+
+
+def _revision(assignment: Assignment | None, parts: Sequence[Part]) -> int:
+    """That of the rollout by which the device shall have its configuration; 0 where that brought a version only."""
+    deployment = "" if assignment is None else assignment.deployment
+    return next((part.rollout.config for part in parts if part.rollout.id == deployment), 0)
+
+
+def _configurations(difference: Difference) -> str:
+    revision = f" (revision {difference.revision})" if difference.revision else ""
+    has, shall = _short(difference.reported_config), _short(difference.desired_config)
+    return f"it runs with {has}, and is to have {shall}{revision}"
+
+
+def _short(digest: str) -> str:
+    return f"configuration {digest[:DIGEST_SHOWN]}" if digest else "no configuration"
 
 
 def _ended_badly(last: UpdateReport, assignment: Assignment | None) -> bool:

@@ -14,16 +14,22 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from cloud_hub.agents import older
 from cloud_hub.desired import CANDIDATE, Assignment
 from cloud_hub.errors import Unprocessable
+from modules.configuration import config_digest
 from modules.errors import ModuleError
-from modules.messages import DeviceReport, SignedReport, decode_report
+from modules.manifest import NEWER_AGENT
+from modules.messages import DeviceReport, ModuleReport, SignedReport, decode_report
 
 
 class Difference(msgspec.Struct, frozen=True):
-    """One module that is not as desired. `why`: missing, other-version, not-verified, not-serving or not-desired.
+    """One module that is not as desired. `why`: missing, other-version, other-configuration, not-verified, not-serving
+    or not-desired.
 
-    `cause` says in a word, and `text` in a sentence, what keeps the device from it, see `explaining`.
+    `cause` says in a word, and `text` in a sentence, what keeps the device from it, see `explaining`. With
+    other-configuration `desired_config` and `reported_config` are digests, empty for no configuration, and `revision`
+    that of the rollout which brings it (0: not known).
     """
 
     module: str
@@ -33,6 +39,9 @@ class Difference(msgspec.Struct, frozen=True):
     candidate: bool = False
     cause: str = ""
     text: str = ""
+    desired_config: str = ""
+    reported_config: str = ""
+    revision: int = 0
 
 
 class _KnownVersion(msgspec.Struct):
@@ -47,6 +56,7 @@ _known = msgspec.json.Decoder(_KnownVersion)
 def differences(desired: tuple[Assignment, ...], report: DeviceReport | None) -> list[Difference]:
     """What keeps a device from being as desired; empty when nothing does."""
     reported = {(module.name, module.candidate): module for module in (report.modules if report is not None else ())}
+    says = report is not None and not older(report.agent_version, NEWER_AGENT)  # which configurations it has
     found = []
     for assignment in desired:
         beside = assignment.role == CANDIDATE
@@ -56,6 +66,9 @@ def differences(desired: tuple[Assignment, ...], report: DeviceReport | None) ->
             continue
         if module.version != assignment.version:
             why = "other-version"
+        elif says and module.config_sha256 != (wanted := config_digest(assignment.config)):
+            found.append(_configured_otherwise(assignment, module, wanted))
+            continue
         elif not module.verified:
             why = "not-verified"
         elif (module.state == "off") != (assignment.mode == "off") or module.state == "failed":
@@ -65,6 +78,18 @@ def differences(desired: tuple[Assignment, ...], report: DeviceReport | None) ->
         found.append(Difference(assignment.module, why, assignment.version, module.version, beside))
     left = reported.values()
     return found + [Difference(one.name, "not-desired", None, one.version, one.candidate) for one in left]
+
+
+def _configured_otherwise(assignment: Assignment, module: ModuleReport, wanted: str) -> Difference:
+    return Difference(
+        assignment.module,
+        "other-configuration",
+        assignment.version,
+        module.version,
+        assignment.role == CANDIDATE,
+        desired_config=wanted,
+        reported_config=module.config_sha256,
+    )
 
 
 def signed_by(certificates: Sequence[str], data: bytes, signature: bytes) -> int:

@@ -108,6 +108,14 @@ def test_differences_are_shown_with_their_causes_and_what_is_coming() -> None:
     assert re.search(r"groups\s+pilot", shown)
 
 
+def test_another_configuration_is_shown_as_such() -> None:
+    text = "it runs with configuration 0a1b, and is to have configuration 2c3d (revision 4): it has not begun yet"
+    other = Difference("digits", "other-configuration", 9, 9, False, "not-begun", text, "2c3d", "0a1b", 4)
+    shown = rendered(render.device(DeviceDetail(listed(1), (), (other,))), 200)
+    assert "other-configuration" in shown
+    assert "is to have configuration 2c3d (revision 4)" in shown
+
+
 def test_vitals_are_shown_in_words() -> None:
     vitals = Vitals(7200.0, 9000, 70, 100, 0.5, 71.0, LinkQuality(3, 12.5, 2048, 10))
     report = msgspec.structs.replace(make_report("cam-1"), vitals=vitals)

@@ -13,6 +13,7 @@ from cloud_hub.device_rows import Device
 from cloud_hub.explaining import Part, coming, explained
 from cloud_hub.rollouts.plan import Plan
 from cloud_hub.rollouts.states import Execution, ExecutionState, Rollout, RolloutState
+from modules.configuration import config_digest
 from modules.messages import DeviceReport, ModuleReport, UpdateReport
 from support.devices import PROFILE, make_report
 
@@ -69,6 +70,51 @@ def test_a_module_for_another_profile_is_told() -> None:
     assert (found.cause, found.text) == (
         "wrong-profile", f"it is meant for jetson, and the device says that it is a {PROFILE}"
     )  # fmt: skip
+
+
+CONFIGURED = msgspec.structs.replace(SHALL, config={"threshold": 0.4})
+HAS, IS_TO_HAVE = config_digest({"threshold": 0.3}), config_digest({"threshold": 0.4})
+
+
+def carried(config: int) -> Part:
+    rollout = Rollout("r7", "digits", 0, "all", Plan(), RolloutState.RUNNING, NOW, config=config)
+    return Part(rollout, Execution("cam-1", 0))
+
+
+def configured(digest: str, **changes: Any) -> DeviceReport:
+    module = msgspec.structs.replace(RUNS, version=2, config_sha256=digest)
+    return report(module, **{"agent_version": "0.2.0", **changes})
+
+
+def test_another_configuration_of_the_same_version_is_told_by_digest_and_revision() -> None:
+    (found,) = explained(device(configured(HAS)), (CONFIGURED,), (carried(4),))
+    assert (found.why, found.desired, found.reported, found.cause) == ("other-configuration", 2, 2, "not-begun")
+    assert (found.desired_config, found.reported_config, found.revision) == (IS_TO_HAVE, HAS, 4)
+    assert found.text.startswith(
+        f"it runs with configuration {HAS[:12]}, and is to have configuration {IS_TO_HAVE[:12]} (revision 4): the "
+    )
+
+
+def test_a_device_without_the_configuration_that_a_version_kept_is_told_without_a_revision() -> None:
+    (found,) = explained(device(configured(""), online=False), (CONFIGURED,), (carried(0),))
+    assert (found.cause, found.revision) == ("offline", 0)
+    assert found.text.startswith(
+        f"it runs with no configuration, and is to have configuration {IS_TO_HAVE[:12]}: nothing was heard "
+    )
+
+
+@pytest.mark.parametrize("said", [configured(IS_TO_HAVE), configured("", agent_version="0.1.0")])
+def test_the_same_configuration_and_agents_that_do_not_say_theirs_make_no_difference(said: DeviceReport) -> None:
+    assert explained(device(said), (CONFIGURED,), (carried(4),)) == ()
+
+
+def test_a_candidate_s_configuration_is_compared_with_its_own() -> None:
+    beside = msgspec.structs.replace(CONFIGURED, role="candidate", mode="shadow", version=3)
+    main = msgspec.structs.replace(RUNS, version=2, config_sha256=IS_TO_HAVE)
+    shadow = msgspec.structs.replace(RUNS, version=3, config_sha256=HAS, mode="shadow")
+    both = msgspec.structs.replace(report(main, agent_version="0.2.0"), modules=(main, shadow))
+    (found,) = explained(device(both), (CONFIGURED, beside), ())
+    assert (found.why, found.candidate, found.desired) == ("other-configuration", True, 3)
 
 
 def test_a_module_that_nobody_asks_for_any_more_is_told() -> None:
