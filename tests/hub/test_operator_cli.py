@@ -9,6 +9,7 @@ import os
 import pty
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -484,6 +485,84 @@ def test_a_hub_that_is_not_there_or_not_the_right_one_is_named(operator: Operato
     assert "log in with `mooring login URL`" in operator.refused("--context", tmp_path / "none.toml", "model", "list")
     (tmp_path / "broken.toml").write_text("url = 7")
     assert "write it anew" in operator.refused("--context", tmp_path / "broken.toml", "model", "list")
+
+
+# --- tab completion -------------------------------------------------------------------------------------------
+
+
+def completed(environment: dict[str, str], *words: str) -> list[str]:
+    """What bash is told for the last word, by the protocol of the script that it has from --install-completion."""
+    asked = {"_MOORING_COMPLETE": "complete_bash", "COMP_WORDS": "\n".join(("mooring", *words))}
+    asked["COMP_CWORD"] = str(len(words))
+    run = subprocess.run(
+        [COMMAND], env={**os.environ, **environment, **asked}, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert run.stderr == ""
+    return run.stdout.split()
+
+
+@pytest.fixture(scope="module")
+def named(operator: Operator, signed: str, device: EnrolledDevice) -> Operator:
+    """A hub with something of every name."""
+    operator.run("group", "create", "first-group", "--description", "of\ntwo lines")
+    operator.run("query", "save", "second-query", "site=lab")
+    operator.run("rollout", "create", signed, "--target", f"id={device.id}")
+    return operator
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (("device", "show", "cam"), ["cam-001"]),
+        (("device", "show", "cam-2"), []),
+        (("group", "add", "first-group", "c"), ["cam-001"]),
+        (("query", "show", ""), ["second-query"]),
+        (("rollout", "status", "r"), ["r1"]),
+        (("config", "show", "ir"), ["iris"]),
+        (("samples", "list", "--module", ""), ["iris"]),
+        (("rollout", "create", "ir"), ["iris:1"]),
+        (("module", "show", "ir"), ["iris:1"]),
+        (("module", "build", "ir"), ["iris:1"]),
+    ],
+)
+def test_names_that_the_hub_knows_are_completed(named: Operator, words: tuple[str, ...], names: list[str]) -> None:
+    found = completed(named.environment, *words)
+    assert set(names) <= set(found)
+    assert bool(found) == bool(names)
+    assert all(name.startswith(words[-1]) for name in found)
+
+
+def test_bash_gets_what_is_behind_the_colon_where_it_ends_words(named: Operator) -> None:
+    assert "1" in completed(named.environment, "module", "show", "iris", ":")
+    assert completed(named.environment, "module", "show", "iris", ":", "1/") == [f"1/{PROFILE}"]
+    assert completed(named.environment, "module", "show", "iris", ":", "99") == []
+    assert completed(named.environment, "rollout", "create", "iris", ":", "1", "--dry") == ["--dry-run"]
+
+
+def test_completion_asks_the_hub_that_the_command_line_names(named: Operator, tmp_path: Path) -> None:
+    environment = {"XDG_CONFIG_HOME": str(tmp_path), "MOORING_CONTEXT": ""}
+    context = ("--context", str(named.paths.context))
+    assert completed(environment, *context, "device", "show", "c") == ["cam-001"]
+
+
+def test_without_a_hub_a_login_or_a_context_nothing_is_completed_and_nothing_said(
+    named: Operator, tmp_path: Path
+) -> None:
+    known = HubContext.load(named.paths.context)
+    HubContext("https://localhost:9", known.token, known.ca).write(tmp_path / "gone.toml")
+    HubContext(known.url, "mho_wrong", known.ca).write(tmp_path / "stranger.toml")
+    HubContext(known.url, known.token, str(tmp_path / "none.crt")).write(tmp_path / "no-ca.toml")
+    (tmp_path / "broken.toml").write_text("url = 7")
+    for name in ("gone", "stranger", "no-ca", "broken", "none"):
+        assert completed({"MOORING_CONTEXT": str(tmp_path / f"{name}.toml")}, "device", "show", "c") == []
+
+
+def test_completion_does_not_wait_for_a_hub_that_says_nothing(named: Operator, tmp_path: Path) -> None:
+    known = HubContext.load(named.paths.context)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, and never answers
+        url = f"https://localhost:{silent.getsockname()[1]}"
+        HubContext(url, known.token, known.ca).write(tmp_path / "silent.toml")
+        assert completed({"MOORING_CONTEXT": str(tmp_path / "silent.toml")}, "device", "show", "c") == []
 
 
 def test_help_and_completion_load_none_of_the_heavy_libraries() -> None:

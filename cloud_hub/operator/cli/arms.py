@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cloud_hub.operator.cli import completing
 from cloud_hub.operator.cli.session import Format, ModelRef, Output, act, note, show
 
 if TYPE_CHECKING:
@@ -22,7 +23,13 @@ POLL_S = 5.0
 def compare(
     context: typer.Context,
     module: Annotated[
-        ModelRef, typer.Argument(parser=ModelRef.parse, metavar="NAME:VERSION", help="The candidate, such as digits:8.")
+        ModelRef,
+        typer.Argument(
+            parser=ModelRef.parse,
+            metavar="NAME:VERSION",
+            help="The candidate, such as digits:8.",
+            autocompletion=completing.modules,
+        ),
     ],
     baseline: Annotated[int, typer.Option(min=0, help="The version to compare with; 0: the newest one below.")] = 0,
     device: Annotated[str, typer.Option(help="On this device only.")] = "",

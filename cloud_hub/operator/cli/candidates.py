@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cloud_hub.operator.cli import completing
 from cloud_hub.operator.cli.session import Format, ModelRef, Output, act, fail, show
 
 if TYPE_CHECKING:
@@ -13,8 +14,20 @@ if TYPE_CHECKING:
     from cloud_hub.operator.client import HubClient
 
 app = typer.Typer(no_args_is_help=True, help="Candidates: versions that run beside the one that serves.")
-Which = Annotated[str, typer.Argument(metavar="ID|NAME:VERSION", help="Its id, such as r7, or digits:8: its newest.")]
-Reference = Annotated[ModelRef, typer.Argument(parser=ModelRef.parse, metavar="NAME:VERSION", help="Such as digits:8.")]
+Which = Annotated[
+    str,
+    typer.Argument(
+        metavar="ID|NAME:VERSION",
+        help="Its id, such as r7, or digits:8: its newest.",
+        autocompletion=completing.candidates,
+    ),
+]
+Reference = Annotated[
+    ModelRef,
+    typer.Argument(
+        parser=ModelRef.parse, metavar="NAME:VERSION", help="Such as digits:8.", autocompletion=completing.modules
+    ),
+]
 Share = Annotated[float, typer.Option(min=0, max=1, help="Of the predictions, or devices: from 0 to 1.")]
 Groups = Annotated[
     list[str], typer.Option("--group", metavar="SIZE", help="In order: a number, a share such as 20%, or rest.")

@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from cloud_hub.asking import words
+from cloud_hub.operator.cli import completing
 from cloud_hub.operator.cli.devices import DeviceId
 from cloud_hub.operator.cli.devices import app as devices
 from cloud_hub.operator.cli.session import Format, Output, act, fail, note, show
@@ -42,7 +43,12 @@ Lines = Annotated[int, typer.Option(min=1, max=20_000, help="At most so many lin
 def device_logs(
     context: typer.Context,
     device: DeviceId,
-    module: Annotated[str, typer.Option(help="Of this module's worker; without it of the agent itself.")] = "",
+    module: Annotated[
+        str,
+        typer.Option(
+            help="Of this module's worker; without it of the agent itself.", autocompletion=completing.module_names
+        ),
+    ] = "",
     since: Annotated[str, typer.Option(metavar="TIME", help="The last 90s, 15m, 2h, 3d before it answers.")] = "",
     level: Annotated[str, typer.Option(help="At least debug, info, warning or error.")] = "debug",
     lines: Lines = 1000,
@@ -70,7 +76,12 @@ def device_logs(
 def device_restart(
     context: typer.Context,
     device: DeviceId,
-    module: Annotated[str, typer.Argument(metavar="[MODULE]", help="The module whose worker is replaced.")] = "",
+    module: Annotated[
+        str,
+        typer.Argument(
+            metavar="[MODULE]", help="The module whose worker is replaced.", autocompletion=completing.module_names
+        ),
+    ] = "",
     agent: Annotated[bool, typer.Option("--agent", help="The agent itself, with all its modules.")] = False,
     expires: Expires = "1h",
     no_wait: NoWait = False,
@@ -132,8 +143,8 @@ def ask(
 @app.command("list", epilog="Example:  mooring command list --device cam-17 --state pending")
 def list_commands(
     context: typer.Context,
-    device: Annotated[str, typer.Option(help="Of this device only.")] = "",
-    module: Annotated[str, typer.Option(help="Of this module only.")] = "",
+    device: Annotated[str, typer.Option(help="Of this device only.", autocompletion=completing.devices)] = "",
+    module: Annotated[str, typer.Option(help="Of this module only.", autocompletion=completing.module_names)] = "",
     kind: Annotated[str, typer.Option(help="samples, logs, restart or diagnostics.")] = "",
     state: Annotated[str, typer.Option(help="pending, done, refused, failed, expired or cancelled.")] = "",
     batch: Annotated[str, typer.Option(help="Those that were asked together.")] = "",

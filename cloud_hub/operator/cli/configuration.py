@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cloud_hub.operator.cli import completing
 from cloud_hub.operator.cli.session import Format, Output, act, fail, note, show, told
 from cloud_hub.operator.documents import read_document
 
@@ -16,10 +17,18 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Configuration of modules: set, see, compare, roll out, go back.")
 
-ModuleName = Annotated[str, typer.Argument(metavar="MODULE", help="The module's name.")]
-GroupName = Annotated[str, typer.Option("--group", metavar="NAME", help="For the devices of this group.")]
+ModuleName = Annotated[
+    str, typer.Argument(metavar="MODULE", help="The module's name.", autocompletion=completing.module_names)
+]
+GroupName = Annotated[
+    str,
+    typer.Option("--group", metavar="NAME", help="For the devices of this group.", autocompletion=completing.groups),
+]
 Target = Annotated[str, typer.Option("--target", metavar="QUERY", help="For these devices: 'site=lab and arch=arm64'.")]
-OneDevice = Annotated[str, typer.Option("--device", metavar="ID", help="For this device, over all else.")]
+OneDevice = Annotated[
+    str,
+    typer.Option("--device", metavar="ID", help="For this device, over all else.", autocompletion=completing.devices),
+]
 Comment = Annotated[str, typer.Option(help="Why, for the history.")]
 PlanFile = Annotated[
     Path | None,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cloud_hub.operator.cli import completing
 from cloud_hub.operator.cli.session import Format, Output, act, note, parse_pairs, show, stdout, transferring
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from cloud_hub.operator.offline import Exported
 
 app = typer.Typer(no_args_is_help=True, help="Devices: how they come in, what they are, what they run.")
-DeviceId = Annotated[str, typer.Argument(metavar="DEVICE", help="The device's id.")]
+DeviceId = Annotated[str, typer.Argument(metavar="DEVICE", help="The device's id.", autocompletion=completing.devices)]
 
 
 Query = Annotated[
@@ -129,7 +130,9 @@ def revoke_token(
 @app.command(epilog="Example:  mooring device export cam-17 cam-18 /media/stick/mooring --valid-days 7")
 def export(
     context: typer.Context,
-    devices: Annotated[list[str], typer.Argument(metavar="DEVICE...", help="The devices' ids.")],
+    devices: Annotated[
+        list[str], typer.Argument(metavar="DEVICE...", help="The devices' ids.", autocompletion=completing.devices)
+    ],
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to write; empty, or an earlier export.")],
     valid_days: Annotated[
         float, typer.Option("--valid-days", min=0.05, max=90, help="How long it can be installed; over 7: for admins.")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cloud_hub.operator.cli import completing
 from cloud_hub.operator.cli.session import Format, Output, act, note, show
 from cloud_hub.words import counted
 
@@ -16,9 +17,11 @@ if TYPE_CHECKING:
 
 groups = typer.Typer(no_args_is_help=True, help="Groups of devices, for `group = NAME` in every query.")
 queries = typer.Typer(no_args_is_help=True, help="Queries kept under a name, for `query = NAME` in every other.")
-GroupName = Annotated[str, typer.Argument(metavar="GROUP", help="The group's name.")]
-QueryName = Annotated[str, typer.Argument(metavar="NAME", help="The query's name.")]
-Devices = Annotated[list[str] | None, typer.Argument(metavar="[DEVICE]...", help="The devices' ids.")]
+GroupName = Annotated[str, typer.Argument(metavar="GROUP", help="The group's name.", autocompletion=completing.groups)]
+QueryName = Annotated[str, typer.Argument(metavar="NAME", help="The query's name.", autocompletion=completing.queries)]
+Devices = Annotated[
+    list[str] | None, typer.Argument(metavar="[DEVICE]...", help="The devices' ids.", autocompletion=completing.devices)
+]
 Which = Annotated[str, typer.Option("--query", "-q", help="All devices that this query means now.")]
 About = Annotated[str, typer.Option("--description", help="What it is for.")]
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cloud_hub.operator.cli import completing
 from cloud_hub.operator.cli.building import build
 from cloud_hub.operator.cli.exporting import Image, Kubernetes, Reference, write_container
 from cloud_hub.operator.cli.pinned import PinnedRoot, hub_source
@@ -69,7 +70,10 @@ def show_module(context: typer.Context, module: Module, output: Output = Format.
 @app.command(epilog="Example:  mooring module patches digits")
 def patches(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="[NAME]", help="Patches of this module only.")] = "",
+    name: Annotated[
+        str,
+        typer.Argument(metavar="[NAME]", help="Patches of this module only.", autocompletion=completing.module_names),
+    ] = "",
     limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")] = 200,
     output: Output = Format.TABLE,
 ) -> None:
@@ -133,7 +137,12 @@ def export(
 @app.command(epilog="Example:  mooring module run digits:2/raspberry-pi-5 --port 8000")
 def run(
     context: typer.Context,
-    module: Annotated[str, typer.Argument(metavar="NAME:VERSION/PROFILE|FOLDER", help="A module, or its folder.")],
+    module: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME:VERSION/PROFILE|FOLDER", help="A module, or its folder.", autocompletion=completing.modules
+        ),
+    ],
     port: Port = 8000,
     memory: Memory = 0,
     cpus: Cpus = 0,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cloud_hub.operator.cli import completing
 from cloud_hub.operator.cli.session import Format, Output, act, show
 
 if TYPE_CHECKING:
@@ -15,9 +16,9 @@ if TYPE_CHECKING:
 samples = typer.Typer(no_args_is_help=True, help="Samples: predictions that devices kept and sent.")
 events = typer.Typer(no_args_is_help=True, help="Events: the audit trail, and what devices told.")
 
-Module = Annotated[str, typer.Option(help="Of this module only.")]
+Module = Annotated[str, typer.Option(help="Of this module only.", autocompletion=completing.module_names)]
 Version = Annotated[int, typer.Option(min=0, help="Of this version only; 0 for any.")]
-OfDevice = Annotated[str, typer.Option(help="Of this device only.")]
+OfDevice = Annotated[str, typer.Option(help="Of this device only.", autocompletion=completing.devices)]
 SinceHours = Annotated[float, typer.Option("--since-hours", min=0, help="Not older than this; 0 for all.")]
 
 

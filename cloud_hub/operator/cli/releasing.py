@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cloud_hub.operator.cli import completing
 from cloud_hub.operator.cli.keys import ask_secret
 from cloud_hub.operator.cli.pinned import Days, PinnedRoot, hub_source, published_image, until
 from cloud_hub.operator.cli.session import Format, ModuleRef, Output, act, note, show
@@ -27,7 +28,12 @@ if TYPE_CHECKING:
 
 Module = Annotated[
     ModuleRef,
-    typer.Argument(parser=ModuleRef.parse, metavar="NAME:VERSION[/PROFILE]", help="Such as digits:2/raspberry-pi-5."),
+    typer.Argument(
+        parser=ModuleRef.parse,
+        metavar="NAME:VERSION[/PROFILE]",
+        help="Such as digits:2/raspberry-pi-5.",
+        autocompletion=completing.modules,
+    ),
 ]
 Key = Annotated[
     str,

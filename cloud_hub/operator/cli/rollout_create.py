@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cloud_hub.operator.cli import completing
 from cloud_hub.operator.cli import rollout_options as options
 from cloud_hub.operator.cli.rollout_plan import margins, new_rollout, rate, thresholds
 from cloud_hub.operator.cli.rollout_watch import Watch, shown
@@ -22,7 +23,10 @@ EXAMPLE = (
 def create(
     context: typer.Context,
     module: Annotated[
-        ModelRef, typer.Argument(parser=ModelRef.parse, metavar="NAME:VERSION", help="Such as digits:2.")
+        ModelRef,
+        typer.Argument(
+            parser=ModelRef.parse, metavar="NAME:VERSION", help="Such as digits:2.", autocompletion=completing.modules
+        ),
     ],
     plan: options.PlanFile = None,
     target: options.Target = None,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cloud_hub.operator.cli import completing
 from cloud_hub.operator.cli.rollout_create import EXAMPLE, create
 from cloud_hub.operator.cli.rollout_watch import Watch, all_back, shown
 from cloud_hub.operator.cli.session import Format, Output, act, show
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Rollouts: a module to many devices, group by group.")
 app.command(epilog=EXAMPLE)(create)
-RolloutId = Annotated[str, typer.Argument(metavar="ROLLOUT", help="Its id, such as r7.")]
+RolloutId = Annotated[
+    str, typer.Argument(metavar="ROLLOUT", help="Its id, such as r7.", autocompletion=completing.rollouts)
+]
 Reason = Annotated[str, typer.Option(help="For the audit trail.")]
 Limit = Annotated[int, typer.Option(min=1, max=1_000_000, help="At most so many.")]
 
@@ -126,7 +129,9 @@ def list_rollouts(
         str,
         typer.Option(help="draft, running, paused, rolling_back, finished, aborted, failed or rolled_back."),
     ] = "",
-    module: Annotated[str, typer.Option(metavar="NAME", help="Only of this module.")] = "",
+    module: Annotated[
+        str, typer.Option(metavar="NAME", help="Only of this module.", autocompletion=completing.module_names)
+    ] = "",
     limit: Limit = 100,
     output: Output = Format.TABLE,
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
@@ -15,6 +16,7 @@ from cloud_hub.operator.cli import (
     audit,
     candidates,
     commands,
+    completing,
     configuration,
     contexts,
     datasets,
@@ -87,7 +89,8 @@ app.add_typer(audit.app, name="audit")
 def main() -> None:
     """The entry point. An interrupt anywhere ends quietly with status 130."""
     try:
-        app()
+        with completing.whole_words(os.environ):
+            app()
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
 

@@ -11,14 +11,17 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from cloud_hub.asking import words
+from cloud_hub.operator.cli import completing
 from cloud_hub.operator.cli.monitoring import samples
 from cloud_hub.operator.cli.session import Format, Output, act, fail, note, show
 
 app = typer.Typer(no_args_is_help=True, help="Sampling: which predictions devices send, and what is taken out before.")
 _T = TypeVar("_T")
 
-ModuleName = Annotated[str, typer.Argument(metavar="MODULE", help="The module's name.")]
-OneDevice = Annotated[str, typer.Option(help="Of this device only.")]
+ModuleName = Annotated[
+    str, typer.Argument(metavar="MODULE", help="The module's name.", autocompletion=completing.module_names)
+]
+OneDevice = Annotated[str, typer.Option(help="Of this device only.", autocompletion=completing.devices)]
 Target = Annotated[str, typer.Option(metavar="QUERY", help="Of these devices: 'site=lab,profile=pi*'.")]
 Share = Annotated[float | None, typer.Option(min=0, max=1)]
 
