@@ -19,6 +19,7 @@ from cloud_hub.arms.margins import Margins
 from cloud_hub.arms.reading import Period, add_quality, chosen, devices_of, first_look, read_arm
 from cloud_hub.arms.sequential import LEAST_DEVICES
 from cloud_hub.bounds import AnyVersion
+from cloud_hub.builds import builds_of
 from cloud_hub.clock import Clock
 from cloud_hub.errors import BadRequest, NotFound
 from cloud_hub.monitoring.references import References
@@ -103,7 +104,7 @@ class Comparisons:
     async def _read(
         self, connection: AsyncConnection, question: Question, versions: tuple[int, int]
     ) -> tuple[Period, Arm, Arm]:
-        new, old = [await _builds(connection, question.module, version) for version in versions]
+        new, old = [await builds_of(connection, question.module, version) for version in versions]
         period = await self._period(connection, question, new)
         candidates = _asked(question, await devices_of(connection, new, period))
         others = _asked(question, await devices_of(connection, old, period))
@@ -130,11 +131,6 @@ class Comparisons:
         first = await first_look(connection, builds)
         since = (until if first is None else first) - HISTORY_LOOKS * self._look_s
         return Period(max(0.0, since, until - MOST_LOOKS * self._look_s), until, self._look_s)
-
-
-async def _builds(connection: AsyncConnection, module: str, version: int) -> list[str]:
-    query = select(modules.c.manifest_sha256).where(modules.c.name == module, modules.c.version == version)
-    return sorted((await connection.execute(query)).scalars())
 
 
 def _asked(question: Question, devices: set[str]) -> set[str]:

@@ -16,6 +16,7 @@ import numpy as np
 from sqlalchemy import Row, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from cloud_hub.builds import builds_of
 from cloud_hub.monitoring import looks
 from cloud_hub.monitoring.evidence import IntArray
 from cloud_hub.monitoring.integers import unpack
@@ -28,7 +29,7 @@ from cloud_hub.monitoring.usual import Usual, usual_of
 from cloud_hub.monitoring.verdict import LookSeries
 from cloud_hub.store.among import among
 from cloud_hub.store.tables import looks as looks_table
-from cloud_hub.store.tables import modules, watch_counts, watches
+from cloud_hub.store.tables import watch_counts, watches
 
 MAX_LOOKS: Final = 10_000  # of a reference
 PAGE: Final = 500
@@ -120,10 +121,8 @@ class Bases:
         total = Counted(0, np.zeros(build.layout.cells, np.int64), np.zeros(0, np.int64))
         if reference.kind not in ("period", "version") or not build.layout.cells:
             return total
-        query = select(modules.c.manifest_sha256).where(modules.c.name == build.module)
-        if reference.kind == "version":
-            query = query.where(modules.c.version == reference.version)
-        for sha256 in (await connection.execute(query.limit(MAX_BUILDS))).scalars().all():
+        version = reference.version if reference.kind == "version" else None
+        for sha256 in await builds_of(connection, build.module, version, MAX_BUILDS):
             other = await self._references.get(sha256)
             if other is not None and other.layout.cells:
                 span = (reference.start, reference.end) if reference.kind == "period" else None

@@ -14,9 +14,10 @@ import numpy as np
 from sqlalchemy import Row, Select, func, select
 
 from cloud_hub.bounds import AnyVersion, Limit, RowId
+from cloud_hub.builds import builds_of
 from cloud_hub.errors import NotFound
 from cloud_hub.store.engine import Store, among
-from cloud_hub.store.tables import modules, samples
+from cloud_hub.store.tables import samples
 from modules.messages import Sample, decode_sample
 from modules.tensors import NUMPY_CODES, Tensor
 
@@ -161,11 +162,8 @@ class Samples:
         return select(samples).where(*conditions).order_by(samples.c.id)
 
     async def _builds(self, module: str, version: int) -> tuple[str, ...]:
-        query = select(modules.c.manifest_sha256).where(modules.c.name == module)
-        if version:
-            query = query.where(modules.c.version == version)
         async with self._store.read() as connection:
-            found = tuple((await connection.execute(query)).scalars())
+            found = tuple(await builds_of(connection, module, version or None))
         if not found:
             what = f"{module} version {version}" if version else module
             raise NotFound("module-not-found", f"no module {what} on this hub", name=module, version=version)

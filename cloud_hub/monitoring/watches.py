@@ -10,6 +10,7 @@ import msgspec
 from sqlalchemy import delete, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from cloud_hub.builds import builds_of
 from cloud_hub.clock import Clock
 from cloud_hub.errors import Conflict, NotFound
 from cloud_hub.events import Events
@@ -18,7 +19,7 @@ from cloud_hub.monitoring.integers import pack
 from cloud_hub.monitoring.reference import TRAINING, Reference
 from cloud_hub.monitoring.references import References, Watched
 from cloud_hub.store.engine import Store
-from cloud_hub.store.tables import modules, watch_counts, watches
+from cloud_hub.store.tables import watch_counts, watches
 
 
 class Watch(msgspec.Struct, frozen=True):
@@ -63,9 +64,8 @@ class Watches:
 
     async def _builds(self, module: str) -> list[Watched]:
         """Newest versions first, one for each reference profile."""
-        query = select(modules.c.manifest_sha256).where(modules.c.name == module).order_by(modules.c.version.desc())
         async with self._store.read() as connection:
-            found = (await connection.execute(query.limit(MAX_BUILDS))).scalars().all()
+            found = await builds_of(connection, module, limit=MAX_BUILDS)
         if not found:
             raise NotFound("module-not-found", f"no module {module} on this hub", name=module)
         builds = [build for sha256 in found if (build := await self._references.get(sha256)) is not None]

@@ -304,11 +304,11 @@ class Controller:
         if rollout.plan.conflict == "refuse":
             await self._refuse_others(turn)
             return
-        others = await records.overlap(turn.connection, rollout.id, rollout.module)
         if rollout.plan.conflict == "skip":
-            taken = {device for devices in others.values() for device in devices}
+            taken = await records.taken(turn.connection, rollout)
             await turn.give_up(taken, "another rollout of the module is under way on the device")
             return
+        others = await records.overlap(turn.connection, rollout.id, rollout.module)
         for other, devices in others.items():
             losing = await self._opened(turn.connection, other)
             await losing.give_up(devices, f"rollout {rollout.id} has taken the device over")

@@ -13,9 +13,10 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cloud_hub.blobs import Blobs
+from cloud_hub.builds import builds_of
 from cloud_hub.errors import NotFound
 from cloud_hub.rollouts.states import ExecutionState
-from cloud_hub.store.tables import executions, modules, rollouts
+from cloud_hub.store.tables import executions, rollouts
 from modules.errors import ManifestError
 from modules.manifest import decode_manifest
 
@@ -40,10 +41,9 @@ async def expected(connection: AsyncConnection, blobs: Blobs, module: str, versi
     found = await measured(connection, module)
     if found is not None:
         return found
-    query = select(modules.c.manifest_sha256).where(modules.c.name == module, modules.c.version == version)
-    digest = (await connection.execute(query.order_by(modules.c.profile).limit(1))).scalar_one_or_none()
+    builds = await builds_of(connection, module, version, limit=1)
     try:
-        probation_s = 0.0 if digest is None else decode_manifest(await blobs.read(digest)).health.probation_s
+        probation_s = decode_manifest(await blobs.read(builds[0])).health.probation_s if builds else 0.0
     except (NotFound, ManifestError):
         probation_s = 0.0
     return Durations(probation_s, probation_s, 0, "nothing measured yet: only the probation that the manifest asks for")

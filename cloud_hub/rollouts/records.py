@@ -276,6 +276,11 @@ async def overlap(connection: AsyncConnection, rollout_id: str, module: str) -> 
     return found
 
 
+async def taken(connection: AsyncConnection, rollout: Rollout) -> set[str]:
+    """The devices of this rollout that another one of the module is under way on."""
+    return {device for ids in (await overlap(connection, rollout.id, rollout.module)).values() for device in ids}
+
+
 async def unheard(connection: AsyncConnection) -> dict[str, int]:
     """Devices that were assigned something and have not said anything since, with their director version."""
     query = (

@@ -107,8 +107,7 @@ class Turn:
         states = {*RETRIED, ExecutionState.REVERTED}
         if self.rollout.state in ENDED:
             states.add(ExecutionState.CANCELLED)
-        others = await records.overlap(self.connection, self.rollout.id, self.rollout.module)
-        taken = {device for devices in others.values() for device in devices}
+        taken = await records.taken(self.connection, self.rollout)
         found = await records.standing(self.connection, self.rollout.id, states, records.EVERYONE)
         members = [one for one in found if one.execution.device not in taken]
         for member in members:
