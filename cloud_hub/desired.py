@@ -169,20 +169,23 @@ class Desired:
         mains: Mapping[str, Assignment],
         counters: Mapping[Build, int | None],
     ) -> None:
-        """Candidates that may stay beside the new main versions take over their sampling policies; others go: devices
-        would refuse them as older releases.
+        """Candidates that may stay beside the new main versions take over their sampling policies and configurations,
+        for both are compared on the same inputs; others go: devices would refuse them as older releases.
         """
         beside = await self.current_many(connection, mains, module, CANDIDATE)
         known = await _counters(connection, {_build(one) for one in beside.values()})
         gone: list[str] = []
+        followed: dict[bytes, tuple[dict[str, Any], list[str]]] = {}
         for device, one in beside.items():
             main = mains[device]
             if main.mode != "serve" or (known.get(_build(one)) or 0) <= (counters[_build(main)] or 0):
                 gone.append(device)
-            elif one.sampling != main.sampling:
-                policy = msgspec.to_builtins(main.sampling)
-                change = update(assignments).where(_of([device], module, CANDIDATE))
-                await connection.execute(change.values(sampling=policy))
+            elif (one.sampling, one.config) != (main.sampling, main.config):
+                values = {"sampling": msgspec.to_builtins(main.sampling), "config": dict(main.config)}
+                followed.setdefault(msgspec.json.encode(values, order="sorted"), (values, []))[1].append(device)
+        for values, ids in followed.values():
+            for some in in_slices(ids):
+                await connection.execute(update(assignments).where(_of(some, module, CANDIDATE)).values(**values))
         await _remove(connection, gone, module, CANDIDATE)
 
 

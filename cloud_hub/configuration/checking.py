@@ -8,7 +8,7 @@ from __future__ import annotations
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cloud_hub.configuration import book
-from cloud_hub.configuration.fitting import Fitting, Pairs, takers
+from cloud_hub.configuration.fitting import Fitting, Pairs, beside, takers
 from cloud_hub.configuration.resolving import resolved_by
 from cloud_hub.rollouts.new import NewRollout
 from cloud_hub.rollouts.targeting import Chosen
@@ -33,4 +33,7 @@ class RolloutCheck:
             given = await resolved_by(connection, document, asking) if asking else {}
             for one in page:
                 pairs.add(one, dict(given.get(one.device, one.config) or {}))
+            for one in await beside(connection, new.module, given) if new.config else ():
+                if one.version > new.version:  # an older candidate goes
+                    pairs.add(one, given[one.device])
         await self._fitting.require(new.module, pairs)

@@ -20,7 +20,7 @@ from cloud_hub.clock import Clock
 from cloud_hub.configuration import book
 from cloud_hub.configuration.changes import LayerChange, changed
 from cloud_hub.configuration.document import ConfigDifference, Document, check, differences
-from cloud_hub.configuration.fitting import Fitting, Holder, Pairs, holders
+from cloud_hub.configuration.fitting import Fitting, Holder, Pairs, beside, holders
 from cloud_hub.configuration.resolving import resolved_by, target_query
 from cloud_hub.errors import BadRequest, Conflict, HubError, NotFound
 from cloud_hub.events import Events
@@ -199,10 +199,14 @@ async def _concerned(connection: AsyncConnection, module: str, document: Documen
     concerned = _Concerned()
     async for page in holders(connection, module):
         wanted = await resolved_by(connection, document, [holder.device for holder in page])
+        changed: dict[str, dict[str, Any]] = {}
         for holder in page:
             config = wanted[holder.device]
             if config_digest(config) != config_digest(holder.config or {}):
                 concerned.add(holder, config)
+                changed[holder.device] = config
+        for candidate in await beside(connection, module, changed):
+            concerned.pairs.add(candidate, changed[candidate.device])
     return concerned
 
 

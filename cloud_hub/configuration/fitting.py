@@ -7,7 +7,7 @@ them: a fleet has few. Called by `configurations`, outside of writing transactio
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -16,8 +16,10 @@ from sqlalchemy import ColumnElement, and_, literal, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cloud_hub.blobs import Blobs
+from cloud_hub.builds import builds_of
 from cloud_hub.configuration.resolving import main_only
 from cloud_hub.configuration.schemas import Answer, Question, ask
+from cloud_hub.desired import CANDIDATE
 from cloud_hub.errors import Conflict
 from cloud_hub.store.bulk import in_slices
 from cloud_hub.store.engine import among
@@ -113,8 +115,7 @@ class Fitting:
 
     async def has_schema(self, connection: AsyncConnection, module: str, version: int) -> bool:
         """Whether any build of the version says what a configuration must be."""
-        query = select(modules.c.manifest_sha256).where(modules.c.name == module, modules.c.version == version)
-        for manifest_sha256 in (await connection.execute(query)).scalars():
+        for manifest_sha256 in await builds_of(connection, module, version):
             if await _schema(self._blobs, manifest_sha256) is not None:
                 return True
         return False
@@ -176,6 +177,20 @@ async def takers(
     for some in in_slices(sorted(wanted)):
         rows = (await connection.execute(query.where(among(devices.c.id, some)))).all()
         yield [Holder(row.id, row.version, row.profile, row.manifest_sha256, row.config) for row in rows]
+
+
+async def beside(connection: AsyncConnection, module: str, wanted: Collection[str]) -> list[Holder]:
+    """The candidates on these devices: they get whatever configuration the main version beside them gets."""
+    here = assignments.c
+    build = and_(modules.c.name == here.module, modules.c.version == here.version, modules.c.profile == here.profile)
+    query = select(here.device, here.version, here.profile, modules.c.manifest_sha256, here.config)
+    query = query.select_from(assignments.join(modules, build))
+    query = query.where(here.module == module, here.role == CANDIDATE)
+    found: list[Holder] = []
+    for some in in_slices(sorted(wanted)):
+        rows = await connection.execute(query.where(among(here.device, some)))
+        found += [Holder(row.device, row.version, row.profile, row.manifest_sha256, row.config) for row in rows]
+    return found
 
 
 def _refuse(module: str, found: Sequence[Unfit]) -> None:

@@ -17,6 +17,7 @@ from cloud_hub.configuration.fitting import Fitting
 from cloud_hub.configuration.viewing import Views
 from cloud_hub.errors import BadRequest, Conflict, NotFound, Unprocessable
 from cloud_hub.events import Events
+from cloud_hub.rollouts.beside import Beside
 from cloud_hub.rollouts.controller import Controller
 from cloud_hub.rollouts.new import NewRollout
 from cloud_hub.rollouts.states import RolloutState
@@ -83,13 +84,28 @@ class Bench(Fleet):
 
     async def has(self, device: str, *, config: dict[str, Any] | None = None, agent: str = "0.2.0") -> None:
         """The device reports what it is directed to have, or else this configuration."""
-        (given,) = await self.desired.of(device)
-        digest = config_digest(given.config if config is None else config)
-        module = ModuleReport(
-            "digits", given.version, self.digests[given.version], given.version, given.deployment, "serving", True
-        )
-        module = msgspec.structs.replace(module, config_sha256=digest)
-        await self.say(self.report(device, modules=(module,), agent_version=agent, director_version=99))
+        held = []
+        for given in await self.desired.of(device):
+            digest = config_digest(given.config if config is None else config)
+            module = ModuleReport(
+                "digits", given.version, self.digests[given.version], given.version, given.deployment, "serving", True
+            )
+            held.append(msgspec.structs.replace(module, config_sha256=digest, mode=given.mode))
+        await self.say(self.report(device, modules=tuple(held), agent_version=agent, director_version=99))
+
+    async def beside(self, version: int) -> str:
+        """The version as a shadow on all of them, until it is verified; its rollout."""
+        new = NewRollout("digits", version, "all", candidate=Beside(), start=True)
+        rollout = (await self.rollouts.create(new, "ann")).rollout.id
+        for device in await self.configs():
+            await self.has(device)
+        assert await self.state(rollout) is RolloutState.FINISHED
+        return rollout
+
+    async def shadows(self) -> list[tuple[int, dict[str, Any], str]]:
+        """Version, configuration and deployment of each device's candidate."""
+        found = [await self.desired.of(device) for device in await self.configs()]
+        return [(one.version, dict(one.config), one.deployment) for _, *some in found for one in some]
 
     async def state(self, rollout: str) -> RolloutState:
         return (await self.rollouts.get(rollout)).rollout.state
@@ -222,6 +238,47 @@ async def test_a_fleet_that_is_rolled_back_has_what_stood_before_and_so_has_the_
         await bench.has(device)
     assert await bench.state(result.rollout) is RolloutState.ROLLED_BACK
     assert await bench.standing() == 1
+
+
+async def test_a_candidate_gets_the_configuration_of_the_version_beside_it_with_the_same_change(bench: Bench) -> None:
+    await bench.put(threshold=0.7)
+    shadow = await bench.beside(3)
+    assert await bench.shadows() == [(3, {"threshold": 0.7}, shadow)] * 4
+    result = await bench.set("site=yard", threshold=0.2)
+    changed = [(3, {"threshold": 0.7}, shadow)] * 2 + [(3, {"threshold": 0.2}, shadow)] * 2
+    assert await bench.shadows() == changed, "it is still its own rollout's"
+    for device in ("cam-300", "cam-400"):
+        await bench.has(device)
+    assert await bench.state(result.rollout) is RolloutState.FINISHED
+    await bench.rollouts.roll_back(result.rollout, "ann", "worse")
+    assert await bench.shadows() == [(3, {"threshold": 0.7}, shadow)] * 4
+
+
+async def test_a_configuration_that_a_candidate_s_schema_refuses_is_refused_before_anything_is_made(
+    bench: Bench,
+) -> None:
+    draft = await bench.set(threshold=0.9, draft=True)
+    await bench.build(4, {"type": "object", "properties": {"threshold": {"maximum": 0.5}}})
+    await bench.beside(4)
+    with pytest.raises(Conflict, match=r"0\.9 is greater than the maximum of 0\.5 \(4 with version 4 for"):
+        await bench.set(threshold=0.9)
+    with pytest.raises(Conflict, match=r"0\.9 is greater than the maximum of 0\.5 \(2 with version 4 for"):
+        await bench.set("site=yard", threshold=0.9)
+    assert [one.revision for one in await bench.views.history("digits", 10)] == [draft.revision]
+    with pytest.raises(Conflict, match=r"0\.9 is greater than the maximum of 0\.5 \(4 with version 4 for"):
+        await bench.rollouts.create(NewRollout("digits", 0, "all", config=draft.revision), "ann")
+    await bench.put(threshold=0.3)
+    assert [config for _, config, _ in await bench.shadows()] == [{"threshold": 0.3}] * 4
+
+
+async def test_a_newer_version_that_ends_a_candidate_brings_what_its_schema_would_refuse(bench: Bench) -> None:
+    draft = await bench.set(threshold=0.9, draft=True)
+    await bench.build(4, {"type": "object", "properties": {"threshold": {"maximum": 0.5}}})
+    await bench.build(5, None)
+    await bench.beside(4)
+    await bench.run(5, config=draft.revision)
+    assert await bench.shadows() == []
+    assert await bench.configs() == {f"cam-{n}00": {"threshold": 0.9} for n in range(1, 5)}
 
 
 async def test_going_back_makes_a_new_revision_of_the_old_content(bench: Bench) -> None:

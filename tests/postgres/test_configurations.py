@@ -2,6 +2,9 @@
 
 from hub.test_configurations import bench as bench
 from hub.test_configurations import (
+    test_a_candidate_gets_the_configuration_of_the_version_beside_it_with_the_same_change as test_a_candidate_follows,
+)
+from hub.test_configurations import (
     test_a_configuration_that_fails_on_a_device_goes_back_and_the_old_one_stands as test_one_that_fails_goes_back,
 )
 from hub.test_configurations import (
@@ -16,6 +19,7 @@ from hub.test_configurations import (
 
 __all__ = [
     "bench",
+    "test_a_candidate_follows",
     "test_one_is_applied",
     "test_one_stands_at_once",
     "test_one_that_fails_goes_back",
