@@ -17,9 +17,13 @@ from support.fleets import World, add_device, open_world
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
     async with open_world(tmp_path) as world:
-        for device, site in (("lab-1", "lab"), ("lab-2", "lab"), ("hq-1", "hq")):
-            await add_device(world.rooms, device, {"site": site})
+        await furnish(world)
         yield world
+
+
+async def furnish(world: World) -> None:
+    for device, site in (("lab-1", "lab"), ("lab-2", "lab"), ("hq-1", "hq")):
+        await add_device(world.rooms, device, {"site": site})
 
 
 class Asking:

@@ -24,7 +24,7 @@ from cloud_hub.api.app import application
 from cloud_hub.api.gate import Gate
 from cloud_hub.api.table import EVERY_ROUTE
 from cloud_hub.claims import NewToken
-from cloud_hub.config import HubConfig
+from cloud_hub.config import SQLITE, HubConfig
 from cloud_hub.initialise import free_ports, initialise
 from cloud_hub.limits import Rate
 from cloud_hub.oidc import Provider
@@ -91,12 +91,16 @@ class World:
 
 @asynccontextmanager
 async def open_world(
-    folder: Path, provider: Provider | None = None, principal: Rate = PLENTY, stranger: Rate = PLENTY
+    folder: Path,
+    provider: Provider | None = None,
+    principal: Rate = PLENTY,
+    stranger: Rate = PLENTY,
+    database: str = SQLITE,
 ) -> AsyncIterator[World]:
-    """A hub without devices yet."""
+    """A hub without devices yet; with the address of a PostgreSQL `database`, in that one, which is empty."""
     api, mqtt = free_ports(2)
     clock = SetClock()
-    config = HubConfig(dev=True, api_port=api, mqtt_port=mqtt, look_s=LOOK_S)
+    config = HubConfig(dev=True, api_port=api, mqtt_port=mqtt, look_s=LOOK_S, database=database)
     paths = await initialise(folder / "hub", config, clock=clock)
     async with open_hub(paths, clock) as rooms:
         gate = Gate(rooms.store, rooms.events, clock, provider, principal, stranger, rooms.capabilities.allows)
