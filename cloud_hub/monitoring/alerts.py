@@ -218,7 +218,8 @@ class Alerts:
                 await self._life.wake(connection)
 
     async def _weigh_devices(self, groups: Sequence[Group], now: float) -> None:
-        with contextlib.suppress(HubError):  # each is told of by itself
+        # What one of them cannot be weighed for is met again below, by itself: it must not hold up the others.
+        with contextlib.suppress(Exception):
             await self._deciding.decide_devices(groups)
         for group in groups:
             await self._weigh(group, now)
