@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapp
 from contextlib import asynccontextmanager
 from typing import Final
 
+import msgspec
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cloud_hub.clock import Clock
@@ -24,6 +25,7 @@ from cloud_hub.roles import EVERYTHING, Role, Scope
 from cloud_hub.rollouts import reading, records, targets
 from cloud_hub.rollouts.gate import GateState
 from cloud_hub.rollouts.new import NewRollout
+from cloud_hub.rollouts.older import notes_of
 from cloud_hub.rollouts.states import ENDED, Execution, Rollout, RolloutState
 from cloud_hub.rollouts.status import MAX_SHOWN, RolloutStatus, status
 from cloud_hub.rollouts.targeting import Chosen, Targeting, refuse
@@ -86,6 +88,7 @@ class Controller:
         async with self._store.read() as connection:
             chosen = await self._targeting.chosen(connection, new, plan, scope)
             await self._fits(connection, new, chosen)
+            notes = await notes_of(connection, new.module, new.version, chosen.groups)
         if plan.conflict == "refuse":
             refuse(new.module, chosen.elsewhere)
         parts = chosen.executions()
@@ -99,7 +102,8 @@ class Controller:
                 connection, "rollout.created", actor, rollout.id, module=new.module, version=new.version,
                 target=new.target, config=new.config, devices=len(parts),
             )  # fmt: skip
-        return await self.start(rollout.id, actor) if new.start else await self.get(rollout.id)
+        made = await self.start(rollout.id, actor) if new.start else await self.get(rollout.id)
+        return msgspec.structs.replace(made, notes=notes)
 
     async def start(self, rollout_id: str, actor: str) -> RolloutStatus:
         """Raises Conflict `rollout-state` unless it is a draft, `device-in-rollout` when devices are taken by now."""

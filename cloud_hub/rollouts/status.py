@@ -30,12 +30,14 @@ class RolloutStatus(msgspec.Struct, frozen=True):
     """A rollout with its groups, and at most MAX_SHOWN executions, those first that need attention.
 
     Executions with group_index -1 are devices that the module does not fit. `waits` is what it waits for, in words.
+    `notes` are what a person should know of one that was just created; empty otherwise.
     """
 
     rollout: Rollout
     groups: tuple[GroupStatus, ...]
     executions: tuple[Execution, ...]
     waits: tuple[Wait, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def not_eligible(self) -> tuple[Execution, ...]:

@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 
 from cloud_hub.clock import system_clock
 from cloud_hub.config import HubConfig, HubPaths
+from cloud_hub.desired import Assignment
 from cloud_hub.events import Events
 from cloud_hub.initialise import free_ports, initialise
 from cloud_hub.operator.cli import app
@@ -67,6 +68,13 @@ class Hub:
         result: Result = await asyncio.to_thread(CliRunner().invoke, app, words, env={"COLUMNS": "200"})
         assert result.exit_code == status, f"{arguments}: {result.output}\n{result.exception!r}"
         return result.stdout if status == 0 else result.output
+
+    async def said(self, *arguments: object) -> str:
+        """What is on standard error of a command that does what it should."""
+        words = ["--context", str(self.context), *map(str, arguments)]
+        result: Result = await asyncio.to_thread(CliRunner().invoke, app, words, env={"COLUMNS": "200"})
+        assert result.exit_code == 0, result.output
+        return result.stderr
 
     async def json(self, *arguments: object, context: Path | None = None) -> Any:
         return json.loads(await self(*arguments, "-o", "json", context=context))
@@ -137,6 +145,21 @@ async def test_a_plan_comes_from_a_file_with_options_over_it(hub: Hub, tmp_path:
     assert (plan["on_failure"], plan["soak_s"], plan["alert_gate"]["kinds"]) == ("roll_back", 7200, ["drift"])
     assert plan["approval"] is None
     assert plan["gate"] is None
+
+
+async def test_creating_says_that_devices_would_refuse_it_as_the_dry_run_does(hub: Hub) -> None:
+    create = ("rollout", "create", "digits:2", "--target", "site=lab")
+    assert await hub.said(*create) == ""
+    async with hub.fleet.store.write() as connection:  # what a fleet rollback does to the version it goes back to
+        for device in ("cam-100", "cam-200"):
+            await hub.fleet.desired.assign(connection, device, Assignment("digits", 1, PROFILE, "r0"))
+        await connection.execute(update(modules).where(modules.c.version == 1).values(release_counter=9))
+    looked_at = await hub(*create, "--dry-run")
+    said = await hub.said(*create, "--start")
+    assert said.startswith("note: 2 devices would refuse it, because what they run was signed later")
+    assert said.removeprefix("note: ").strip() in looked_at
+    rollout = (await hub.json("rollout", "list"))[0]["id"]
+    assert await hub.said("rollout", "status", rollout) == ""
 
 
 @pytest.mark.parametrize(

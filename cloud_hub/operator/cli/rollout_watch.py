@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 from rich.live import Live
 
-from cloud_hub.operator.cli.session import Format, act, show, stdout
+from cloud_hub.operator.cli.session import Format, act, note, show, stdout
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -32,6 +32,8 @@ def shown(
 
     async def all_of_it(hub: HubClient) -> RolloutStatus:
         status = await work(hub)
+        for said in status.notes:
+            note(f"note: {said}")
         return await follow(hub, status, live=output is Format.TABLE) if watch else status
 
     status = act(context, all_of_it)
