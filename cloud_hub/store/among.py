@@ -75,7 +75,8 @@ class _AmongPairs(_Among):
 @compiles(_AmongPairs)
 def _as_json_pairs(element: _AmongPairs, compiler: SQLCompiler, **words: Any) -> str:  # noqa: ANN401 - as above
     left, right, values = (compiler.process(one, **words) for one in element.clauses)
-    each = f"SELECT value ->> 0, value ->> 1 FROM json_each({values})"  # noqa: S608 - rendered by SQLAlchemy
+    # Not by the operator ->>, which came with SQLite 3.38.
+    each = f"SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each({values})"  # noqa: S608
     return f"(({left}, {right}) IN ({each}))"
 
 
