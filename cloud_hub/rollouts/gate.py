@@ -46,7 +46,7 @@ class AlertGate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Live alerts of these kinds and at least this severity say "worse" of the candidate.
 
     Only alerts about the rollout's version that opened since the rollout started, on its devices or on many. Whoever
-    resolves such an alert says that it does not speak against the candidate.
+    resolves such an alert says that it does not speak against the candidate; the gate's reason states it.
     """
 
     kinds: Annotated[tuple[GateAlertKind, ...], msgspec.Meta(min_length=1, max_length=len(ALERT_KINDS))] = ALERT_KINDS

@@ -124,6 +124,54 @@ async def test_an_alert_that_somebody_has_seen_and_not_ended_still_counts(fleet:
     assert (await after_the_soak(fleet, rollout)).state is RolloutState.FAILED
 
 
+async def test_who_put_an_alert_off_is_named_with_it(fleet: GatedFleet) -> None:
+    rollout = await waiting(fleet)
+    await alert(fleet, severity="critical")
+    await alert(fleet, kind="quality")
+    await fleet.monitored.alerts.acknowledge(1, "ann", "I look at it")
+    await fleet.monitored.alerts.snooze(2, 3 * SOAK_S, "bob")
+    found = await after_the_soak(fleet, rollout)
+    assert found.state is RolloutState.FAILED
+    assert "critical drift of fleet (alert 1, acknowledged by ann)" in found.reason
+    assert "warning quality of fleet (alert 2, snoozed by bob)" in found.reason
+
+
+@pytest.mark.parametrize("normal", [False, True])
+async def test_an_alert_that_somebody_resolved_lets_the_next_group_open_and_is_stated(
+    fleet: GatedFleet, events: Events, normal: bool
+) -> None:
+    rollout = await waiting(fleet)
+    await alert(fleet, scope=f"device:{IDS[0]}", severity="critical")
+    await alert(fleet, scope="device:somebody-else")
+    await fleet.count(2, fleet.running(), {1: 0.0, 2: 0.0})  # which is normal from now on
+    await fleet.monitored.alerts.resolve(1, "ann", "the lamp was changed", normal)
+    await fleet.monitored.alerts.resolve(2, "ann")
+    assert (await after_the_soak(fleet, rollout)).group_index == 1
+    (event,) = await events.list("rollout.gate")
+    assert event.details["reason"] == (
+        f"no live alert about version 2; resolved by hand: critical drift of device:{IDS[0]} (alert 1, resolved by ann)"
+    )
+
+
+async def test_an_alert_that_became_calm_by_itself_is_over_and_not_stated(fleet: GatedFleet, events: Events) -> None:
+    rollout = await waiting(fleet)
+    calm = {"threshold": 1.0, "since": 0.0, "resolution": "calm"}
+    await alert(fleet, state="resolved", evidence=calm)
+    assert (await after_the_soak(fleet, rollout)).group_index == 1
+    (event,) = await events.list("rollout.gate")
+    assert event.details["reason"] == "no alert about version 2"
+
+
+async def test_what_was_resolved_by_hand_is_stated_beside_what_is_live(fleet: GatedFleet) -> None:
+    rollout = await waiting(fleet)
+    await alert(fleet)
+    await fleet.monitored.alerts.resolve(1, "ann")
+    await alert(fleet, kind="performance")
+    found = await after_the_soak(fleet, rollout)
+    assert found.state is RolloutState.FAILED
+    assert "warning performance of fleet (alert 2); resolved by hand: warning drift of fleet" in found.reason
+
+
 async def test_only_the_kinds_and_severities_that_the_gate_names_count(fleet: GatedFleet) -> None:
     gate = AlertGate(kinds=("quality", "drift"), severity="critical")
     rollout = await waiting(fleet, alert_gate=gate)
