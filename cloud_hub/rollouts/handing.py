@@ -49,12 +49,17 @@ class Handing:
             device = one.execution.device
             given = stands.get(device)
             if one.execution.state is ExecutionState.RETURNING:
-                found[device] = await self._wanted(one.previous)
+                found[device] = await self._wanted(self._back(one.previous, given))
             elif given is not None and given.deployment == self._rollout.id:
                 found[device] = await self._wanted(given)
             else:
                 found[device] = self._by_plan(one.profile)
         return found
+
+    def _back(self, previous: Assignment | None, given: Assignment | None) -> Assignment | None:
+        """What the device has when it is back: an earlier candidate follows the main version, here as elsewhere."""
+        again = previous is not None and given is not None and given.deployment == previous.deployment
+        return given if again and self._role != MAIN else previous
 
     async def hand_out(self, members: Sequence[Member]) -> Fates:
         """Directs the devices to the module. Those that run it are verified, those that cannot take it rejected."""
@@ -240,6 +245,8 @@ class Handing:
         return {device: error.message for device, error in told.items() if isinstance(error, HubError)}
 
     def _restored(self, stood: Assignment, stands: Assignment) -> Assignment:
+        if self._role != MAIN:  # which has followed the main version, as the earlier candidate would have
+            return msgspec.structs.replace(stood, sampling=stands.sampling, config=stands.config)
         if stands.sampling != self._rollout.plan.sampling:  # set for this device meanwhile
             return msgspec.structs.replace(stood, sampling=stands.sampling)
         return stood

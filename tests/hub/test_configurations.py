@@ -20,7 +20,7 @@ from cloud_hub.events import Events
 from cloud_hub.rollouts.beside import Beside
 from cloud_hub.rollouts.controller import Controller
 from cloud_hub.rollouts.new import NewRollout
-from cloud_hub.rollouts.states import RolloutState
+from cloud_hub.rollouts.states import ExecutionState, RolloutState
 from cloud_hub.store.engine import Store
 from cloud_hub.store.tables import device_groups, devices, group_members, modules
 from modules.bundle import Chunk, FileEntry, sha256_hex
@@ -269,6 +269,20 @@ async def test_a_configuration_that_a_candidate_s_schema_refuses_is_refused_befo
         await bench.rollouts.create(NewRollout("digits", 0, "all", config=draft.revision), "ann")
     await bench.put(threshold=0.3)
     assert [config for _, config, _ in await bench.shadows()] == [{"threshold": 0.3}] * 4
+
+
+async def test_an_earlier_candidate_that_comes_back_has_the_configuration_of_now(bench: Bench) -> None:
+    await bench.put(threshold=0.7)
+    earlier = await bench.beside(3)
+    await bench.build(4, None)
+    later = await bench.beside(4)
+    await bench.put(threshold=0.2)
+    await bench.rollouts.roll_back(later, "ann", "worse")
+    assert await bench.shadows() == [(3, {"threshold": 0.2}, earlier)] * 4
+    for device in await bench.configs():
+        await bench.has(device)
+    assert await bench.state(later) is RolloutState.ROLLED_BACK
+    assert {part.state for part in (await bench.rollouts.get(later)).executions} == {ExecutionState.RETURNED}
 
 
 async def test_a_newer_version_that_ends_a_candidate_brings_what_its_schema_would_refuse(bench: Bench) -> None:
