@@ -158,6 +158,8 @@ async def test_logs_are_brought_by_name_and_time_and_a_name_that_is_a_path_is_re
     assert (outcome, [unstamped(line) for line in lines][-1], len(lines)) == ("done", "served 5", 4)
     assert (await ask(AskLogs("digits", since=NOON + 99)))[0] == "done"
     assert (await ask(AskLogs("other")))[:2] == ("refused", "no-log")
+    other = await requests.do(Command("c-1", LOGS, 0.0, encode_asked(AskLogs("other"))))
+    assert "it is not on this device, or has not said anything yet; there are logs of digits" in other.result.text
     assert (await ask(AskLogs("../secret")))[:2] == ("refused", "no-log")
     assert (await ask(AskLogs()))[:2] == ("refused", "no-log")
     with pytest.raises(MessageError, match="limit"):

@@ -13,12 +13,15 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from sqlalchemy import update
 from typer.testing import CliRunner
 
 from cloud_hub.claims import NewToken
 from cloud_hub.config import HubPaths
 from cloud_hub.operator.cli import app
 from cloud_hub.operator.client import HubClient
+from cloud_hub.store.engine import Store
+from cloud_hub.store.tables import commands
 from modules.enrolment import EnrollAnswer, EnrollRequest
 from support.devices import PROFILE, make_request
 from support.hubs import running_hub
@@ -100,6 +103,36 @@ async def test_commands_are_asked_listed_shown_and_cancelled(operator: Operator)
     assert "say which module, or --agent" in await operator.run("device", "restart", DEVICE, status=1)
     assert "no device cam-9" in await operator.run("device", "diagnose", "cam-9", status=1)
     assert "expected a time such as" in await operator.run("device", "logs", DEVICE, "--since", "long", status=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ((), "the agent has said nothing\n"),
+        (("--module", "digits", "--since", "1h"), "digits has said nothing in the last 1h\n"),
+        (
+            ("--module", "digits", "--since", "2h", "--level", "error"),
+            "digits has said nothing of level error or above in the last 2h\n",
+        ),
+    ],
+)
+async def test_a_log_in_which_nothing_fits_is_said_to_be_silent(
+    operator: Operator, options: tuple[str, ...], words: str
+) -> None:
+    arguments = ["device", "logs", DEVICE, *options]
+    asking = asyncio.create_task(asyncio.to_thread(CliRunner().invoke, app, arguments, env=operator.environment))
+
+    async def asked() -> bool:
+        return bool(await operator.hub.commands())
+
+    await until_async(asked, "the command at the hub", 60.0)
+    store = await Store.open(operator.paths.database_url, migrate=False)
+    async with store.write() as connection:  # as the device's answer leaves it
+        await connection.execute(update(commands).values(state="done", ended_at=1.0))
+    await store.close()
+    result = await asyncio.wait_for(asking, 60)
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr.endswith(words)
 
 
 async def test_what_is_wrong_with_a_configuration_is_said_before_anything_is_sent(

@@ -65,6 +65,9 @@ def device_logs(
         expires_s=_life(expires),
     )  # fmt: skip
     found, brought = _asked(context, new, no_wait)
+    if output is Format.TABLE and found.state == "done" and not found.found:
+        note(_silent(module or "the agent", since, level))
+        return
     _answered(found, output if brought is None or output is not Format.TABLE else None)
     if output is Format.TABLE and brought is not None:
         sys.stdout.write(brought.decode(errors="replace"))
@@ -199,6 +202,12 @@ def cancel_command(context: typer.Context, command: CommandId, output: Output = 
     from cloud_hub.operator import render_asking
 
     show(found, output, render_asking.command)
+
+
+def _silent(who: str, since: str, level: str) -> str:
+    """That a log is kept, and nothing in it fits."""
+    least = "" if level == "debug" else f" of level {level} or above"
+    return f"{who} has said nothing{least}{f' in the last {since}' if since else ''}"
 
 
 def _asked(context: typer.Context, new: NewCommand, no_wait: bool) -> tuple[AskedCommand, bytes | None]:
