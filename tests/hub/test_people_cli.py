@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +80,19 @@ def test_a_user_is_added_logs_in_and_is_kept_out_again(admin: Person, tmp_path: 
     events = admin.json("audit", "list", "--kind", "user.changed", "--subject", "ann")
     assert [event["details"].get("reason") for event in events] == [None, "left the company", None]
     assert "ann" in admin.run("user", "list").stdout
+
+
+def test_without_a_terminal_a_password_is_not_asked_for_and_the_option_is_named(admin: Person) -> None:
+    command = [str(Path(sys.executable).with_name("mooring")), "user", "add", "eve"]
+    environment = {**os.environ, "MOORING_CONTEXT": str(admin.context)}
+    options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 60, "check": False}
+    # A session of its own has no terminal, whatever runs the tests.
+    run = subprocess.run(command, env=environment, input=PASSWORD, start_new_session=True, **options)
+    assert run.returncode == 1
+    assert run.stdout == ""
+    assert run.stderr.startswith("error: no terminal to ask for the password for eve on: give --password-file FILE")
+    assert len(run.stderr.splitlines()) == 1
+    assert "eve" not in [user["name"] for user in admin.json("user", "list")]
 
 
 def test_a_user_sets_a_password_of_their_own(admin: Person, tmp_path: Path, secret: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import getpass
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -224,8 +225,15 @@ def _password(file: Path | None, what: str, new: bool = False) -> str:
     """From the file, else asked for without showing it; a new one twice."""
     if file is not None:
         return _first_line(file)
-    given = getpass.getpass(f"{what}: ")
-    if new and getpass.getpass(f"{what} again: ") != given:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", getpass.GetPassWarning)  # it would read, and show, what comes in
+        try:
+            given = getpass.getpass(f"{what}: ")
+            again = getpass.getpass(f"{what} again: ") if new else given
+        except (getpass.GetPassWarning, EOFError) as error:
+            ways = "--password-file FILE, or --password-file - for standard input"
+            raise OperatorError("terminal-missing", f"no terminal to ask for the {what} on: give {ways}") from error
+    if again != given:
         raise OperatorError("password-differs", "the two passwords differ; nothing was changed")
     return given
 
