@@ -23,6 +23,7 @@ def operation(found: Operation) -> RenderableType:
 
 
 def far(found: Operation) -> str:
-    """What it is at, in a few words."""
+    """What it is at, in a few words; of one that has ended only how far it came."""
+    doing = "" if found.state.ended else found.doing
     counted = f" {found.done:,}" if found.done else ""
-    return f"{found.doing}{counted}{f' of {found.total:,}' if found.total else ''}"
+    return f"{doing}{counted}{f' of {found.total:,}' if found.total else ''}".strip()
