@@ -10,7 +10,7 @@ from rich.text import Text
 from cloud_hub.arms.candidate import Candidate, CandidateReport, Outcomes
 from cloud_hub.operator.render import table, when
 from cloud_hub.operator.render_arms import comparison
-from cloud_hub.words import counted
+from cloud_hub.words import counted, spoken
 
 _STYLES = {"running": "bold", "promoted": "green", "dropped": "dim"}
 
@@ -46,7 +46,9 @@ def report(found: CandidateReport) -> RenderableType:
 
 
 def _standing(found: CandidateReport) -> Text:
-    return Text(f"rollout {found.candidate.id} is {found.rollout}, verified on {counted(found.verified, 'device')}")
+    return Text(
+        f"rollout {found.candidate.id} is {spoken(found.rollout)}, verified on {counted(found.verified, 'device')}"
+    )
 
 
 def _counts(seen: Outcomes) -> list[str]:

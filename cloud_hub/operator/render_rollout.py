@@ -21,6 +21,7 @@ from cloud_hub.rollouts.states import (
 )
 from cloud_hub.rollouts.status import GroupStatus, RolloutStatus
 from cloud_hub.rollouts.waits import Wait
+from cloud_hub.words import spoken
 
 BAR_CHARS = 30
 MAX_SHOWN = 20
@@ -35,7 +36,9 @@ _STATE_STYLE = {
 
 
 def rollouts(found: Sequence[Rollout]) -> RenderableType:
-    rows = [(r.id, named(r), r.target, str(r.state), when(r.started_at), when(r.finished_at), r.reason) for r in found]
+    rows = [
+        (r.id, named(r), r.target, spoken(r.state), when(r.started_at), when(r.finished_at), r.reason) for r in found
+    ]
     return table(("rollout", "module", "target", "state", "started", "ended", "reason"), rows, "no rollouts")
 
 
@@ -56,7 +59,7 @@ def rollout(status: RolloutStatus, progress: Progress | None = None, now: float 
 
 def executions(found: Sequence[Execution]) -> RenderableType:
     rows = [
-        (e.device, _place(e), str(e.state), str(e.attempt + 1), when(e.started_at), _took(e), _why(e)) for e in found
+        (e.device, _place(e), spoken(e.state), str(e.attempt + 1), when(e.started_at), _took(e), _why(e)) for e in found
     ]
     headers = ("device", "group", "state", "attempt", "begun", "took", "reason")
     return table(headers, rows, "no devices")
@@ -81,7 +84,7 @@ def _headline(rollout: Rollout) -> Text:
     line = Text.assemble(
         (f"{rollout.id} ", "bold"),
         f"{named(rollout)} to {rollout.target}: ",
-        (str(rollout.state), _STATE_STYLE.get(rollout.state, "bold cyan")),
+        (spoken(rollout.state), _STATE_STYLE.get(rollout.state, "bold cyan")),
     )
     return line.append(f" ({rollout.reason})") if rollout.reason else line
 
@@ -145,7 +148,7 @@ def _bar(group: GroupStatus) -> Text:
 
 def _others(group: GroupStatus) -> str:
     others = {state: count for state, count in group.states.items() if state is not ExecutionState.VERIFIED}
-    return ", ".join(f"{count} {state}" for state, count in sorted(others.items()))
+    return ", ".join(f"{count} {spoken(state)}" for state, count in sorted(others.items()))
 
 
 def _attention(status: RolloutStatus) -> list[RenderableType]:
@@ -158,7 +161,7 @@ def _attention(status: RolloutStatus) -> list[RenderableType]:
     total = sum(group.states.get(state, 0) for group in status.groups for state in wanted)
     left = max(total, len(shown)) - MAX_SHOWN
     more = f"and {left} more; see `mooring rollout devices {status.rollout.id}`" if left > 0 else ""
-    rows = [(e.device, str(e.state), _why(e)) for e in shown[:MAX_SHOWN]]
+    rows = [(e.device, spoken(e.state), _why(e)) for e in shown[:MAX_SHOWN]]
     return [Text(""), table(("device", "state", "reason"), rows, ""), Text(more, style="dim")]
 
 

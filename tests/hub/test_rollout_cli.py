@@ -232,7 +232,9 @@ async def test_everybody_goes_back_and_a_watch_ends_with_it(hub: Hub) -> None:
     rollout = await hub.create("--start", "--group", "1", "--group", "rest")
     await hub.fleet.verified("cam-100", rollout)
     shown = await hub("rollout", "rollback", rollout, "--reason", "too slow")
-    assert "rolling_back (too slow)" in shown
+    assert "rolling back (too slow)" in shown
+    assert "rolling back" in await hub("rollout", "list", "--state", "rolling back")
+    assert [one["state"] for one in await hub.json("rollout", "list", "--state", "rolling_back")] == ["rolling_back"]
     # One command at a time: a runner takes the standard output of the whole process.
     watching = asyncio.create_task(hub("rollout", "status", rollout, "--watch", "-o", "json", status=1))
     # What it had before was nothing.
@@ -254,3 +256,14 @@ async def test_one_that_devices_go_on_to_join_is_finished_by_hand(hub: Hub) -> N
         rollout
     ]
     assert await hub.json("rollout", "list", "--module", "faces") == []
+
+
+async def test_a_candidate_that_has_been_compared_with_nothing_is_promoted_with_a_word(hub: Hub) -> None:
+    async with hub.fleet.store.write() as connection:
+        for number in range(1, 6):
+            await hub.fleet.desired.assign(connection, f"cam-{number}00", Assignment("digits", 1, PROFILE, "r0"))
+    await hub("candidate", "start", "digits:2", "--target", "site=lab")
+    said = await hub.said("candidate", "promote", "digits:2")
+    assert said.strip() == "note: nothing was compared: no prediction of digits:2 beside another version was counted"
+    (one,) = await hub.json("candidate", "list")
+    assert one["state"] == "promoted"

@@ -144,3 +144,15 @@ def test_a_dry_run_shows_everything_with_its_source() -> None:
 )  # fmt: skip
 def test_lengths_of_time_are_short(seconds: float, words: str) -> None:
     assert span(seconds) == words
+
+
+def test_states_are_shown_as_words() -> None:
+    timed_out = Execution("cam-1", 0, ExecutionState.TIMED_OUT, reason_key="deadline")
+    there = standing(0, 1)
+    groups = (GroupStatus(0, 1, open=True, states={ExecutionState.TIMED_OUT: 1}),)
+    back = msgspec.structs.replace(there.rollout, state=RolloutState.ROLLED_BACK)
+    shown = text(render_rollout.rollout(RolloutStatus(back, groups, (timed_out,))))
+    shown += text(render_rollout.rollouts([back])) + text(render_rollout.executions([timed_out]))
+    assert shown.count("timed out") == 3
+    assert shown.count("rolled back") == 2
+    assert "_" not in shown

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cloud_hub.operator.cli import completing
-from cloud_hub.operator.cli.session import Format, ModelRef, Output, act, fail, show
+from cloud_hub.operator.cli.session import Format, ModelRef, Output, act, fail, note, show
 
 if TYPE_CHECKING:
     from cloud_hub.arms.candidate import Candidate, CandidateReport
@@ -139,12 +139,19 @@ def promote(
 ) -> None:
     """Make a candidate the main version of its devices, by a rollout that starts now."""
 
-    async def work(hub: HubClient) -> Candidate:
+    async def work(hub: HubClient) -> tuple[Candidate, bool]:
         from cloud_hub.arms.candidate import Promotion
 
-        return await hub.promote_candidate(await _id(hub, candidate), Promotion(target, tuple(group)))
+        known = await _id(hub, candidate)
+        report = await hub.candidate_report(known)
+        compared = report.comparison is not None or report.outcomes.compared > 0
+        return await hub.promote_candidate(known, Promotion(target, tuple(group))), compared
 
-    _shown(act(context, work), output)
+    found, compared = act(context, work)
+    if not compared:
+        name = f"{found.module}:{found.version}"
+        note(f"note: nothing was compared: no prediction of {name} beside another version was counted")
+    _shown(found, output)
 
 
 @app.command(epilog="Example:  mooring candidate drop digits:8 --reason 'says less than the one before'")

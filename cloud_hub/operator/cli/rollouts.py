@@ -113,7 +113,7 @@ def list_devices(
     """List the devices of a rollout with how they stand and why, by id."""
 
     async def work(hub: HubClient) -> list[Execution]:
-        page = hub.executions(rollout, state, group - 1 if group else None, min(limit, 1000))
+        page = hub.executions(rollout, _key(state), group - 1 if group else None, min(limit, 1000))
         return await hub.all_of(page, limit)
 
     found = act(context, work)
@@ -138,9 +138,14 @@ def list_rollouts(
     """List rollouts, newest first."""
 
     async def work(hub: HubClient) -> list[Rollout]:
-        return await hub.all_of(hub.rollouts(state, min(limit, 1000), module), limit)
+        return await hub.all_of(hub.rollouts(_key(state), min(limit, 1000), module), limit)
 
     found = act(context, work)
     from cloud_hub.operator import render_rollout
 
     show(found, output, render_rollout.rollouts)
+
+
+def _key(state: str) -> str:
+    """Of a state as tables show it, or as programs read it."""
+    return state.strip().replace(" ", "_")
