@@ -263,7 +263,7 @@ async def test_a_configuration_that_a_candidate_s_schema_refuses_is_refused_befo
     with pytest.raises(Conflict, match=r"0\.9 is greater than the maximum of 0\.5 \(4 with version 4 for"):
         await bench.set(threshold=0.9)
     with pytest.raises(Conflict, match=r"0\.9 is greater than the maximum of 0\.5 \(2 with version 4 for"):
-        await bench.set("site=yard", threshold=0.9)
+        await bench.set("site=yard", threshold=0.9, dry_run=True)
     assert [one.revision for one in await bench.views.history("digits", 10)] == [draft.revision]
     with pytest.raises(Conflict, match=r"0\.9 is greater than the maximum of 0\.5 \(4 with version 4 for"):
         await bench.rollouts.create(NewRollout("digits", 0, "all", config=draft.revision), "ann")
