@@ -10,12 +10,15 @@ import pty
 import select
 import signal
 import socket
+import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -533,7 +536,17 @@ def test_names_that_the_hub_knows_are_completed(named: Operator, words: tuple[st
 
 
 def test_bash_gets_what_is_behind_the_colon_where_it_ends_words(named: Operator) -> None:
-    assert "1" in completed(named.environment, "module", "show", "iris", ":")
+    script = (
+        'eval "$(_MOORING_COMPLETE=source_bash mooring)"; COMP_WORDS=(mooring module show iris :); COMP_CWORD=4; '
+        "_mooring_completion mooring; printf '%s\\n' \"${COMPREPLY[@]}\""
+    )
+    path = f"{Path(COMMAND).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, **named.environment, "PATH": path}
+    run = subprocess.run(
+        ["bash", "--norc", "-c", script], env=environment, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert "1" in run.stdout.split()
+    assert run.stderr == ""
     assert completed(named.environment, "module", "show", "iris", ":", "1/") == [f"1/{PROFILE}"]
     assert completed(named.environment, "module", "show", "iris", ":", "99") == []
     assert completed(named.environment, "rollout", "create", "iris", ":", "1", "--dry") == ["--dry-run"]
@@ -555,6 +568,41 @@ def test_without_a_hub_a_login_or_a_context_nothing_is_completed_and_nothing_sai
     (tmp_path / "broken.toml").write_text("url = 7")
     for name in ("gone", "stranger", "no-ca", "broken", "none"):
         assert completed({"MOORING_CONTEXT": str(tmp_path / f"{name}.toml")}, "device", "show", "c") == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "names"),
+    [
+        ('[{"id": "cam-1$(touch /tmp/no)"}, {"id": "cam-2"}, {"id": "cam-3\\ncam-4"}]', ["cam-2"]),
+        ('[{"name": "cam-1"}]', []),
+        ('{"id": "cam-1"}', []),
+        ("[1]", []),
+        ("<html>", []),
+    ],
+)
+def test_only_plain_names_of_an_answer_come_to_the_shell_which_evaluates_them(
+    named: Operator, tmp_path: Path, rows: str, names: list[str]
+) -> None:
+    class Strange(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(rows.encode())
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Nobody reads it."""
+
+    known = HubContext.load(named.paths.context)
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(named.paths.server_crt, named.paths.server_key)
+    with HTTPServer(("127.0.0.1", 0), Strange) as server:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
+        server.timeout = 30
+        answering = threading.Thread(target=server.handle_request)
+        answering.start()
+        HubContext(f"https://localhost:{server.server_port}", known.token, known.ca).write(tmp_path / "strange.toml")
+        assert completed({"MOORING_CONTEXT": str(tmp_path / "strange.toml")}, "device", "show", "cam") == names
+        answering.join(60)
 
 
 def test_completion_does_not_wait_for_a_hub_that_says_nothing(named: Operator, tmp_path: Path) -> None:

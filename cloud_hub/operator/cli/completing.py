@@ -1,8 +1,9 @@
 """Names that the hub knows, for tab completion. Used as `autocompletion=`; `whole_words` by `root`.
 
 Somebody is waiting at the keyboard and nothing can be said to them: where the hub is away, slow, or refuses, there are
-no names, and neither an error nor output. The client with all types of the API would take a second to load, so that the
-standard library asks.
+no names, and neither an error nor output. Shells do more with a line than show it (Typer's script for zsh evaluates
+it), so that plain names alone are given, and never text that somebody wrote. The client with all types of the API would
+take a second to load, so that the standard library asks.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import re
 import sys
 import threading
-from collections.abc import Iterable, Iterator, MutableMapping
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager, redirect_stdout, suppress
 from typing import Any, Final
 
@@ -22,58 +23,49 @@ from cloud_hub.operator.cli.session import Settings
 
 PATIENCE_S: Final = 2.0  # for the whole question
 MAX_NAMES: Final = 50
-MAX_SAID: Final = 60
 MAX_ROWS: Final = 500  # of a list that cannot be asked for a beginning; every list gives so many
 MAX_BYTES: Final = 4 * 1024 * 1024
-_Names = list[tuple[str, str]]  # with what a shell shows beside it
+_PLAIN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,199}")
 
 
-def devices(context: typer.Context, incomplete: str) -> _Names:
+def devices(context: typer.Context, incomplete: str) -> list[str]:
     if re.fullmatch(r"[a-z0-9-]*", incomplete) is None:
         return []
     query = f"id={incomplete}*" if incomplete else "all"
-    found = _rows(context, "/devices", query=query, brief="true", limit=MAX_NAMES)
-    return _beginning(incomplete, ((one["id"], one["profile"]) for one in found))
+    return _named(context, incomplete, "{id}", "/devices", query=query, brief="true", limit=MAX_NAMES)
 
 
-def groups(context: typer.Context, incomplete: str) -> _Names:
-    found = _rows(context, "/groups", limit=MAX_ROWS)
-    return _beginning(incomplete, ((one["name"], one["description"]) for one in found))
+def groups(context: typer.Context, incomplete: str) -> list[str]:
+    return _named(context, incomplete, "{name}", "/groups", limit=MAX_ROWS)
 
 
-def queries(context: typer.Context, incomplete: str) -> _Names:
-    found = _rows(context, "/queries", limit=MAX_ROWS)
-    return _beginning(incomplete, ((one["name"], one["query"]) for one in found))
+def queries(context: typer.Context, incomplete: str) -> list[str]:
+    return _named(context, incomplete, "{name}", "/queries", limit=MAX_ROWS)
 
 
-def rollouts(context: typer.Context, incomplete: str) -> _Names:
+def rollouts(context: typer.Context, incomplete: str) -> list[str]:
     """The newest."""
-    found = _rows(context, "/rollouts", limit=MAX_ROWS)
-    return _beginning(incomplete, ((one["id"], f"{one['module']} to {one['target']}") for one in found))
+    return _named(context, incomplete, "{id}", "/rollouts", limit=MAX_ROWS)
 
 
-def candidates(context: typer.Context, incomplete: str) -> _Names:
-    """Ids."""
-    found = _rows(context, "/candidates", limit=MAX_ROWS)
-    return _beginning(incomplete, ((one["id"], f"{one['module']}:{one['version']}") for one in found))
+def candidates(context: typer.Context, incomplete: str) -> list[str]:
+    """Their ids, the newest."""
+    return _named(context, incomplete, "{id}", "/candidates", limit=MAX_ROWS)
 
 
-def module_names(context: typer.Context, incomplete: str) -> _Names:
-    found = _rows(context, "/modules", limit=MAX_ROWS)
-    return _beginning(incomplete, ((one["name"], "") for one in found))
+def module_names(context: typer.Context, incomplete: str) -> list[str]:
+    return _named(context, incomplete, "{name}", "/modules", limit=MAX_ROWS)
 
 
-def modules(context: typer.Context, incomplete: str) -> _Names:
+def modules(context: typer.Context, incomplete: str) -> list[str]:
     """NAME:VERSION; NAME:VERSION/PROFILE from the slash on."""
-    found = _rows(context, "/modules", limit=MAX_ROWS, **_of_name(incomplete))
-    ending = "/{profile}" if "/" in incomplete else ""
-    return _beginning(incomplete, ((f"{{name}}:{{version}}{ending}".format_map(one), "") for one in found))
+    form = "{name}:{version}/{profile}" if "/" in incomplete else "{name}:{version}"
+    return _named(context, incomplete, form, "/modules", limit=MAX_ROWS, **_of_name(incomplete))
 
 
-def models(context: typer.Context, incomplete: str) -> _Names:
+def models(context: typer.Context, incomplete: str) -> list[str]:
     """NAME:VERSION."""
-    found = _rows(context, "/models", limit=MAX_ROWS, **_of_name(incomplete))
-    return _beginning(incomplete, ((f"{one['name']}:{one['version']}", one["description"]) for one in found))
+    return _named(context, incomplete, "{name}:{version}", "/models", limit=MAX_ROWS, **_of_name(incomplete))
 
 
 @contextmanager
@@ -116,29 +108,24 @@ def _of_name(incomplete: str) -> dict[str, str]:
     return {"name": name} if colon else {}
 
 
-def _beginning(incomplete: str, found: Iterable[tuple[str, str]]) -> _Names:
-    """Each once, in the order of the hub; a line beside it, whatever people wrote."""
-    wanted = {name: " ".join(said.split())[:MAX_SAID] for name, said in found if name.startswith(incomplete)}
-    return list(wanted.items())[:MAX_NAMES]
-
-
-def _rows(context: typer.Context, path: str, **query: str | int) -> list[Any]:
-    """What the hub answers in time; nothing where anything goes wrong.
+def _named(context: typer.Context, incomplete: str, form: str, path: str, **query: str | int) -> list[str]:
+    """Of the rows at `path`, each written in the `form`, those that begin so; nothing where anything goes wrong.
 
     The root's callback has not run: its options stand in its parameters. A thread asks that nobody waits for, since
     the look-up of a host's name cannot be ended.
     """
     settings = Settings(str(context.find_root().params.get("context_name") or ""))
-    found: list[Any] = []
+    found: list[str] = []
 
     def ask() -> None:
         with suppress(Exception):  # whatever it is: there is nobody to tell
-            found.extend(_answer(settings, path, query))
+            found.extend([form.format_map(row) for row in _answer(settings, path, query)])
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(PATIENCE_S)
-    return list(found)
+    wanted = (name for name in list(found) if name.startswith(incomplete) and _PLAIN.fullmatch(name))
+    return list(dict.fromkeys(wanted))[:MAX_NAMES]
 
 
 def _answer(settings: Settings, path: str, query: dict[str, str | int]) -> list[Any]:
