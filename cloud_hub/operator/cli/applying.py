@@ -11,7 +11,7 @@ import typer
 from cloud_hub.operator.cli.rollout_watch import follow
 from cloud_hub.operator.cli.session import Format, Output, act, note, show, told
 from cloud_hub.operator.errors import OperatorError
-from cloud_hub.words import counted
+from cloud_hub.words import counted, spoken
 
 if TYPE_CHECKING:
     from cloud_hub.operator.applying.fleet_file import FleetFile
@@ -96,7 +96,7 @@ async def _ended(hub: HubClient, rollout: str, live: bool) -> None:
     """Raises OperatorError `rollout-not-finished`."""
     status = await follow(hub, await hub.rollout(rollout), live)
     if status.rollout.state != "finished":
-        text = f"rollout {rollout} is {status.rollout.state}; look at it with: mooring rollout status {rollout}"
+        text = f"rollout {rollout} is {spoken(status.rollout.state)}; look at it with: mooring rollout status {rollout}"
         raise OperatorError("rollout-not-finished", text)
     note(f"rollout {rollout}: finished")
 
