@@ -62,8 +62,7 @@ class Gates:
         async with self._store.read() as connection:
             running = await reading.newest(connection, str(RolloutState.RUNNING), 1000)
         for rollout in running:
-            gated = rollout.plan.gate is not None or rollout.plan.alert_gate is not None
-            if gated and rollout.gate is not None and rollout.gate.group == rollout.group_index:
+            if rollout.plan.gated and rollout.gate is not None and rollout.gate.group == rollout.group_index:
                 await self._answer(rollout, rollout.gate)
 
     async def _answer(self, rollout: Rollout, state: GateState) -> None:

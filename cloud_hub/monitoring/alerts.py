@@ -26,7 +26,7 @@ from cloud_hub.monitoring import alert_book, looks
 from cloud_hub.monitoring.alert_book import Alert, AlertDetail, AlertEvidence, AlertKind, Resolution, Severity
 from cloud_hub.monitoring.alert_life import AlertLife, severe
 from cloud_hub.monitoring.causes import causes_of
-from cloud_hub.monitoring.deciding import Deciding, Decision, says
+from cloud_hub.monitoring.deciding import KINDS, Deciding, Decision, says
 from cloud_hub.monitoring.looks import FLEET, Group
 from cloud_hub.monitoring.reference import Reference
 from cloud_hub.monitoring.references import References
@@ -37,7 +37,6 @@ from cloud_hub.monitoring.watches import Watches
 from cloud_hub.store.bulk import in_slices
 from cloud_hub.store.engine import Store
 
-KINDS: Final[tuple[Kind, ...]] = ("drift", "quality")
 REOPEN_LOOKS: Final = 24  # one that comes back within so many looks is the same alert
 LONGEST_PAUSE_S: Final = 60.0
 TOGETHER: Final = 32  # devices that are read and weighed at once
@@ -237,7 +236,7 @@ class Alerts:
     async def _in_order(self, group: Group) -> tuple[Kind, ...]:
         """What is worse first: the other may be said by it."""
         quality = (await self._deciding.decide(group, "quality")).evidence
-        return ("quality", "drift") if quality is not None and _is_bad(quality) else ("drift", "quality")
+        return ("quality", "drift") if quality is not None and _is_bad(quality) else KINDS
 
     async def _weigh_kind(self, group: Group, kind: Kind) -> None:
         decision = await self._deciding.decide(group, kind)

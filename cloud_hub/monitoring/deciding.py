@@ -10,6 +10,7 @@ import asyncio
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -28,6 +29,8 @@ from cloud_hub.monitoring.scopes import is_device, is_group
 from cloud_hub.monitoring.traits import Traits
 from cloud_hub.monitoring.verdict import Kind, LookSeries
 from cloud_hub.store.engine import Store
+
+KINDS: Final[tuple[Kind, ...]] = ("drift", "quality")
 
 
 @dataclass(frozen=True)
@@ -111,14 +114,14 @@ class Deciding:
 
     async def decide_devices(self, groups: Sequence[Group]) -> None:
         """As `decide` of each of these devices for drift and quality, with few questions to the database for all."""
-        await self._decide(groups, ("drift", "quality"))
+        await self._decide(groups, KINDS)
 
     def forget(self, groups: Collection[Group]) -> None:
         """What was read of these, which nobody asks for again: of a whole fleet it would be much."""
         for group in groups:
             self._readings.pop(group, None)
             self._alerts.pop(group, None)
-            for kind in ("drift", "quality"):
+            for kind in KINDS:
                 self._decided.pop((group, kind), None)
 
     async def wider(self, group: Group) -> list[Group]:
@@ -152,12 +155,11 @@ class Deciding:
     async def _read(
         self, connection: AsyncConnection, groups: Sequence[Group], watched: Mapping[str, Watched | None]
     ) -> None:
-        recent = self._clock() - self._settings.calm_looks * self._settings.look_s
         for sha256, build in watched.items():
             scopes = [g.device for g in groups if g.manifest_sha256 == sha256 and g not in self._readings]
             if scopes:
                 bases = self._reports.bases
-                self._readings |= await read_scopes(connection, bases, build, sha256, scopes, recent)
+                self._readings |= await read_scopes(connection, bases, build, sha256, scopes, self._recent)
         await self._read_alerts(connection, groups)
 
     async def _read_alerts(self, connection: AsyncConnection, groups: Collection[Group]) -> None:
@@ -209,9 +211,14 @@ class Deciding:
     ) -> tuple[ProblemCount, ...]:
         found = reading.problems
         if int(finding.looks.rows.max(initial=0)) >= problems.FLOOD_ROWS:
-            recent = self._clock() - self._settings.calm_looks * self._settings.look_s
+            recent = self._recent
             found += problems.flood(finding.looks, recent, await self._usual(connection, group, recent))
         return found
+
+    @property
+    def _recent(self) -> float:
+        """Since when problems are of now."""
+        return self._clock() - self._settings.calm_looks * self._settings.look_s
 
     async def _usual(self, connection: AsyncConnection, group: Group, since: float) -> float:
         """Rows that another device sends per look."""

@@ -14,6 +14,7 @@ from cloud_hub.configuration.configurations import ChangeResult
 from cloud_hub.configuration.document import ConfigDifference, layers
 from cloud_hub.configuration.viewing import DeviceConfiguration, ModuleConfiguration
 from cloud_hub.operator.render import card, table, when
+from cloud_hub.words import counted
 
 NOTHING = "nothing"
 SHORT_DIGEST = 12
@@ -62,7 +63,7 @@ def changed(found: ChangeResult) -> RenderableType:
     if not found.differences and not found.rollout:
         return Text("nothing differs", style="dim")
     kept = f"revision {found.revision}: " if found.revision else "nothing was kept: "
-    devices = f"{found.devices} device{'s' if found.devices != 1 else ''}"
+    devices = counted(found.devices, "device")
     some = f", such as {', '.join(found.examples[:5])}" if found.examples else ""
     how = f"; rollout {found.rollout} brings it" if found.rollout else ""
     return Group(

@@ -110,7 +110,7 @@ def _progress(progress: Progress | None) -> list[RenderableType]:
 def _gate(rollout: Rollout) -> list[RenderableType]:
     """Where it waits, or how its latest gate was passed."""
     state = rollout.gate
-    if state is None or (rollout.plan.gate is None and rollout.plan.alert_gate is None):  # soaking is said below
+    if state is None or not rollout.plan.gated:  # soaking is said below
         return []
     waits = rollout.state is RolloutState.RUNNING and state.group == rollout.group_index and state.word != "fine"
     line = Text(f"gate after group {state.group + 1}: ").append(state.word, "bold yellow" if waits else "bold")

@@ -13,6 +13,7 @@ from typing import Annotated, Final
 import msgspec
 
 from cloud_hub.roles import Role
+from cloud_hub.words import counted
 
 START: Final = "start"
 MAX_PEOPLE: Final = 10
@@ -77,7 +78,7 @@ def missing(approval: Approval | None, given: Sequence[Given], stage: str) -> st
     if left <= 0:
         return ""
     by = f"the role {approval.role}" + (", other than the creator" if approval.others else "")
-    return f"{_named(stage)} waits for {left} more approval{'s' if left > 1 else ''} by {by}"
+    return f"{_named(stage)} waits for {counted(left, 'more approval')} by {by}"
 
 
 def _named(stage: str) -> str:

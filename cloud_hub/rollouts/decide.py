@@ -224,7 +224,7 @@ def _through_gate(rollout: Rollout, now: float, following: OpenGroup | Finish) -
         return _failed(plan, "gate-worse", f"{where}: {state.reason}")
     if now < state.since + plan.soak_s:
         return None
-    if state.word == "fine" or (plan.gate is None and plan.alert_gate is None):
+    if state.word == "fine" or not plan.gated:
         return following
     deadline = _gate_deadline(plan, state)
     if plan.gate is None or deadline is None or now < deadline:

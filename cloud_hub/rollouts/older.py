@@ -17,6 +17,7 @@ from cloud_hub.rollouts.transfers import Step
 from cloud_hub.store.bulk import in_slices
 from cloud_hub.store.engine import among
 from cloud_hub.store.tables import assignments, devices, modules
+from cloud_hub.words import counted
 
 
 async def notes_of(
@@ -51,6 +52,6 @@ async def refusals(connection: AsyncConnection, module: str, version: int, steps
     if not count:
         return ""
     return (
-        f"{count} device{'s' if count > 1 else ''} would refuse it, because what they run was signed later: sign it "
+        f"{counted(count, 'device')} would refuse it, because what they run was signed later: sign it "
         f"again first (mooring module sign {module}:{version})"
     )

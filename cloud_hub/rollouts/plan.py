@@ -163,6 +163,11 @@ class Plan(msgspec.Struct, frozen=True):
                 raise ValueError(f"{name}: expected 0 seconds to a year, got {seconds}")
 
     @property
+    def gated(self) -> bool:
+        """Whether a gate has something to say behind a group; one that only soaks has not."""
+        return self.gate is not None or self.alert_gate is not None
+
+    @property
     def beside(self) -> bool:
         """Whether devices are to run the version beside their main one."""
         return self.candidate is not None and self.candidate.on_device

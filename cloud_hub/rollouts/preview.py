@@ -233,7 +233,7 @@ def _notes(
     if unknown:
         some = ", ".join(repr(name[:40]) for name in sorted(unknown)[:3])
         notes.append(f"some devices have a tag {TIMEZONE_TAG} that is no time zone ({some}): the windows' own counts")
-    if plan.approval or plan.gate or plan.alert_gate:
+    if plan.approval or plan.gated:
         notes.append("approvals and gates take as long as they take; the times leave them out")
     if times is None:
         notes.append("it would take longer than can be said")

@@ -54,7 +54,7 @@ def _before_the_next_group(rollout: Rollout, counts: Counts, now: float) -> list
             deadline = gate.since + max(rollout.plan.gate.deadline_s, rollout.plan.soak_s)
             text = f"the comparison behind group {gate.group + 1} is undecided ({gate.reason})"
             found.append(Wait("gate", text, deadline))
-        elif gate.word == "waiting" and now >= soaks_until and _speaks(rollout):
+        elif gate.word == "waiting" and now >= soaks_until and rollout.plan.gated:
             found.append(Wait("gate", f"the gate behind group {gate.group + 1} has not spoken yet"))
     if rollout.group_index < max(counts, default=NOT_STARTED):
         found += _approval(waits_for_approval(rollout))
@@ -75,11 +75,6 @@ def _in_open_groups(rollout: Rollout, counts: Counts, ready_at: float | None, no
         return []
     speed = rate.speed(totals(counts)[ExecutionState.VERIFIED])
     return [Wait("rate", f"{_devices(left)} for their turn, at {speed:g} a minute")]
-
-
-def _speaks(rollout: Rollout) -> bool:
-    """A group that only soaks has a gate that never says anything."""
-    return rollout.plan.gate is not None or rollout.plan.alert_gate is not None
 
 
 def _approval(text: str) -> list[Wait]:

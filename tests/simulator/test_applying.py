@@ -6,13 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from cloud_hub.config import HubConfig, HubPaths
-from cloud_hub.initialise import free_ports, initialise
-from cloud_hub.service import open_hub
+from cloud_hub.config import HubPaths
 from cloud_hub.simulator.fleet import Fleet
 from cloud_hub.simulator.profile import Profile, Steps
-from support.hubs import serving
-from support.simulated import MODULE, members, publish
+from support.simulated import MODULE, hub_with_module, members
 from support.waiting import until
 
 STEPS = Steps(resolving=0.05, verifying=0.05, staging=0.05, trying=0.1, activating=0.05)
@@ -23,18 +20,6 @@ rollouts:
   - {{module: {MODULE}, version: 2, target: site = lab}}
 """
 PATIENT_S = 60.0
-
-
-async def hub_with_two_versions(folder: Path) -> HubPaths:
-    api, mqtt = free_ports(2)
-    config = HubConfig(
-        dev=True, public_host="localhost", api_host="127.0.0.1", mqtt_host="127.0.0.1", api_port=api, mqtt_port=mqtt
-    )
-    paths = await initialise(folder, config)
-    async with open_hub(paths) as rooms:
-        await publish(rooms, 1)
-        await publish(rooms, 2)
-    return paths
 
 
 async def apply(paths: HubPaths, file: Path, *more: str) -> tuple[int | None, str]:
@@ -59,10 +44,9 @@ async def apply(paths: HubPaths, file: Path, *more: str) -> tuple[int | None, st
 async def test_with_wait_a_rollout_has_ended_before_the_next_begins_and_without_the_step_that_cannot_be_is_named(
     tmp_path: Path,
 ) -> None:
-    paths = await hub_with_two_versions(tmp_path / "hub")
     file = tmp_path / "fleet.yaml"
     file.write_text(FILE)
-    async with serving(paths) as client:
+    async with hub_with_module(tmp_path / "hub", (1, 2)) as (paths, client):
         place, fleet_members = await members(paths.root, 5)
         status, said = await apply(paths, file)  # no device is there yet: the first one goes on and on
         assert status == 1
@@ -79,10 +63,9 @@ async def test_with_wait_a_rollout_has_ended_before_the_next_begins_and_without_
 
 @pytest.mark.timeout(180)
 async def test_with_wait_nothing_follows_a_rollout_that_failed(tmp_path: Path) -> None:
-    paths = await hub_with_two_versions(tmp_path / "hub")
     file = tmp_path / "fleet.yaml"
     file.write_text(FILE.replace("site = lab}", "site = lab, device_deadline_s: 1}"))
-    async with serving(paths) as client:
+    async with hub_with_module(tmp_path / "hub", (1, 2)) as (paths, client):
         await members(paths.root, 2)  # which nobody runs
         status, said = await apply(paths, file, "--wait")
         assert status == 1

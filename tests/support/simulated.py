@@ -74,14 +74,17 @@ async def _file(rooms: Rooms, path: str, data: bytes) -> FileEntry:
 
 
 @asynccontextmanager
-async def hub_with_module(folder: Path, **module: float) -> AsyncIterator[tuple[HubPaths, HubClient]]:
-    """A hub that serves, with version 1 of MODULE signed; `module` are arguments of `publish`."""
+async def hub_with_module(
+    folder: Path, versions: Sequence[int] = (1,), **module: float
+) -> AsyncIterator[tuple[HubPaths, HubClient]]:
+    """A hub that serves, with these versions of MODULE signed; `module` are arguments of `publish`."""
     api, mqtt = free_ports(2)
     config = HubConfig(
         dev=True, public_host="localhost", api_host="127.0.0.1", mqtt_host="127.0.0.1", api_port=api, mqtt_port=mqtt
     )
     paths = await initialise(folder, config)
     async with open_hub(paths) as rooms:
-        await publish(rooms, **module)  # type: ignore[arg-type]
+        for version in versions:
+            await publish(rooms, version, **module)  # type: ignore[arg-type]
     async with serving(paths) as client:
         yield paths, client

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from cloud_hub.operator.cli import completing
+from cloud_hub.operator.cli.references import watched
 from cloud_hub.operator.cli.session import Format, Output, WatchedRef, act, note, show
 
 if TYPE_CHECKING:
@@ -22,12 +23,7 @@ Number = Annotated[int, typer.Argument(metavar="ALERT", min=1, help="Its number,
 Comment = Annotated[str, typer.Option("--comment", "-m", help="Why; it stands in the alert's history.")]
 Name = Annotated[
     WatchedRef,
-    typer.Argument(
-        parser=WatchedRef.parse,
-        metavar="NAME[:VERSION]",
-        help="Without a version the newest.",
-        autocompletion=completing.modules,
-    ),
+    watched("Without a version the newest."),
 ]
 OfDevice = Annotated[str, typer.Option(help="One device; without it the fleet.", autocompletion=completing.devices)]
 OfGroup = Annotated[str, typer.Option(help="Devices with this in common, as KEY=VALUE.")]

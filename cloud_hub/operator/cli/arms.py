@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cloud_hub.operator.cli import completing
+from cloud_hub.operator.cli.references import versioned
 from cloud_hub.operator.cli.session import Format, ModelRef, Output, act, note, show
 
 if TYPE_CHECKING:
@@ -24,12 +24,7 @@ def compare(
     context: typer.Context,
     module: Annotated[
         ModelRef,
-        typer.Argument(
-            parser=ModelRef.parse,
-            metavar="NAME:VERSION",
-            help="The candidate, such as digits:8.",
-            autocompletion=completing.modules,
-        ),
+        versioned("The candidate, such as digits:8."),
     ],
     baseline: Annotated[int, typer.Option(min=0, help="The version to compare with; 0: the newest one below.")] = 0,
     device: Annotated[str, typer.Option(help="On this device only.")] = "",

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cloud_hub.operator.cli import completing
-from cloud_hub.operator.cli.session import ModelRef
+from cloud_hub.operator.cli.references import Model as Model
 from modules.manifest import Priority
 
 _SAMPLING = "Sampling"
@@ -18,12 +17,6 @@ _SCRIPT = "Entry script"
 _RUNTIME = "How it runs"
 _CONTAINER = "Container"
 
-Model = Annotated[
-    ModelRef,
-    typer.Argument(
-        parser=ModelRef.parse, metavar="NAME:VERSION", help="Such as digits:2.", autocompletion=completing.models
-    ),
-]
 Profiles = Annotated[list[str], typer.Option("--profile", "-p", help="Device profile; may be given more than once.")]
 Reference = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Sample of the training inputs, .npz or .csv: what drift means.")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cloud_hub.operator.cli import completing
+from cloud_hub.operator.cli.references import versioned
 from cloud_hub.operator.cli.session import Format, ModelRef, Output, act, fail, note, show
 
 if TYPE_CHECKING:
@@ -24,9 +25,7 @@ Which = Annotated[
 ]
 Reference = Annotated[
     ModelRef,
-    typer.Argument(
-        parser=ModelRef.parse, metavar="NAME:VERSION", help="Such as digits:8.", autocompletion=completing.modules
-    ),
+    versioned("Such as digits:8."),
 ]
 Share = Annotated[float, typer.Option(min=0, max=1, help="Of the predictions, or devices: from 0 to 1.")]
 Groups = Annotated[

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import msgspec
 import typer
 
-from cloud_hub.operator.cli import completing
+from cloud_hub.operator.cli.references import watched
 from cloud_hub.operator.cli.session import Format, Output, WatchedRef, act, note, show, transferring
 
 if TYPE_CHECKING:
@@ -29,12 +29,7 @@ MAX_REFUSED = 10_000  # that are kept for the report
 SHOWN_REFUSED = 50
 ModuleArgument = Annotated[
     WatchedRef,
-    typer.Argument(
-        parser=WatchedRef.parse,
-        metavar="NAME[:VERSION]",
-        help="Without a version the newest with labels.",
-        autocompletion=completing.modules,
-    ),
+    watched("Without a version the newest with labels."),
 ]
 
 

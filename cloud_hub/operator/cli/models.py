@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cloud_hub.operator.cli import completing
+from cloud_hub.operator.cli.references import Model
 from cloud_hub.operator.cli.session import (
     Format,
-    ModelRef,
     Output,
     act,
     note,
@@ -28,12 +27,6 @@ if TYPE_CHECKING:
     from cloud_hub.registry import ModelVersion
 
 app = typer.Typer(no_args_is_help=True, help="Models: versions of files, with where they come from.")
-Model = Annotated[
-    ModelRef,
-    typer.Argument(
-        parser=ModelRef.parse, metavar="NAME:VERSION", help="Such as digits:2.", autocompletion=completing.models
-    ),
-]
 Tags = Annotated[list[str], typer.Option("--tag", metavar="NAME=VALUE", help="May be given more than once.")]
 GIT_DEADLINE_S = 5.0
 

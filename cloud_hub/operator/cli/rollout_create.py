@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cloud_hub.operator.cli import completing
 from cloud_hub.operator.cli import rollout_options as options
+from cloud_hub.operator.cli.references import versioned
 from cloud_hub.operator.cli.rollout_plan import margins, new_rollout, rate, thresholds
 from cloud_hub.operator.cli.rollout_watch import Watch, shown
 from cloud_hub.operator.cli.session import Format, ModelRef, Output, act, note, show, told
@@ -24,9 +24,7 @@ def create(
     context: typer.Context,
     module: Annotated[
         ModelRef,
-        typer.Argument(
-            parser=ModelRef.parse, metavar="NAME:VERSION", help="Such as digits:2.", autocompletion=completing.modules
-        ),
+        versioned("Such as digits:2."),
     ],
     plan: options.PlanFile = None,
     target: options.Target = None,
